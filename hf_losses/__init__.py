@@ -1,0 +1,44 @@
+"""Loss functions as a hyperparameter of Hugging Face fine-tuning jobs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hf_losses.criterion import ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.registry import LossSpec, Parameter, get_spec, list_losses, register_loss
+
+if TYPE_CHECKING:
+    from hf_losses.arguments import LossTrainingArguments
+    from hf_losses.trainer import LossMixin, LossTrainer, compute_loss_func
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClassificationLoss",
+    "LossMixin",
+    "LossSpec",
+    "LossTrainer",
+    "LossTrainingArguments",
+    "Parameter",
+    "RegressionLoss",
+    "compute_loss_func",
+    "get_loss",
+    "get_spec",
+    "list_losses",
+    "register_loss",
+]
+
+# The losses need torch alone; transformers is imported with the first name that needs it.
+_LAZY = {
+    "LossMixin": "hf_losses.trainer",
+    "LossTrainer": "hf_losses.trainer",
+    "compute_loss_func": "hf_losses.trainer",
+    "LossTrainingArguments": "hf_losses.arguments",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

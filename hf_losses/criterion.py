@@ -1,0 +1,384 @@
+"""Losses as modules: a registered function, its parameters, and what every loss shares.
+
+Shared are dtype, targets, ignored items, class weights, label smoothing, the bounded gradient
+weight and the reduction, each in one place.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_losses import functional  # noqa: F401  (registers the losses)
+from hf_losses.margin import class_margin, class_margins, poison
+from hf_losses.registry import LossSpec, get_spec, nearest
+
+REDUCTIONS = ("mean", "sum", "none")
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL)
+
+ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class _Scalar(torch.autograd.Function):
+    """An element-wise function with its declared derivative; twice differentiable through it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, function: ScalarFunction) -> Tensor:
+        return function(x)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ScalarFunction], output: Tensor) -> None:
+        x, ctx.function = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grads[0] * ctx.function(x)[1], None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (x,) = ctx.saved_tensors
+        out: Tensor = tangents[0] * ctx.function(x)[1]
+        return out
+
+
+def _weight_boundary(function: ScalarFunction, max_weight: float) -> float:
+    """Margin below which a strict loss's gradient weight exceeds `max_weight` (w falls in m)."""
+
+    def exceeds(margin: float) -> bool:
+        m = torch.tensor(margin, dtype=torch.float64)
+        return bool(-function(m)[1] / torch.sigmoid(-m) > max_weight)
+
+    low, high = -700.0, 700.0
+    if not exceeds(low):
+        return -math.inf
+    if exceeds(high):
+        return math.inf
+    while high - low > 1e-13 * max(1.0, abs(low)):
+        middle = (low + high) / 2
+        low, high = (middle, high) if exceeds(middle) else (low, middle)
+    return high
+
+
+def _bounded(function: ScalarFunction, max_weight: float) -> ScalarFunction:
+    """The function with its gradient weight capped: linear in log p, slope `max_weight`, beyond."""
+    boundary = _weight_boundary(function, max_weight)
+    if boundary == -math.inf:
+        return function
+
+    def bounded(m: Tensor) -> tuple[Tensor, Tensor]:
+        inside = m.clamp(min=boundary)
+        value, derivative = function(inside)
+        value = value + max_weight * (F.logsigmoid(inside) - F.logsigmoid(m))
+        return value, torch.where(m < boundary, -max_weight * torch.sigmoid(-m), derivative)
+
+    return bounded
+
+
+class _Loss(nn.Module):
+    """What both tasks share: a record, its parameters and the reduction."""
+
+    task: str
+
+    def __init__(self, name: str, reduction: str, params: dict[str, Any]) -> None:
+        super().__init__()
+        self.spec: LossSpec = get_spec(name)
+        if self.spec.task != self.task:
+            raise ValueError(
+                f"{name!r} is a {self.spec.task} loss, not a {self.task} loss; use get_loss({name!r})"
+            )
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"unknown reduction {reduction!r}; choose one of {', '.join(REDUCTIONS)}."
+                + nearest(str(reduction), REDUCTIONS)
+            )
+        self.reduction = reduction
+        self.params = self.spec.resolve(params)
+        self._function: ScalarFunction = functools.partial(self.spec.function, **self.params)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Name and parameters as JSON; `get_loss(**loss.config)` builds the same loss again."""
+        return {"name": self.spec.name, **self.params, **self._options()}
+
+    def _options(self) -> dict[str, Any]:
+        return {} if self.reduction == "mean" else {"reduction": self.reduction}
+
+    def _scalar(self, x: Tensor) -> Tensor:
+        out: Tensor = _Scalar.apply(x, self._function)  # type: ignore[no-untyped-call]
+        return out
+
+    def _reduce(self, losses: Tensor, count: Tensor) -> Tensor:
+        if self.reduction == "none":
+            return losses
+        if self.reduction == "sum":
+            return losses.sum()
+        return losses.sum() / torch.where(count == 0, 1, count)
+
+    def extra_repr(self) -> str:
+        """The configuration, for `print(loss)`."""
+        return ", ".join(f"{key}={value!r}" for key, value in self.config.items())
+
+
+def _accurate(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class ClassificationLoss(_Loss):
+    """A classification loss of the registry.
+
+    Args:
+        name: A registered name, such as `liberal_exp`.
+        reduction: `mean`, `sum` or `none`.
+        ignore_index: Targets with this value are left out (class indices and multi-label targets;
+            a row of probabilities that starts with it is left out too).
+        weight: `[C]`, one non-negative number per class. A mean over class indices divides by the
+            sum of the weights and any other mean by the count, as `F.cross_entropy` does.
+        label_smoothing: In [0, 1]: share of the target spread evenly over the classes.
+        max_weight: Positive, `inf` allowed; for strict losses, where the gradient weight w would
+            exceed this, the loss goes on linearly in log p with this slope: finite, and never a
+            zero gradient. The weights of the other losses are bounded by themselves at small p.
+        problem_type: `single_label_classification` or `multi_label_classification`.
+        **params: The loss's own parameters, such as `alpha`.
+
+    Raises:
+        ValueError: If any of these is unknown or out of range.
+    """
+
+    task = "classification"
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        weight: Tensor | Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        max_weight: float = 1e4,
+        problem_type: str = SINGLE_LABEL,
+        **params: Any,
+    ) -> None:
+        """See the class."""
+        super().__init__(name, reduction, params)
+        if problem_type not in PROBLEM_TYPES:
+            raise ValueError(
+                f"unknown problem_type {problem_type!r}; choose one of {', '.join(PROBLEM_TYPES)} "
+                "(regression has losses of its own: hf-losses list --task regression)"
+            )
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
+        self.max_weight = float(max_weight)
+        if not self.max_weight > 0:
+            raise ValueError(f"max_weight must be positive (inf allowed), got {max_weight!r}")
+        if weight is not None:
+            weight = torch.as_tensor(weight, dtype=torch.float32).detach().clone()
+            if weight.dim() != 1 or not bool((weight >= 0).all()):
+                raise ValueError(
+                    f"weight must be one non-negative number per class, got {weight.tolist()}"
+                )
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = float(label_smoothing)
+        self.problem_type = problem_type
+        if self.spec.kind == "strict":
+            self._function = _bounded(self._function, self.max_weight)
+
+    def _options(self) -> dict[str, Any]:
+        options = super()._options()
+        if self.ignore_index != -100:
+            options["ignore_index"] = self.ignore_index
+        if self.weight is not None:
+            options["weight"] = self.weight.tolist()
+        if self.label_smoothing:
+            options["label_smoothing"] = self.label_smoothing
+        if self.max_weight != 1e4:
+            # JSON has no infinity; get_loss takes the word.
+            options["max_weight"] = self.max_weight if math.isfinite(self.max_weight) else "inf"
+        if self.problem_type != SINGLE_LABEL:
+            options["problem_type"] = self.problem_type
+        return options
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Computes the loss.
+
+        Args:
+            logits: `[..., C]`, any floating dtype; computed in float32 (float64 stays).
+            target: `[...]` integer class indices, or `[..., C]` floating probabilities; for
+                multi-label problems `[..., C]` in [0, 1], any dtype.
+
+        Returns:
+            A scalar, or with `reduction="none"` one value per item: `[...]`, and `[..., C]` for
+            multi-label problems. float32 (float64 for float64 logits). Ignored items are 0.
+
+        Raises:
+            ValueError: If shapes or dtypes do not fit, or a class index is out of range.
+        """
+        z = _accurate(logits)
+        weight = None if self.weight is None else self.weight.to(z)
+        if weight is not None and weight.numel() != z.shape[-1]:
+            raise ValueError(
+                f"weight has {weight.numel()} entries for logits of {z.shape[-1]} classes"
+            )
+        if self.problem_type == MULTI_LABEL:
+            return self._multi_label(z, target, weight)
+        if z.dim() == 0 or z.shape[-1] < 2:
+            raise ValueError(
+                f"logits of shape {tuple(z.shape)} have fewer than two classes; for a single "
+                "yes/no output set problem_type='multi_label_classification', for a number "
+                "use a regression loss such as 'mse'"
+            )
+        if target.is_floating_point() and target.shape == z.shape:
+            return self._probabilities(z, target, weight)
+        if target.is_floating_point() or target.dtype == torch.bool or target.shape != z.shape[:-1]:
+            raise ValueError(
+                f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit "
+                f"logits of shape {tuple(z.shape)}: give integer class indices of shape "
+                f"{tuple(z.shape[:-1])}, or floating probabilities of shape {tuple(z.shape)}"
+            )
+        try:
+            return self._class_indices(z, target.long(), weight)
+        except (RuntimeError, IndexError) as error:
+            # Asking first would make every step on a GPU wait; there, the device itself asserts.
+            self._check_indices(target, z.shape[-1], error)
+            raise
+
+    def _check_indices(self, target: Tensor, classes: int, cause: Exception) -> None:
+        outside = target[(target != self.ignore_index) & ((target < 0) | (target >= classes))]
+        if outside.numel():
+            raise ValueError(
+                f"labels must lie in [0, {classes}) for {classes} classes, got "
+                f"{sorted(set(outside.tolist()))[:10]}; check num_labels, or mark items to leave "
+                f"out with {self.ignore_index}"
+            ) from cause
+
+    def _class_indices(self, z: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        keep = target != self.ignore_index
+        target = target.where(keep, 0)
+        of_item = keep.to(z.dtype) if weight is None else weight[target] * keep
+        if self.label_smoothing or self.spec.is_full:
+            share = F.one_hot(target, z.shape[-1]).to(z.dtype)
+            losses = self._all_classes(z, self._smooth(share), weight)
+        else:
+            losses = self._scalar(class_margin(z, target))
+            losses = losses if weight is None else losses * weight[target]
+        return self._reduce(losses.where(keep, 0.0), of_item.sum())
+
+    def _probabilities(self, z: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        keep = target[..., 0] != self.ignore_index
+        share = self._smooth(target.to(z.dtype).where(keep.unsqueeze(-1), 0.0))
+        losses = self._all_classes(z, share, weight)
+        return self._reduce(losses.where(keep, 0.0), keep.sum())
+
+    def _multi_label(self, z: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        if target.shape != z.shape:
+            raise ValueError(
+                f"multi-label targets must have the logits' shape {tuple(z.shape)}, "
+                f"got {tuple(target.shape)}"
+            )
+        keep = target != self.ignore_index
+        yes = target.to(z.dtype).where(keep, 0.0)
+        yes = yes * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = self._mix(z, yes, 1 - yes) + poison(z)
+        losses = losses if weight is None else losses * weight
+        return self._reduce(losses.where(keep, 0.0), keep.sum())
+
+    def _smooth(self, share: Tensor) -> Tensor:
+        total = share.sum(-1, keepdim=True) if self.label_smoothing else 0.0
+        return share * (1 - self.label_smoothing) + total * (self.label_smoothing / share.shape[-1])
+
+    def _all_classes(self, z: Tensor, share: Tensor, weight: Tensor | None) -> Tensor:
+        """Sum over classes k of share_k · weight_k · (loss of the item if k were the true class)."""
+        share = share if weight is None else share * weight
+        margins = class_margins(z)
+        # In a full form class k also pays, with the opposite sign, wherever it is not the true one.
+        against = share.sum(-1, keepdim=True) - share if self.spec.is_full else None
+        return self._mix(margins, share, against).sum(-1)
+
+    def _mix(self, margins: Tensor, share: Tensor, against: Tensor | None) -> Tensor:
+        # A class without a share must not contribute 0 · inf (its logit may be -inf).
+        losses = share * self._scalar(margins.where(share != 0, 0.0))
+        if against is not None:
+            losses = losses + against * self._scalar(-margins.where(against != 0, 0.0))
+        return losses
+
+
+class RegressionLoss(_Loss):
+    """A regression loss of the registry.
+
+    Args:
+        name: A registered name, such as `smae`.
+        reduction: `mean`, `sum` or `none`.
+        **params: The loss's own parameters, such as `delta`.
+
+    Raises:
+        ValueError: If any of these is unknown or out of range.
+    """
+
+    task = "regression"
+
+    def __init__(self, name: str, *, reduction: str = "mean", **params: Any) -> None:
+        """See the class."""
+        super().__init__(name, reduction, params)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Computes the loss.
+
+        Args:
+            prediction: `[...]` or `[..., 1]`, any floating dtype; computed in float32 (float64 stays).
+            target: `[...]`, the same shape up to a trailing 1, any real dtype.
+
+        Returns:
+            A scalar, or with `reduction="none"` one value per number in the target's shape.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        x = _accurate(prediction)
+        if x.shape == (*target.shape, 1):
+            x = x.squeeze(-1)
+        if x.shape != target.shape:
+            raise ValueError(
+                f"prediction of shape {tuple(prediction.shape)} does not fit "
+                f"target of shape {tuple(target.shape)}"
+            )
+        losses = self._scalar(x - target.to(x.dtype))
+        return self._reduce(losses, torch.tensor(losses.numel(), device=x.device))
+
+
+def get_loss(name: str, **params: Any) -> ClassificationLoss | RegressionLoss:
+    """Builds a loss by name.
+
+    Args:
+        name: A registered name; `list_losses()` has them all.
+        **params: The loss's own parameters (`alpha` of `strict_m_power`, `delta` of `huber`) and the
+            options of `ClassificationLoss` (`reduction`, `ignore_index`, `weight`,
+            `label_smoothing`, `max_weight`, `problem_type`) or `RegressionLoss` (`reduction`).
+
+    Returns:
+        A module: `loss(logits, target)` or `loss(prediction, target)`.
+
+    Raises:
+        ValueError: If the name or a parameter is unknown or out of range.
+
+    Example:
+        >>> loss = get_loss("liberal_exp")
+        >>> loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        tensor(0.1266)
+    """
+    spec = get_spec(name)
+    return (ClassificationLoss if spec.task == "classification" else RegressionLoss)(name, **params)

@@ -1,0 +1,196 @@
+"""The losses. One short function each: (value, derivative) of one scalar, element by element.
+
+Classification losses are functions of the true class's margin m, where p = sigmoid(m) is its
+probability and q = sigmoid(-m) = 1 - p. Their derivative is -w(p)·q with the gradient weight w:
+cross-entropy has w = 1. Regression losses are functions of e = prediction - target.
+
+Formulas as in the notebooks of the paper's authors (github.com/arindam-ds/alternate_loss_functions);
+`liberal_exp` is this project's own. Derivatives are declared, not left to autograd: differentiating
+sigmoid gives p·(1 - p), which loses all digits exactly where a liberal loss is interesting.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from hf_losses.registry import Parameter, register_loss
+
+PAPER = "Noel et al. 2023, arXiv:2303.09935"
+Pair = tuple[Tensor, Tensor]
+
+
+@register_loss(
+    "cross_entropy",
+    kind="neutral",
+    formula="-log(p)",
+    weight_formula="1",
+    reference="negative log-likelihood; the baseline of the paper",
+)
+def cross_entropy(m: Tensor) -> Pair:
+    """-ln p."""
+    return -logsigmoid(m), -torch.sigmoid(-m)
+
+
+@register_loss(
+    "strict_m",
+    kind="strict",
+    formula="1/p - 1",
+    weight_formula="1/p",
+    reference=f"{PAPER} (CustomMLoss)",
+)
+def strict_m(m: Tensor) -> Pair:
+    """1/p - 1 = q/p = exp(-m)."""
+    value = torch.exp(-m)
+    return value, -value
+
+
+@register_loss(
+    "strict_m_power",
+    kind="strict",
+    formula="p**(-alpha) - 1",
+    weight_formula="alpha*p**(-alpha)",
+    parameters={"alpha": Parameter(0.5, above=0.0, help="power of 1/p; 1 gives strict_m")},
+    reference=f"{PAPER} (ParamMLoss)",
+)
+def strict_m_power(m: Tensor, *, alpha: float) -> Pair:
+    """p^-alpha - 1."""
+    exponent = -alpha * logsigmoid(m)
+    return torch.expm1(exponent), -alpha * torch.exp(exponent) * torch.sigmoid(-m)
+
+
+@register_loss(
+    "strict_l",
+    kind="strict",
+    formula="1/sqrt(p*(2 - p)) - 1",
+    weight_formula="(1 - p)/(sqrt(p)*(2 - p)**1.5)",
+    reference=f"{PAPER} (CustomLLoss, less its constant 1)",
+)
+def strict_l(m: Tensor) -> Pair:
+    """1/sqrt(p(2-p)) - 1, with p(2-p) = p(1+q) =: s, and 1/sqrt(s) - 1 = q²/(sqrt(s)(1+sqrt(s)))."""
+    p, q = torch.sigmoid(m), torch.sigmoid(-m)
+    root = (p * (1 + q)).sqrt()
+    return q * q / (root * (1 + root)), -q * q / (p.sqrt() * (1 + q) ** 1.5)
+
+
+register_loss(
+    "strict_m_full",
+    kind="strict",
+    formula="1/p - 1",
+    wrong_class_formula="q/(1 - q)",
+    reference=f"{PAPER} (CustomMFullLoss)",
+)(strict_m)
+
+register_loss(
+    "strict_l_full",
+    kind="strict",
+    formula="1/sqrt(p*(2 - p)) - 1",
+    wrong_class_formula="1/sqrt(1 - q**2) - 1",
+    reference=f"{PAPER} (CustomLFullLoss, less its constant 1)",
+)(strict_l)
+
+
+@register_loss(
+    "liberal_parabolic",
+    kind="liberal",
+    formula="1 - p**2",
+    weight_formula="2*p**2",
+    reference=f"{PAPER} (ParabolicLoss)",
+)
+def liberal_parabolic(m: Tensor) -> Pair:
+    """1 - p² = q(1 + p)."""
+    p, q = torch.sigmoid(m), torch.sigmoid(-m)
+    return q * (1 + p), -2 * p * p * q
+
+
+@register_loss(
+    "liberal_circle",
+    kind="liberal",
+    formula="sqrt(1 - p**2)",
+    weight_formula="p**2/sqrt(1 - p**2)",
+    reference=f"{PAPER} (CircleLoss)",
+)
+def liberal_circle(m: Tensor) -> Pair:
+    """sqrt(1 - p²) = sqrt(q)·sqrt(1 + p); sqrt(q) through its logarithm, so as not to underflow."""
+    p, root_q = torch.sigmoid(m), torch.exp(0.5 * logsigmoid(-m))
+    return root_q * (1 + p).sqrt(), -p * p * root_q / (1 + p).sqrt()
+
+
+@register_loss(
+    "liberal_cosine",
+    kind="liberal",
+    formula="cos(pi*p/2)",
+    weight_formula="pi/2*p*sin(pi*p/2)",
+    reference=f"{PAPER} (CosLoss)",
+)
+def liberal_cosine(m: Tensor) -> Pair:
+    """cos(pi p/2) = sin(pi q/2)."""
+    p, q = torch.sigmoid(m), torch.sigmoid(-m)
+    half_pi = math.pi / 2
+    return torch.sin(half_pi * q), -half_pi * p * q * torch.sin(half_pi * p)
+
+
+@register_loss(
+    "liberal_exp",
+    kind="liberal",
+    formula="exp(1 - p) - 1",
+    weight_formula="p*exp(1 - p)",
+    reference="this project, in the manner of the paper's liberal losses",
+)
+def liberal_exp(m: Tensor) -> Pair:
+    """e^(1-p) - 1."""
+    p, q = torch.sigmoid(m), torch.sigmoid(-m)
+    return torch.expm1(q), -p * q * torch.exp(q)
+
+
+@register_loss("mse", kind="neutral", formula="e**2", task="regression", reference="squared error")
+def mse(e: Tensor) -> Pair:
+    """e²."""
+    return e * e, 2 * e
+
+
+@register_loss("mae", kind="robust", formula="abs(e)", task="regression", reference="Laplace 1774")
+def mae(e: Tensor) -> Pair:
+    """|e|."""
+    return e.abs(), e.sign()
+
+
+@register_loss(
+    "huber",
+    kind="robust",
+    formula="e**2/2 if abs(e) <= delta else delta*(abs(e) - delta/2)",
+    task="regression",
+    parameters={"delta": Parameter(1.0, above=0.0, help="error at which e²/2 turns linear")},
+    reference="Huber 1964, doi:10.1214/aoms/1177703732",
+)
+def huber(e: Tensor, *, delta: float) -> Pair:
+    """e²/2 up to delta, linear beyond: c(|e| - c/2) with c = min(|e|, delta)."""
+    clipped = e.clamp(-delta, delta)
+    return clipped * (e - clipped / 2), clipped
+
+
+@register_loss(
+    "log_cosh", kind="robust", formula="log(cosh(e))", task="regression", reference="log cosh error"
+)
+def log_cosh(e: Tensor) -> Pair:
+    """ln cosh e: through 1 - tanh² for small e, where the usual |e| + ln(1 + e^(-2|e|)) - ln 2 cancels."""
+    size, slope = e.abs(), torch.tanh(e)
+    near = -0.5 * torch.log1p(-(torch.tanh(size.clamp(max=1.0)) ** 2))
+    far = size + torch.log1p(torch.exp(-2 * size)) - math.log(2)
+    return torch.where(size < 1.0, near, far), slope
+
+
+@register_loss(
+    "smae",
+    kind="robust",
+    formula="e*tanh(e/2)",
+    task="regression",
+    reference="smooth mean absolute error, a later version of arXiv:2303.09935",
+)
+def smae(e: Tensor) -> Pair:
+    """e·tanh(e/2)."""
+    slope = torch.tanh(e / 2)
+    return e * slope, slope + 2 * e * torch.sigmoid(e) * torch.sigmoid(-e)

@@ -1,0 +1,62 @@
+"""From logits to margins: the one coordinate in which every loss of the paper stays finite.
+
+The margin of class k is m_k = z_k - logsumexp(z_j, j != k), so that p_k = sigmoid(m_k) and
+1 - p_k = sigmoid(-m_k), both without cancellation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def class_margin(logits: Tensor, target: Tensor) -> Tensor:
+    """Margin of one class per item.
+
+    Args:
+        logits: `[..., C]`, floating, C >= 2. -inf marks a class that cannot occur.
+        target: `[...]`, int64, class indices in [0, C).
+
+    Returns:
+        `[...]`, the dtype of the logits. NaN where a logit is NaN or +inf, or all are -inf.
+
+    """
+    index = target.unsqueeze(-1)
+    of_class = logits.gather(-1, index).squeeze(-1)
+    others = logits.scatter(-1, index, -torch.inf)
+    return of_class - _logsumexp(others) + poison(logits.amax(-1))
+
+
+def class_margins(logits: Tensor) -> Tensor:
+    """Margins of all classes.
+
+    Args:
+        logits: `[..., C]`, floating, C >= 2.
+
+    Returns:
+        `[..., C]`, the dtype of the logits.
+    """
+    # Only the class of the largest logit can have p > 1/2. Everywhere else 1 - p does not cancel,
+    # so log p - log(1 - p) is accurate; that one class gets its own sum over the others.
+    log_p = F.log_softmax(logits, dim=-1)
+    top = logits.detach().argmax(-1)
+    index = top.unsqueeze(-1)
+    at_most_half = log_p.scatter(-1, index, -1.0)
+    margins = at_most_half - torch.log1p(-at_most_half.exp())
+    return margins.scatter(-1, index, class_margin(logits, top).unsqueeze(-1))
+
+
+def _logsumexp(x: Tensor) -> Tensor:
+    # torch.logsumexp over nothing but -inf (every other class masked) has a NaN gradient.
+    empty = x.detach().isneginf().all(-1, keepdim=True)
+    return x.masked_fill(empty, 0.0).logsumexp(-1).masked_fill(empty.squeeze(-1), -torch.inf)
+
+
+def poison(x: Tensor) -> Tensor:
+    """0 everywhere, NaN where x is NaN or +inf: added to what could hide such a logit.
+
+    A bounded loss of an infinite margin would otherwise look like any other number.
+    """
+    x = x.detach().clamp(min=0)
+    return x - x

@@ -1,0 +1,222 @@
+"""The registry: one frozen record per loss, from which choices, tables, curves and tests follow.
+
+Nothing here imports torch or transformers: a record is a name, a formula and a function.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+KINDS = ("neutral", "strict", "liberal", "robust")
+TASKS = ("classification", "regression")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def nearest(value: str, valid: Iterable[str]) -> str:
+    """Says which of the valid names is meant, for the end of an error message."""
+    match = difflib.get_close_matches(value, list(valid), n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number that shapes a loss, such as `alpha`.
+
+    Attributes:
+        default: Value used when the user gives none.
+        above: Exclusive lower bound.
+        help: What it does, in one sentence.
+    """
+
+    default: float
+    above: float
+    help: str
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """Everything the project knows about one loss.
+
+    Attributes:
+        name: What users type.
+        task: `classification` or `regression`.
+        kind: `strict` when the gradient weight w falls as p rises (hard examples weigh more than
+            under cross-entropy), `liberal` when it rises, `neutral` for the task's baseline,
+            `robust` for regression losses that weigh large errors less than squared error does.
+        formula: The loss in Python syntax: of `p`, the probability of the true class, or of `e`,
+            prediction minus target. Parameters appear by name.
+        function: `function(x, **parameters) -> (value, derivative)`, both element-wise in x, the
+            margin of the true class (classification) or the error (regression), in forms that stay
+            accurate in float32 for every finite x.
+        weight_formula: The gradient weight w(p) = p·|dl/dp|, in Python syntax. Empty if there is none.
+        wrong_class_formula: What every wrong class of probability `q` adds (the full forms only).
+        parameters: The loss's own parameters by name.
+        reference: Where the formula comes from.
+    """
+
+    name: str
+    task: str
+    kind: str
+    formula: str
+    function: Callable[..., Any]
+    weight_formula: str = ""
+    wrong_class_formula: str = ""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        """Freezes the parameters and checks kind and task."""
+        if self.kind not in KINDS or self.task not in TASKS:
+            raise ValueError(
+                f"loss {self.name!r}: kind must be one of {KINDS} and task one of {TASKS}, "
+                f"got kind={self.kind!r}, task={self.task!r}"
+            )
+        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every class, not only the true one, contributes its own margin."""
+        return bool(self.wrong_class_formula)
+
+    @property
+    def full_formula(self) -> str:
+        """The formula with the wrong classes' share, as shown to people."""
+        return f"{self.formula} + sum({self.wrong_class_formula})" if self.is_full else self.formula
+
+    def resolve(self, given: Mapping[str, Any]) -> dict[str, float]:
+        """Completes parameters with their defaults.
+
+        Args:
+            given: Values by parameter name.
+
+        Returns:
+            Every parameter of this loss as a float.
+
+        Raises:
+            ValueError: If a name is unknown or a value is out of range or not a number.
+        """
+        for name in given:
+            if name not in self.parameters:
+                takes = ", ".join(self.parameters) or "no parameters"
+                raise ValueError(
+                    f"loss {self.name!r} has no parameter {name!r}; it takes {takes}."
+                    + nearest(name, self.parameters)
+                )
+        values = {}
+        for name, parameter in self.parameters.items():
+            value = _number(self.name, name, given.get(name, parameter.default))
+            if not parameter.above < value < float("inf"):
+                raise ValueError(
+                    f"loss {self.name!r}: {name} must be finite and greater than "
+                    f"{parameter.above:g}, got {value!r}"
+                )
+            values[name] = value
+        return values
+
+
+def _number(loss: str, name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"loss {loss!r}: {name} must be a number, got {value!r}") from None
+
+
+_SPECS: dict[str, LossSpec] = {}
+
+
+def register_loss(
+    name: str, *, kind: str, formula: str, task: str = "classification", **record: Any
+) -> Callable[[Function], Function]:
+    """Decorator that registers a function as a loss.
+
+    Args:
+        name: What users will type; must be new.
+        kind: One of `strict`, `liberal`, `neutral`, `robust`.
+        formula: See `LossSpec.formula`.
+        task: `classification` (a function of the margin) or `regression` (of the error).
+        **record: Any other field of `LossSpec`.
+
+    Returns:
+        A decorator that returns the function unchanged.
+
+    Raises:
+        ValueError: If the name is taken, or kind or task is unknown.
+
+    Example:
+        >>> @register_loss("focal", kind="strict", formula="-(1 - p)**2*log(p)")
+        ... def focal(m):
+        ...     p, q, log_p = torch.sigmoid(m), torch.sigmoid(-m), F.logsigmoid(m)
+        ...     return -(q**2) * log_p, q**2 * (2 * p * log_p - q)
+    """
+
+    def decorate(function: Function) -> Function:
+        if name in _SPECS:
+            raise ValueError(f"a loss named {name!r} is already registered; choose another name")
+        _SPECS[name] = LossSpec(
+            name=name, task=task, kind=kind, formula=formula, function=function, **record
+        )
+        return function
+
+    return decorate
+
+
+def get_spec(name: str) -> LossSpec:
+    """The record of one loss.
+
+    Args:
+        name: A registered name, such as `liberal_exp`.
+
+    Returns:
+        Its frozen record.
+
+    Raises:
+        ValueError: If no loss has that name; the message lists the names and the nearest one.
+    """
+    if name not in _SPECS:
+        raise ValueError(
+            f"unknown loss {name!r}.{nearest(str(name), _SPECS)} "
+            f"Choose one of: {', '.join(_SPECS)} (`hf-losses list` shows their formulas)"
+        )
+    return _SPECS[name]
+
+
+def list_losses(
+    pattern: str = "*", *, kind: str | None = None, task: str | None = None
+) -> list[str]:
+    """Names of the registered losses, in the order of registration.
+
+    Args:
+        pattern: Shell wildcard, such as `liberal_*`.
+        kind: Only `strict`, `liberal`, `neutral` or `robust` ones.
+        task: Only those for `classification` or `regression`.
+
+    Returns:
+        The names that match all three.
+
+    Raises:
+        ValueError: If kind or task is not one that exists.
+    """
+    for what, value, valid in (("kind", kind, KINDS), ("task", task, TASKS)):
+        if value is not None and value not in valid:
+            raise ValueError(
+                f"unknown {what} {value!r}; choose one of {', '.join(valid)}."
+                + nearest(value, valid)
+            )
+    return [
+        spec.name
+        for spec in _SPECS.values()
+        if fnmatch.fnmatchcase(spec.name, pattern)
+        and kind in (None, spec.kind)
+        and task in (None, spec.task)
+    ]
+
+
+def neutral_loss(task: str) -> str:
+    """The baseline that a task's losses are measured against: `cross_entropy` or `mse`."""
+    return list_losses(kind="neutral", task=task)[0]
