@@ -10,7 +10,8 @@ from hf_losses.registry import LossSpec, Parameter, get_spec, list_losses, regis
 
 if TYPE_CHECKING:
     from hf_losses.arguments import LossTrainingArguments
-    from hf_losses.trainer import LossMixin, LossTrainer, compute_loss_func
+    from hf_losses.normalise import compute_loss_func
+    from hf_losses.trainer import LossMixin, LossTrainer
 
 __version__ = "0.1.0"
 
@@ -33,7 +34,7 @@ __all__ = [
 _LAZY = {
     "LossMixin": "hf_losses.trainer",
     "LossTrainer": "hf_losses.trainer",
-    "compute_loss_func": "hf_losses.trainer",
+    "compute_loss_func": "hf_losses.normalise",
     "LossTrainingArguments": "hf_losses.arguments",
 }
 

@@ -97,7 +97,8 @@ class _Loss(nn.Module):
         self.spec: LossSpec = get_spec(name)
         if self.spec.task != self.task:
             raise ValueError(
-                f"{name!r} is a {self.spec.task} loss, not a {self.task} loss; use get_loss({name!r})"
+                f"{name!r} is a {self.spec.task} loss, not a {self.task} loss; "
+                f"use get_loss({name!r})"
             )
         if reduction not in REDUCTIONS:
             raise ValueError(
@@ -254,10 +255,11 @@ class ClassificationLoss(_Loss):
             return self._class_indices(z, target.long(), weight)
         except (RuntimeError, IndexError) as error:
             # Asking first would make every step on a GPU wait; there, the device itself asserts.
-            self._check_indices(target, z.shape[-1], error)
+            self.check_indices(target, z.shape[-1], error)
             raise
 
-    def _check_indices(self, target: Tensor, classes: int, cause: Exception) -> None:
+    def check_indices(self, target: Tensor, classes: int, cause: Exception) -> None:
+        """Raises a ValueError that names the class indices that do not exist, if there are any."""
         outside = target[(target != self.ignore_index) & ((target < 0) | (target >= classes))]
         if outside.numel():
             raise ValueError(
@@ -302,7 +304,7 @@ class ClassificationLoss(_Loss):
         return share * (1 - self.label_smoothing) + total * (self.label_smoothing / share.shape[-1])
 
     def _all_classes(self, z: Tensor, share: Tensor, weight: Tensor | None) -> Tensor:
-        """Sum over classes k of share_k · weight_k · (loss of the item if k were the true class)."""
+        """Sum over classes k of share_k · weight_k · (loss if k were the true class)."""
         share = share if weight is None else share * weight
         margins = class_margins(z)
         # In a full form class k also pays, with the opposite sign, wherever it is not the true one.
@@ -339,7 +341,8 @@ class RegressionLoss(_Loss):
         """Computes the loss.
 
         Args:
-            prediction: `[...]` or `[..., 1]`, any floating dtype; computed in float32 (float64 stays).
+            prediction: `[...]` or `[..., 1]`, any floating dtype; computed in float32 (float64
+                stays).
             target: `[...]`, the same shape up to a trailing 1, any real dtype.
 
         Returns:
@@ -365,8 +368,8 @@ def get_loss(name: str, **params: Any) -> ClassificationLoss | RegressionLoss:
 
     Args:
         name: A registered name; `list_losses()` has them all.
-        **params: The loss's own parameters (`alpha` of `strict_m_power`, `delta` of `huber`) and the
-            options of `ClassificationLoss` (`reduction`, `ignore_index`, `weight`,
+        **params: The loss's own parameters (`alpha` of `strict_m_power`, `delta` of `huber`) and
+            the options of `ClassificationLoss` (`reduction`, `ignore_index`, `weight`,
             `label_smoothing`, `max_weight`, `problem_type`) or `RegressionLoss` (`reduction`).
 
     Returns:

@@ -4,9 +4,10 @@ Classification losses are functions of the true class's margin m, where p = sigm
 probability and q = sigmoid(-m) = 1 - p. Their derivative is -w(p)·q with the gradient weight w:
 cross-entropy has w = 1. Regression losses are functions of e = prediction - target.
 
-Formulas as in the notebooks of the paper's authors (github.com/arindam-ds/alternate_loss_functions);
-`liberal_exp` is this project's own. Derivatives are declared, not left to autograd: differentiating
-sigmoid gives p·(1 - p), which loses all digits exactly where a liberal loss is interesting.
+Formulas as in the notebooks of the paper's authors
+(github.com/arindam-ds/alternate_loss_functions); `liberal_exp` is this project's own. Derivatives
+are declared, not left to autograd: differentiating sigmoid gives p·(1 - p), which loses all digits
+exactly where a liberal loss is interesting.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def strict_m_power(m: Tensor, *, alpha: float) -> Pair:
     reference=f"{PAPER} (CustomLLoss, less its constant 1)",
 )
 def strict_l(m: Tensor) -> Pair:
-    """1/sqrt(p(2-p)) - 1, with p(2-p) = p(1+q) =: s, and 1/sqrt(s) - 1 = q²/(sqrt(s)(1+sqrt(s)))."""
+    """1/sqrt(s) - 1 = q²/(sqrt(s)(1 + sqrt(s))) with s = p(2 - p) = p(1 + q)."""
     p, q = torch.sigmoid(m), torch.sigmoid(-m)
     root = (p * (1 + q)).sqrt()
     return q * q / (root * (1 + root)), -q * q / (p.sqrt() * (1 + q) ** 1.5)
@@ -176,7 +177,8 @@ def huber(e: Tensor, *, delta: float) -> Pair:
     "log_cosh", kind="robust", formula="log(cosh(e))", task="regression", reference="log cosh error"
 )
 def log_cosh(e: Tensor) -> Pair:
-    """ln cosh e: through 1 - tanh² for small e, where the usual |e| + ln(1 + e^(-2|e|)) - ln 2 cancels."""
+    """Ln cosh e."""
+    # The usual |e| + ln(1 + e^(-2|e|)) - ln 2 cancels for small e; -ln(1 - tanh²)/2 does not.
     size, slope = e.abs(), torch.tanh(e)
     near = -0.5 * torch.log1p(-(torch.tanh(size.clamp(max=1.0)) ** 2))
     far = size + torch.log1p(torch.exp(-2 * size)) - math.log(2)

@@ -54,7 +54,7 @@ class LossSpec:
         function: `function(x, **parameters) -> (value, derivative)`, both element-wise in x, the
             margin of the true class (classification) or the error (regression), in forms that stay
             accurate in float32 for every finite x.
-        weight_formula: The gradient weight w(p) = p·|dl/dp|, in Python syntax. Empty if there is none.
+        weight_formula: The gradient weight w(p) = p·|dl/dp|, in Python syntax; may be empty.
         wrong_class_formula: What every wrong class of probability `q` adds (the full forms only).
         parameters: The loss's own parameters by name.
         reference: Where the formula comes from.

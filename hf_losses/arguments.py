@@ -1,0 +1,88 @@
+"""The loss among the training arguments: `--loss strict_m_power --loss_kwargs '{"alpha": 0.3}'`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_losses.criterion import get_loss
+from hf_losses.registry import list_losses
+
+
+def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Reads loss parameters.
+
+    Args:
+        value: A dict, a JSON object as text, or None.
+
+    Returns:
+        Parameters by name; empty for None.
+
+    Raises:
+        ValueError: If the text is no JSON object.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(_not_an_object(value)) from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(_not_an_object(value))
+    return dict(value or {})
+
+
+def _not_an_object(value: Any) -> str:
+    return f"loss_kwargs must be a JSON object such as '{{\"alpha\": 0.3}}', got {value!r}"
+
+
+@dataclass
+class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
+    """`TrainingArguments` with the loss as a hyperparameter.
+
+    Args:
+        loss: Name of a registered loss. None is the baseline of the model's task: `cross_entropy`,
+            or `mse` for a regression head.
+        loss_kwargs: Its parameters and the options of `get_loss`, as a dict or as JSON text.
+        allow_loss_change: Lets training resume from a checkpoint of another loss.
+        logging_nan_inf_filter: False here, so that a loss that is not finite is seen.
+
+    Raises:
+        ValueError: If the loss or one of its parameters is unknown or out of range.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]  # noqa: RUF012
+
+    loss: str | None = field(
+        default=None,
+        metadata={
+            "help": f"The loss: {', '.join(list_losses())}. "
+            "Without one, the task's baseline: cross_entropy, or mse for a regression head."
+        },
+    )
+    loss_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "The loss's parameters as JSON, such as '{\"alpha\": 0.3}'."},
+    )
+    allow_loss_change: bool = field(
+        default=False,
+        metadata={"help": "Resume from a checkpoint that was trained with another loss."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Log the last finite loss instead of NaN or inf (off: they are seen)."},
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the loss before anything is loaded or written."""
+        self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs) or None
+        if self.loss is not None:
+            get_loss(self.loss, **(self.loss_kwargs or {}))
+        elif self.loss_kwargs:
+            raise ValueError(
+                f"loss_kwargs {self.loss_kwargs} need a loss; add one of: "
+                f"{', '.join(list_losses())}"
+            )
+        super().__post_init__()
