@@ -71,6 +71,8 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     # Since transformers 5.19: the loss is already divided by the items of the whole step.
     loss_is_scaled_for_ga = True
+    # Trainer sets it while it trains.
+    current_gradient_accumulation_steps = 1
 
     def __init__(
         self, *args: Any, loss: str | Callable[..., Tensor] | None = None, **kwargs: Any
@@ -81,6 +83,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._neutral_losses: list[Tensor] | None = None
         self._neutral_of_batch: Tensor | None = None
         self._batch_has_loss = False
+        self._unwrapped: tuple[Any, Any] | None = None
         super().__init__(*args, **kwargs)
         self._check_trainer()
         self._loss()
@@ -178,8 +181,12 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     def _core(self) -> Any:
         """The model without wrappers and adapters."""
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        if self._unwrapped is None or self._unwrapped[0] is not self.model:
+            # Unwrapping walks through all modules; a search replaces the model for every trial.
+            model = self.accelerator.unwrap_model(self.model)
+            core = model.get_base_model() if hasattr(model, "get_base_model") else model
+            self._unwrapped = (self.model, core)
+        return self._unwrapped[1]
 
     def _is_classifier(self) -> bool:
         return getattr(self._core(), "loss_type", None) in CLASSIFIERS
@@ -299,7 +306,7 @@ class LossMixin(_Base):  # type: ignore[misc]
                 return loss / steps
             if self.args.average_tokens_across_devices:
                 # The count is over all processes, but their gradients are averaged.
-                return loss * (self.accelerator.num_processes // self.get_tp_size())
+                loss = loss * (self.accelerator.num_processes // self.get_tp_size())
             return loss
 
         loss = of_step(summed)

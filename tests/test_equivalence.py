@@ -1,0 +1,145 @@
+"""Training configurations that should be equal are equal, to the bit or to rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import BertForTokenClassification, Trainer, TrainingArguments
+
+from hf_losses import LossTrainer, compute_loss_func, list_losses
+
+LOSSES = list_losses(task="classification")
+TASKS = {
+    "bert": (tiny.bert, tiny.texts),
+    "vit": (tiny.vit, tiny.images),
+    "bert-token": (
+        lambda: tiny.bert(BertForTokenClassification),
+        lambda size=40: tiny.texts(size, tiny.class_of_each_token),
+    ),
+    "causal-lm": (tiny.causal_lm, lambda size=40: tiny.texts(size, tiny.some_next_tokens)),
+    "multi-label": (
+        lambda: tiny.bert(problem_type="multi_label_classification"),
+        lambda size=40: tiny.texts(size, tiny.yes_or_no_per_class),
+    ),
+}
+ROUNDING = 1e-6
+
+
+@pytest.mark.parametrize("task", ["bert", "vit", "bert-token", "causal-lm"])
+def test_cross_entropy_is_the_stock_trainers_to_the_last_bit(task, tmp_path):
+    model, data = TASKS[task]
+    states, metrics = [], []
+    for cls, loss in ((Trainer, {}), (LossTrainer, {"loss": "cross_entropy"})):
+        args = tiny.arguments(tmp_path, TrainingArguments, max_steps=5)
+        trainer = cls(model=model(), args=args, train_dataset=data(), eval_dataset=data(44), **loss)
+        trainer.train()
+        states.append(trainer.model.state_dict())
+        metrics.append(trainer.evaluate())
+    untrained = model().state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in untrained)
+    assert not all(torch.equal(states[0][name], untrained[name]) for name in untrained)
+    assert metrics[0]["eval_loss"] == metrics[1]["eval_loss"] == metrics[1]["eval_cross_entropy"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("task", TASKS)
+def test_accumulation_does_not_change_the_gradients(task, loss, tmp_path):
+    model, data = TASKS[task]
+    # 40 examples: the last step has 8 of 16, which ends an accumulation of 2 or 4 early.
+    steps = {
+        batch: tiny.gradients(
+            tmp_path,
+            model(),
+            data(40),
+            loss=loss,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=16 // batch,
+        )
+        for batch in (16, 8, 4)
+    }
+    assert len(steps[16]) == 3
+    assert tiny.difference(steps[16], steps[8]) < ROUNDING
+    assert tiny.difference(steps[16], steps[4]) < ROUNDING
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "strict_l_full", "liberal_exp"])
+@pytest.mark.parametrize("task", ["bert", "causal-lm"])
+def test_stock_trainer_with_compute_loss_func_has_the_same_gradients(task, loss, tmp_path):
+    model, data = TASKS[task]
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    ours = tiny.gradients(tmp_path, model(), data(), loss=loss, **settings)
+    stock = tiny.gradients(
+        tmp_path,
+        model(),
+        data(),
+        trainer=Trainer,
+        keywords={"compute_loss_func": compute_loss_func(loss)},
+        **settings,
+    )
+    assert tiny.difference(ours, stock) < ROUNDING
+
+
+def test_soft_labels_are_counted_in_rows(tmp_path):
+    def hard(generator, ids):
+        return tiny.one_class(generator, ids)
+
+    def soft(generator, ids):
+        return torch.eye(tiny.CLASSES)[tiny.one_class(generator, ids)]
+
+    model = {"problem_type": "single_label_classification"}
+    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    for loss in ("cross_entropy", "strict_m", "liberal_exp"):
+        by_index, by_row = (
+            tiny.gradients(
+                tmp_path, tiny.bert(**model), tiny.texts(label=label), loss=loss, **settings
+            )
+            for label in (hard, soft)
+        )
+        assert tiny.difference(by_index, by_row) < ROUNDING
+
+
+def test_two_processes_equal_one(tmp_path):
+    # 4 x 2 processes x 2 accumulated: the last step has one micro-batch of 2.
+    file = tmp_path / "two.pt"
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
+    subprocess.run(
+        [sys.executable, *launch, "--rdzv-endpoint=localhost:0", __file__, str(file)],
+        check=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.DEVNULL,
+    )
+    two = torch.load(file)
+    for (task, loss), steps in two.items():
+        model, data = TASKS[task]
+        one = tiny.gradients(tmp_path, model(), data(), loss=loss, gradient_accumulation_steps=2)
+        assert tiny.difference(one, steps) < ROUNDING, (task, loss)
+    assert len(two) == 3 * len(LOSSES)
+
+
+def _gradients_of_two_processes(file: str) -> None:
+    found = {}
+    for task in ("bert", "vit", "causal-lm"):
+        model, data = TASKS[task]
+        for loss in LOSSES:
+            found[task, loss] = tiny.gradients(
+                Path(file).parent / "two",
+                model(),
+                data(),
+                loss=loss,
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=2,
+            )
+    if os.environ["RANK"] == "0":
+        torch.save(found, file)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _gradients_of_two_processes(sys.argv[1])

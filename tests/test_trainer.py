@@ -1,0 +1,617 @@
+"""`LossTrainer` where Hugging Face's `Trainer` sets traps, and where users make mistakes."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_losses import (
+    LossMixin,
+    LossTrainer,
+    LossTrainingArguments,
+    compute_loss_func,
+    get_loss,
+)
+from hf_losses.normalise import item_count
+
+
+def batch(rows):
+    return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Builds a trainer on a tiny model; keywords of the arguments go in `args`."""
+
+    def build(model=None, data=None, cls=LossTrainer, args=None, args_class=None, **keywords):
+        args_class = args_class or LossTrainingArguments
+        data = tiny.texts() if data is None else data
+        return cls(
+            model=tiny.bert() if model is None else model,
+            args=tiny.arguments(tmp_path, args_class, **(args or {})),
+            train_dataset=data,
+            eval_dataset=data,
+            **keywords,
+        )
+
+    return build
+
+
+# ---- Where the loss comes from ---------------------------------------------------------------
+
+
+def test_the_loss_may_be_named_in_arguments_or_given(build):
+    power = {"loss": "strict_m_power", "loss_kwargs": {"alpha": 0.3}}
+    trainers = [
+        build(args=power),
+        build(args=power | {"loss_kwargs": '{"alpha": 0.3}'}),
+        build(args=power, loss="strict_m_power"),
+        build(loss=get_loss("strict_m_power", alpha=0.3)),
+        build(loss=get_loss("strict_m_power", alpha=0.3), args_class=TrainingArguments),
+    ]
+    for trainer in trainers:
+        assert trainer.loss_config == {"name": "strict_m_power", "alpha": 0.3}
+    assert build(loss="liberal_exp", args_class=TrainingArguments).loss_config == {
+        "name": "liberal_exp"
+    }
+
+
+def test_without_a_loss_it_is_the_baseline_of_the_head(build):
+    assert build().loss_config == {"name": "cross_entropy"}
+    assert build(tiny.bert(num_labels=1)).loss_config == {"name": "mse"}
+
+
+def test_a_search_may_set_the_loss_after_the_trainer_was_built(build):
+    trainer = build(args={"loss": "liberal_exp"})
+    trainer.args.loss = "strict_m_power"
+    trainer.args.loss_kwargs = {"alpha": 0.25}
+    assert trainer.loss_config == {"name": "strict_m_power", "alpha": 0.25}
+    inputs = batch(tiny.texts(4))
+    with torch.no_grad():
+        expected = get_loss("strict_m_power", alpha=0.25)(
+            trainer.model(input_ids=inputs["input_ids"]).logits, inputs["labels"]
+        )
+        torch.testing.assert_close(trainer.compute_loss(trainer.model.eval(), inputs), expected)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(reduction="none"),
+        nn.functional.cross_entropy,
+        lambda logits, labels: nn.functional.cross_entropy(logits, labels, reduction="none"),
+    ],
+    ids=["module", "unreduced-module", "function", "unreduced-function"],
+)
+def test_any_module_or_callable_is_normalised_like_our_own(loss, tmp_path):
+    data = tiny.texts(label=tiny.class_of_each_token)
+    accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    ours = tiny.gradients(
+        tmp_path,
+        tiny.bert(BertForTokenClassification),
+        data,
+        loss="cross_entropy",
+        per_device_train_batch_size=16,
+    )
+    theirs = tiny.gradients(
+        tmp_path,
+        tiny.bert(BertForTokenClassification),
+        data,
+        keywords={"loss": loss},
+        **accumulated,
+    )
+    assert tiny.difference(ours, theirs) < 1e-6
+
+
+# ---- Mistakes, told when the trainer is built ------------------------------------------------
+
+MULTI = {"problem_type": "multi_label_classification"}
+MISTAKES = {
+    "two losses": (
+        {"args": {"loss": "strict_m"}, "loss": "liberal_exp"},
+        "two losses: loss='liberal_exp'.*'strict_m'",
+    ),
+    "module and name": (
+        {"args": {"loss": "strict_m"}, "loss": get_loss("strict_m")},
+        "two losses.*keep one",
+    ),
+    "unknown": (
+        {"loss": "liberal_ex", "args_class": TrainingArguments},
+        "unknown loss 'liberal_ex'. Did you mean 'liberal_exp'",
+    ),
+    "compute_loss_func": (
+        {"compute_loss_func": compute_loss_func("strict_m")},
+        "compute_loss_func would compete.*loss=",
+    ),
+    "classification loss on regression": (
+        {"model": lambda: tiny.bert(num_labels=1), "loss": "liberal_exp"},
+        "'liberal_exp' is for classification.*num_labels=1.*choose one of: mse",
+    ),
+    "regression loss on classes": (
+        {"loss": "smae"},
+        "'smae' is for regression.*problem_type='regression', or choose one of: cross_entropy",
+    ),
+    "regression loss on several labels": (
+        {"model": lambda: tiny.bert(**MULTI), "loss": "mse"},
+        "'mse' is for regression.*multi_label",
+    ),
+    "regression loss on tokens": (
+        {"model": lambda: tiny.bert(BertForTokenClassification), "loss": "mse"},
+        "'mse' is for regression",
+    ),
+    "single-label module on several labels": (
+        {"model": lambda: tiny.bert(**MULTI), "loss": get_loss("strict_m")},
+        "built for single_label_classification.*multi_label_classification",
+    ),
+    "smoothing and a module": (
+        {"args": {"label_smoothing_factor": 0.1}, "loss": get_loss("strict_m")},
+        "label_smoothing_factor=0.1 would be ignored",
+    ),
+    "two smoothings": (
+        {
+            "args": {
+                "label_smoothing_factor": 0.1,
+                "loss": "strict_m",
+                "loss_kwargs": {"label_smoothing": 0.2},
+            }
+        },
+        "label_smoothing_factor=0.1 and loss_kwargs",
+    ),
+    "smoothing on regression": (
+        {"model": lambda: tiny.bert(num_labels=1), "args": {"label_smoothing_factor": 0.1}},
+        "label_smoothing_factor=0.1 does not apply to regression",
+    ),
+    "sum": ({"loss": get_loss("strict_m", reduction="sum")}, "reduction='mean'"),
+    "torch sum": ({"loss": nn.CrossEntropyLoss(reduction="sum")}, "reduction='mean'"),
+    "ignore_index": ({"loss": get_loss("strict_m", ignore_index=0)}, "ignore_index is 0.*-100"),
+    "parameters": (
+        {"loss": nn.AdaptiveLogSoftmaxWithLoss(8, 8, [4])},
+        "AdaptiveLogSoftmaxWithLoss has parameters",
+    ),
+    "Liger": ({"args": {"use_liger_kernel": True}}, "use_liger_kernel.*fused_linear_cross_entropy"),
+    "two label tensors": (
+        {"model": lambda: tiny.bert(BertForPreTraining)},
+        "BertForPreTraining.*next_sentence_label",
+    ),
+    "question answering": (
+        {"model": lambda: tiny.bert(BertForQuestionAnswering, num_labels=2)},
+        "BertForQuestionAnswering.*ForSequenceClassification",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Label smoothing is not compatible:UserWarning")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_when_the_trainer_is_built(mistake, build):
+    keywords, message = MISTAKES[mistake]
+    keywords = dict(keywords)
+    if "model" in keywords:
+        keywords["model"] = keywords["model"]()
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        build(**keywords)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "strict"}, "unknown loss 'strict'"),
+        ({"loss": "strict_m", "loss_kwargs": {"alpha": 1}}, "has no parameter 'alpha'"),
+        ({"loss": "strict_m_power", "loss_kwargs": '{"alpha": 0}'}, "alpha must be"),
+        ({"loss": "strict_m_power", "loss_kwargs": "alpha=1"}, "JSON object.*got 'alpha=1'"),
+        ({"loss": "strict_m_power", "loss_kwargs": "[1]"}, "JSON object"),
+        ({"loss_kwargs": {"alpha": 1}}, "need a loss"),
+    ],
+)
+def test_arguments_check_the_loss_at_once(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        LossTrainingArguments(output_dir=str(tmp_path), **settings)
+
+
+def test_labels_outside_the_classes_are_named(build):
+    for loss in ("cross_entropy", "strict_m", "strict_m_full"):
+        trainer = build(data=tiny.texts(label=lambda g, ids: 7), loss=loss)
+        with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\).*got \[7\]"):
+            trainer.train()
+
+
+def test_a_batch_without_labels_is_an_error(build):
+    rows = [{k: v for k, v in row.items() if k != "labels"} for row in tiny.texts()]
+    with pytest.raises(ValueError, match="no 'labels'"):
+        build(data=rows).train()
+
+
+# ---- Traps -------------------------------------------------------------------------------------
+
+
+def test_the_model_never_sees_the_labels_and_the_batch_keeps_them(build):
+    trainer = build(loss="strict_m")
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True
+    )
+    inputs = batch(tiny.texts(4))
+    trainer.compute_loss(trainer.model, inputs)
+    assert seen == [{"input_ids", "attention_mask"}]
+    assert "labels" in inputs
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "problem"),
+    [
+        ({}, tiny.one_class, "single_label_classification"),
+        ({}, tiny.yes_or_no_per_class, "multi_label_classification"),
+        ({"num_labels": 1}, tiny.number, "regression"),
+    ],
+)
+def test_problem_type_is_settled_as_the_model_would(model, label, problem, build):
+    trainer = build(tiny.bert(**model), tiny.texts(label=label))
+    trainer.train()
+    assert trainer.model.config.problem_type == problem
+
+
+@pytest.mark.parametrize("label", [tiny.one_class, tiny.yes_or_no_per_class])
+def test_multi_label_and_classes_match_the_builtin_loss(label, build):
+    trainer = build(data=tiny.texts(label=label))
+    inputs = batch(tiny.texts(6, label))
+    with torch.no_grad():
+        ours = trainer.compute_loss(trainer.model.eval(), inputs)
+        torch.testing.assert_close(ours, trainer.model(**inputs).loss)
+
+
+def test_regression_matches_the_builtin_loss_and_reports_squared_error(build):
+    trainer = build(tiny.bert(num_labels=1), tiny.texts(label=tiny.number), loss="smae")
+    inputs = batch(tiny.texts(40, tiny.number))
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        expected = trainer.model.eval()(
+            **{k: v.float() if k == "labels" else v for k, v in inputs.items()}
+        ).loss
+    assert metrics["eval_mse"] == pytest.approx(expected.item(), rel=1e-6)
+    assert metrics["eval_loss"] != metrics["eval_mse"]
+
+
+def test_tuple_outputs_train_and_evaluate(build):
+    model = tiny.bert()
+    model.config.return_dict = False
+    by_tuple = build(model, loss="liberal_exp", compute_metrics=lambda e: {"n": len(e.predictions)})
+    by_dict = build(loss="liberal_exp", compute_metrics=lambda e: {"n": len(e.predictions)})
+    a, b = by_tuple.evaluate(), by_dict.evaluate()
+    assert a["eval_n"] == b["eval_n"] == 40
+    assert a["eval_loss"] == b["eval_loss"]
+    by_tuple.train()
+
+
+def test_label_smoothing_factor_is_in_the_loss(build):
+    trainer = build(args={"loss": "strict_l", "label_smoothing_factor": 0.1})
+    assert trainer.loss_config == {"name": "strict_l", "label_smoothing": 0.1}
+    inputs = batch(tiny.texts(6))
+    with torch.no_grad():
+        logits = trainer.model.eval()(input_ids=inputs["input_ids"]).logits
+        expected = get_loss("strict_l", label_smoothing=0.1)(logits, inputs["labels"])
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, inputs), expected)
+
+
+def test_class_weights_are_summed_over_the_items_of_the_step(build):
+    weight = [1.0, 2.0, 5.0]
+    trainer = build(args={"loss": "strict_m", "loss_kwargs": {"weight": weight}})
+    inputs = batch(tiny.texts(6))
+    with torch.no_grad():
+        logits = trainer.model.eval()(input_ids=inputs["input_ids"]).logits
+        each = get_loss("strict_m", weight=weight, reduction="none")(logits, inputs["labels"])
+        torch.testing.assert_close(
+            trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(24)),
+            each.sum() / 24,
+        )
+
+
+def test_nothing_to_learn_from_is_zero_not_nan(build):
+    data = tiny.texts(label=lambda g, ids: torch.full_like(ids, -100))
+    for loss in ("cross_entropy", "liberal_exp"):
+        trainer = build(tiny.bert(BertForTokenClassification), data, loss=loss)
+        trainer.train()
+        history = trainer.state.log_history[0]
+        assert history["loss"] == history["grad_norm"] == 0.0
+
+
+def test_a_loss_that_is_not_finite_is_seen_in_the_log(build):
+    model = tiny.bert()
+    with torch.no_grad():
+        model.classifier.bias.fill_(float("nan"))
+    trainer = build(model, args={"loss": "liberal_exp", "max_steps": 1})
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] != trainer.state.log_history[0]["loss"]
+
+
+def test_half_precision_logits_are_computed_in_float32(build):
+    trainer = build(tiny.bert().to(torch.bfloat16), loss="strict_m")
+    inputs = batch(tiny.texts(6))
+    with torch.no_grad():
+        logits = trainer.model.eval()(input_ids=inputs["input_ids"]).logits
+        loss = trainer.compute_loss(trainer.model, inputs)
+    assert logits.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, get_loss("strict_m")(logits.float(), inputs["labels"]))
+
+
+def test_gradient_norm_is_logged(build):
+    trainer = build(loss="liberal_exp")
+    trainer.train()
+    assert trainer.state.log_history[0]["grad_norm"] > 0
+
+
+def test_data_parallel_counts_are_not_multiplied_twice(build):
+    # DataParallel hands the count over once per GPU; the loss is computed on all outputs at once.
+    per_gpu = torch.tensor([[8], [8]])
+    trainer, inputs = build(loss="strict_m"), batch(tiny.texts(8))
+    with torch.no_grad():
+        outputs = trainer.model.eval()(input_ids=inputs["input_ids"])
+        mean = get_loss("strict_m")(outputs.logits, inputs["labels"])
+        ours = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=per_gpu)
+        # The stock Trainer multiplies by the number of GPUs afterwards.
+        stock = compute_loss_func("strict_m")(outputs, inputs["labels"], per_gpu) * 2
+    torch.testing.assert_close(ours, mean)
+    torch.testing.assert_close(stock, mean)
+
+
+def test_a_step_whose_items_were_not_counted_is_divided_by_the_accumulation(build):
+    trainer, inputs = build(loss="strict_m"), batch(tiny.texts(8))
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 4
+    counted = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(32))
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, inputs), counted)
+
+
+def test_soft_labels_of_a_step_are_rows():
+    logits, labels = torch.zeros(4, 3), torch.full((4, 3), 1 / 3)
+    single = get_loss("strict_m")
+    assert item_count(logits, labels, torch.tensor(24), single) == 8
+    multi = get_loss("strict_m", problem_type="multi_label_classification")
+    assert item_count(logits, labels, torch.tensor(24), multi) == 24
+
+
+def test_missing_logits_are_an_error_not_cross_entropy(build):
+    trainer = build(loss="strict_m")
+    trainer.model.register_forward_hook(
+        lambda module, args, output: {"loss": torch.tensor(0.0), "hidden": output.logits}
+    )
+    with pytest.raises(ValueError, match=r"no logits.*Liger"):
+        trainer.train()
+
+
+def test_a_mixture_of_experts_keeps_its_auxiliary_loss(build):
+    set_seed(0)
+    config = MixtralConfig(
+        vocab_size=tiny.VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        output_router_logits=True,
+        router_aux_loss_coef=0.5,
+    )
+    model = MixtralForCausalLM(config)
+    trainer = build(model, tiny.texts(label=tiny.some_next_tokens), loss="cross_entropy")
+    inputs = batch(tiny.texts(4, tiny.some_next_tokens))
+    with torch.no_grad():
+        builtin = model.eval()(**inputs)
+        ours = trainer.compute_loss(model, inputs)
+    assert builtin.aux_loss > 0
+    torch.testing.assert_close(ours, builtin.loss)
+    model.train()
+    trainer.current_gradient_accumulation_steps = 2
+    items = (inputs["labels"][:, 1:] != -100).sum() * 2
+    torch.testing.assert_close(trainer.compute_loss(model, inputs, False, items) * 2, ours)
+
+
+def t5():
+    set_seed(0)
+    config = T5Config(
+        vocab_size=tiny.VOCABULARY,
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def test_sequence_to_sequence_models_get_their_decoder_inputs(build):
+    data = tiny.texts(label=tiny.some_next_tokens)
+    trainer = build(t5(), data, loss="cross_entropy")
+    inputs = batch(data[:4])
+    with torch.no_grad():
+        ours = trainer.compute_loss(trainer.model.eval(), inputs)
+        torch.testing.assert_close(ours, trainer.model(**inputs).loss)
+
+
+def test_generating_evaluation_reports_this_loss(build):
+    class Generating(LossMixin, Seq2SeqTrainer):
+        pass
+
+    trainer = build(
+        t5(),
+        tiny.texts(label=tiny.some_next_tokens),
+        cls=Generating,
+        args_class=Seq2SeqTrainingArguments,
+        args={"predict_with_generate": True, "generation_max_length": 4},
+        compute_metrics=lambda e: {},
+        loss="strict_l",
+    )
+    plain = build(t5(), tiny.texts(label=tiny.some_next_tokens), loss="strict_l")
+    ours, expected = trainer.evaluate(), plain.evaluate()
+    assert ours["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
+    assert ours["eval_cross_entropy"] == pytest.approx(expected["eval_cross_entropy"], rel=1e-6)
+
+
+def test_prompt_tuning_lengthens_the_logits_but_not_the_labels(build):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(tiny.causal_lm(), config)
+    trainer = build(model, tiny.texts(label=tiny.some_next_tokens), loss="cross_entropy")
+    inputs = batch(tiny.texts(4, tiny.some_next_tokens))
+    with torch.no_grad():
+        ours = trainer.compute_loss(model.eval(), inputs)
+        torch.testing.assert_close(ours, model(**inputs).loss)
+
+
+def test_a_model_without_a_label_argument_is_trained_and_evaluated(build):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(tiny.LENGTH, tiny.CLASSES)
+
+        def forward(self, input_ids, attention_mask):
+            return (self.linear(input_ids.float() / tiny.VOCABULARY),)
+
+    trainer = build(Plain(), loss="liberal_cosine")
+    trainer.train()
+    assert {"eval_loss", "eval_cross_entropy"} <= trainer.evaluate().keys()
+
+
+# ---- Evaluation ------------------------------------------------------------------------------
+
+
+def test_evaluation_reports_cross_entropy_beside_the_loss(build):
+    # 41 examples: the last batch has one.
+    trainer = build(data=tiny.texts(41), loss="strict_l")
+    metrics = trainer.evaluate()
+    inputs = batch(tiny.texts(41))
+    with torch.no_grad():
+        logits = trainer.model.eval()(input_ids=inputs["input_ids"]).logits
+    for key, name in (("eval_loss", "strict_l"), ("eval_cross_entropy", "cross_entropy")):
+        assert metrics[key] == pytest.approx(
+            get_loss(name)(logits, inputs["labels"]).item(), rel=1e-6
+        )
+    assert trainer.predict(tiny.texts(8)).metrics.keys() >= {"test_loss", "test_cross_entropy"}
+    several = trainer.evaluate({"a": tiny.texts(8), "b": tiny.texts(9)})
+    assert {"eval_a_cross_entropy", "eval_b_cross_entropy"} <= several.keys()
+
+
+def test_smoothing_and_weights_do_not_enter_the_reported_cross_entropy(build):
+    plain = build(loss="cross_entropy").evaluate()["eval_cross_entropy"]
+    smooth = build(args={"loss": "cross_entropy", "label_smoothing_factor": 0.3}).evaluate()
+    assert smooth["eval_cross_entropy"] == pytest.approx(plain, rel=1e-6)
+    assert smooth["eval_loss"] != pytest.approx(plain, rel=1e-6)
+
+
+# ---- Saving and resuming -----------------------------------------------------------------------
+
+SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+
+
+@pytest.fixture
+def saved(build, tmp_path):
+    power = {"loss": "strict_m_power", "loss_kwargs": {"alpha": 0.3}}
+    build(args=power | SAVING).train()
+    return tmp_path / "checkpoint-2"
+
+
+def test_a_checkpoint_knows_its_loss(saved):
+    config = {"name": "strict_m_power", "alpha": 0.3}
+    assert json.loads((saved / "config.json").read_text())["hf_losses"] == config
+    assert json.loads((saved / "hf_losses.json").read_text()) == config
+    state = json.loads((saved / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["hf_losses"]["args"] == config
+    model = AutoModelForSequenceClassification.from_pretrained(saved)
+    assert model.config.hf_losses == config
+
+
+def test_resuming_with_another_loss_is_an_error_unless_wanted(saved, build):
+    more = SAVING | {"max_steps": 4}
+    with pytest.raises(ValueError, match=r"alpha.*strict_m_power.*--allow_loss_change"):
+        build(args=more | {"loss": "liberal_exp"}).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"'alpha': 0.3.*'alpha': 0.4"):
+        build(args=more | {"loss": "strict_m_power", "loss_kwargs": {"alpha": 0.4}}).train(
+            resume_from_checkpoint=str(saved)
+        )
+    trainer = build(args=more | {"loss": "liberal_exp", "allow_loss_change": True})
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+    state = json.loads((saved.parent / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["hf_losses"]["args"] == {"name": "liberal_exp"}
+
+
+def test_a_checkpoint_of_the_stock_trainer_was_trained_with_the_builtin_loss(build):
+    build(cls=Trainer, args=SAVING, args_class=TrainingArguments).train()
+    more = SAVING | {"max_steps": 3}
+    with pytest.raises(ValueError, match="cross_entropy"):
+        build(args=more | {"loss": "strict_m"}).train(resume_from_checkpoint=True)
+    trainer = build(args=more | {"loss": "cross_entropy"})
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+
+
+def test_resuming_passes_over_a_checkpoint_cut_short(saved, build, caplog):
+    (saved / "trainer_state.json").write_text('{"global_step": 2, "log_')
+    power = {"loss": "strict_m_power", "loss_kwargs": {"alpha": 0.3}}
+    trainer = build(args=power | SAVING | {"max_steps": 3})
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-2 is no complete checkpoint" in caplog.text
+    assert trainer.state.global_step == 3
+
+
+def test_nothing_to_resume_from(build):
+    with pytest.raises(ValueError, match="no complete checkpoint in"):
+        build(args=SAVING).train(resume_from_checkpoint=True)
+
+
+def test_an_adapter_is_saved_with_its_loss(build, tmp_path):
+    model = get_peft_model(tiny.bert(), LoraConfig(task_type="SEQ_CLS", r=2))
+    trainer = build(model, loss="strict_l")
+    trainer.train()
+    trainer.save_model()
+    assert json.loads((tmp_path / "hf_losses.json").read_text()) == {"name": "strict_l"}
+
+
+def test_the_model_card_names_the_loss(build, tmp_path):
+    trainer = build(args={"loss": "strict_m_power", "loss_kwargs": {"alpha": 0.3}})
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "- loss: {" in card
+    assert '"strict_m_power", "alpha": 0.3' in card
+    assert "- hf_losses\n" in card
+    assert "- loss:strict_m_power\n" in card
+
+
+# ---- The stock Trainer -------------------------------------------------------------------------
+
+
+def test_compute_loss_func_tells_what_it_cannot_do():
+    compute = compute_loss_func("strict_m")
+    logits = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="needs the batch to have 'labels'"):
+        compute({"logits": logits}, None)
+    with pytest.raises(ValueError, match="tuples"):
+        compute((logits,), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="problem_type"):
+        compute({"logits": logits}, torch.full((2, 3), 1 / 3))
+    with pytest.raises(ValueError, match="unknown loss"):
+        compute_loss_func("strict")
