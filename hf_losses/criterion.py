@@ -30,6 +30,8 @@ ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 class _Scalar(torch.autograd.Function):
     """An element-wise function with its declared derivative; twice differentiable through it."""
 
+    # Without a jvp of its own: torch.compile traces no Function that has one.
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -40,12 +42,20 @@ class _Scalar(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ScalarFunction], output: Tensor) -> None:
         x, ctx.function = inputs
         ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return grads[0] * ctx.function(x)[1], None
+
+
+class _ForwardScalar(_Scalar):
+    """The same with forward-mode differentiation (`torch.func.jvp`, `hessian`)."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ScalarFunction], output: Tensor) -> None:
+        _Scalar.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -61,7 +71,7 @@ def _weight_boundary(function: ScalarFunction, max_weight: float) -> float:
         m = torch.tensor(margin, dtype=torch.float64)
         return bool(-function(m)[1] / torch.sigmoid(-m) > max_weight)
 
-    low, high = -700.0, 700.0
+    low, high = -1e6, 700.0
     if not exceeds(low):
         return -math.inf
     if exceeds(high):
@@ -91,6 +101,7 @@ class _Loss(nn.Module):
     """What both tasks share: a record, its parameters and the reduction."""
 
     task: str
+    options: tuple[str, ...] = ("reduction",)
 
     def __init__(self, name: str, reduction: str, params: dict[str, Any]) -> None:
         super().__init__()
@@ -106,7 +117,7 @@ class _Loss(nn.Module):
                 + nearest(str(reduction), REDUCTIONS)
             )
         self.reduction = reduction
-        self.params = self.spec.resolve(params)
+        self.params = self.spec.resolve(params, self.options)
         self._function: ScalarFunction = functools.partial(self.spec.function, **self.params)
 
     @property
@@ -118,7 +129,8 @@ class _Loss(nn.Module):
         return {} if self.reduction == "mean" else {"reduction": self.reduction}
 
     def _scalar(self, x: Tensor) -> Tensor:
-        out: Tensor = _Scalar.apply(x, self._function)  # type: ignore[no-untyped-call]
+        node = _Scalar if torch.compiler.is_compiling() else _ForwardScalar
+        out: Tensor = node.apply(x, self._function)  # type: ignore[no-untyped-call]
         return out
 
     def _reduce(self, losses: Tensor, count: Tensor) -> Tensor:
@@ -160,6 +172,14 @@ class ClassificationLoss(_Loss):
     """
 
     task = "classification"
+    options = (
+        "reduction",
+        "ignore_index",
+        "weight",
+        "label_smoothing",
+        "max_weight",
+        "problem_type",
+    )
     weight: Tensor | None
 
     def __init__(
@@ -188,9 +208,10 @@ class ClassificationLoss(_Loss):
             raise ValueError(f"max_weight must be positive (inf allowed), got {max_weight!r}")
         if weight is not None:
             weight = torch.as_tensor(weight, dtype=torch.float32).detach().clone()
-            if weight.dim() != 1 or not bool((weight >= 0).all()):
+            if weight.dim() != 1 or not bool(((weight >= 0) & weight.isfinite()).all()):
                 raise ValueError(
-                    f"weight must be one non-negative number per class, got {weight.tolist()}"
+                    f"weight must be one finite, non-negative number per class, "
+                    f"got {weight.tolist()}"
                 )
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
@@ -231,9 +252,10 @@ class ClassificationLoss(_Loss):
         """
         z = _accurate(logits)
         weight = None if self.weight is None else self.weight.to(z)
-        if weight is not None and weight.numel() != z.shape[-1]:
+        if weight is not None and weight.shape != z.shape[-1:]:
             raise ValueError(
-                f"weight has {weight.numel()} entries for logits of {z.shape[-1]} classes"
+                f"weight has {weight.numel()} entries, one per class, for logits of shape "
+                f"{tuple(z.shape)}"
             )
         if self.problem_type == MULTI_LABEL:
             return self._multi_label(z, target, weight)
@@ -253,7 +275,7 @@ class ClassificationLoss(_Loss):
             )
         try:
             return self._class_indices(z, target.long(), weight)
-        except (RuntimeError, IndexError) as error:
+        except RuntimeError as error:
             # Asking first would make every step on a GPU wait; there, the device itself asserts.
             self.check_indices(target, z.shape[-1], error)
             raise
@@ -271,20 +293,24 @@ class ClassificationLoss(_Loss):
     def _class_indices(self, z: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         keep = target != self.ignore_index
         target = target.where(keep, 0)
-        of_item = keep.to(z.dtype) if weight is None else weight[target] * keep
+        # gather and scatter rather than weight[target] and F.one_hot: torch.func.vmap takes both.
+        index = target.unsqueeze(-1)
+        of_item = keep.to(z.dtype)
+        if weight is not None:
+            of_item = of_item * weight.expand_as(z).gather(-1, index).squeeze(-1)
         if self.label_smoothing or self.spec.is_full:
-            share = F.one_hot(target, z.shape[-1]).to(z.dtype)
+            share = torch.zeros_like(z).scatter(-1, index, 1.0).where(keep.unsqueeze(-1), 0.0)
             losses = self._all_classes(z, self._smooth(share), weight)
         else:
-            losses = self._scalar(class_margin(z, target))
-            losses = losses if weight is None else losses * weight[target]
-        return self._reduce(losses.where(keep, 0.0), of_item.sum())
+            # An ignored item must not send back 0 · inf either, hence the where inside.
+            losses = of_item * self._scalar(class_margin(z, target).where(keep, 0.0))
+        return self._reduce(losses, of_item.sum())
 
     def _probabilities(self, z: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         keep = target[..., 0] != self.ignore_index
         share = self._smooth(target.to(z.dtype).where(keep.unsqueeze(-1), 0.0))
         losses = self._all_classes(z, share, weight)
-        return self._reduce(losses.where(keep, 0.0), keep.sum())
+        return self._reduce(losses, keep.sum())
 
     def _multi_label(self, z: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         if target.shape != z.shape:
@@ -295,7 +321,7 @@ class ClassificationLoss(_Loss):
         keep = target != self.ignore_index
         yes = target.to(z.dtype).where(keep, 0.0)
         yes = yes * (1 - self.label_smoothing) + self.label_smoothing / 2
-        losses = self._mix(z, yes, 1 - yes) + poison(z)
+        losses = self._mix(z.where(keep, 0.0), yes, 1 - yes) + poison(z)
         losses = losses if weight is None else losses * weight
         return self._reduce(losses.where(keep, 0.0), keep.sum())
 

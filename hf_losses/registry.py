@@ -89,11 +89,12 @@ class LossSpec:
         """The formula with the wrong classes' share, as shown to people."""
         return f"{self.formula} + sum({self.wrong_class_formula})" if self.is_full else self.formula
 
-    def resolve(self, given: Mapping[str, Any]) -> dict[str, float]:
+    def resolve(self, given: Mapping[str, Any], options: Iterable[str] = ()) -> dict[str, float]:
         """Completes parameters with their defaults.
 
         Args:
             given: Values by parameter name.
+            options: What else the caller takes, for the message about an unknown name.
 
         Returns:
             Every parameter of this loss as a float.
@@ -101,12 +102,13 @@ class LossSpec:
         Raises:
             ValueError: If a name is unknown or a value is out of range or not a number.
         """
+        valid = [*self.parameters, *options]
         for name in given:
             if name not in self.parameters:
-                takes = ", ".join(self.parameters) or "no parameters"
+                takes = ", ".join(valid) or "no parameters"
                 raise ValueError(
                     f"loss {self.name!r} has no parameter {name!r}; it takes {takes}."
-                    + nearest(name, self.parameters)
+                    + nearest(name, valid)
                 )
         values = {}
         for name, parameter in self.parameters.items():
