@@ -112,7 +112,7 @@ def test_two_processes_equal_one(tmp_path):
         [sys.executable, *launch, "--rdzv-endpoint=localhost:0", __file__, str(file)],
         check=True,
         timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
     two = torch.load(file)
