@@ -1,0 +1,104 @@
+"""The command `hf-losses`: what the registry holds, as tables and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from hf_losses import __version__, table
+from hf_losses.registry import KINDS, TASKS, get_spec, list_losses, nearest
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the valid values and the nearest one."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            valid = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(
+                action, f"got {value!r}; choose one of {', '.join(valid)}.{nearest(value, valid)}"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments; `sys.argv[1:]` if None.
+
+    Returns:
+        0. What is wrong with the arguments exits with 2 and one line on stderr.
+    """
+    parser = _Parser(prog="hf-losses", description="Loss functions for Hugging Face fine-tuning.")
+    parser.add_argument("--version", action="version", version=f"hf-losses {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command")
+
+    command = commands.add_parser("list", help="show losses, their formulas and parameters")
+    command.add_argument("pattern", nargs="?", default="*", help="wildcard, such as 'liberal_*'")
+    command.add_argument("--kind", choices=KINDS, help="only losses of this kind")
+    command.add_argument("--task", choices=TASKS, help="only losses for this task")
+    command.add_argument(
+        "--format", choices=table.FORMATS, default="text", help="text (default), markdown or json"
+    )
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("plot", help="draw losses and their gradient weights")
+    command.add_argument(
+        "names", nargs="*", help="names or wildcards; by default every classification loss"
+    )
+    command.add_argument(
+        "--output", "-o", required=True, metavar="FILE", help="picture to write, .png or .svg"
+    )
+    command.set_defaults(run=_plot)
+
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.error(f"a command is missing; choose one of {', '.join(commands.choices)}")
+    try:
+        arguments.run(arguments)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    names = _matching(arguments.pattern, kind=arguments.kind, task=arguments.task)
+    print(table.FORMATS[arguments.format](names))
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from hf_losses.plots import plot_losses
+
+    names = list_losses(task="classification")
+    if arguments.names:
+        names = [name for pattern in arguments.names for name in _matching(pattern)]
+    plot_losses(names, arguments.output)
+    print(f"wrote {arguments.output}")
+
+
+def _matching(pattern: str, kind: str | None = None, task: str | None = None) -> list[str]:
+    """The losses that match a pattern: at least one."""
+    names = list_losses(pattern, kind=kind, task=task)
+    if names:
+        return names
+    if not any(wildcard in pattern for wildcard in "*?["):
+        get_spec(pattern)  # names what is unknown
+    valid = list_losses(kind=kind, task=task) or list_losses()
+    only = " and ".join(
+        f"{what} {value}" for what, value in (("kind", kind), ("task", task)) if value
+    )
+    raise ValueError(
+        f"no loss{only and f' of {only}'} matches {pattern!r}.{nearest(pattern, valid)} "
+        f"Choose from: {', '.join(valid)}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
