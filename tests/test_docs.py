@@ -1,0 +1,64 @@
+"""What is generated cannot drift from the registry, nor the citation from the version."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hf_losses
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def build():
+    spec = importlib.util.spec_from_file_location("build", ROOT / "docs" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def copied(build, tmp_path, monkeypatch):
+    """The script, at work on a copy of what it generates."""
+    (tmp_path / "docs").mkdir()
+    for name in (*build.PICTURES, "README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    return build
+
+
+def test_readme_and_pictures_are_up_to_date(build):
+    assert build.stale() == [], "run `make docs`"
+
+
+def test_a_changed_registry_makes_all_stale_and_a_build_makes_them_true(
+    copied, eleventh_loss, capsys
+):
+    assert copied.main(["--check"]) == 1
+    said = capsys.readouterr().err
+    assert all(f"stale: {name} " in said for name in (*copied.PICTURES, "README.md"))
+    assert copied.main([]) == 0
+    assert copied.main(["--check"]) == 0
+    assert f"`{eleventh_loss}`" in (copied.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_edited_table_and_a_missing_picture_are_stale(copied):
+    readme = copied.ROOT / "README.md"
+    readme.write_text(readme.read_text(encoding="utf-8").replace("`1/p - 1`", "`1/p`"), "utf-8")
+    (copied.ROOT / "docs" / "losses.png").unlink()
+    assert copied.stale() == ["docs/losses.png", "README.md"]
+
+
+def test_a_readme_without_markers_is_an_error(copied):
+    (copied.ROOT / "README.md").write_text("# hf_losses\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="losses:begin"):
+        copied.main([])
+
+
+def test_citation_and_changelog_name_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == hf_losses.__version__
+    assert f"## [{hf_losses.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
