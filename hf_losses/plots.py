@@ -59,8 +59,8 @@ HEADINGS = {
 PANELS = {
     "classification": (
         "Loss  ℓ(p)",
-        "Gradient weight  w(p) = p·|ℓ′(p)|,  log scale",
-        "hard  ←  p, probability of the true class  →  easy",
+        "Gradient weight  w(p) = p·|ℓ′(p)|",
+        "p, probability of the true class\nhard ← examples → easy",
     ),
     "regression": ("Loss  ℓ(e)", "Slope  ℓ′(e)", "e, prediction minus target"),
 }
@@ -146,7 +146,7 @@ def loss_figure(names: Sequence[str]) -> Any:
 
     # "default", here and below: the user's own matplotlib settings must not change the picture.
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        figure = Figure(figsize=(11, 4.5), layout="constrained")
         panels = figure.subplots(1, 2)
         entries: list[Any] = []
         x = _grid(specs[0].task, 500)
