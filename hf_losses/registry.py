@@ -151,10 +151,10 @@ def register_loss(
         ValueError: If the name is taken, or kind or task is unknown.
 
     Example:
-        >>> @register_loss("focal", kind="strict", formula="-(1 - p)**2*log(p)")
-        ... def focal(m):
-        ...     p, q, log_p = torch.sigmoid(m), torch.sigmoid(-m), F.logsigmoid(m)
-        ...     return -(q**2) * log_p, q**2 * (2 * p * log_p - q)
+        >>> @register_loss("liberal_poly", kind="liberal", formula="-log(p) + 1 - p")
+        ... def liberal_poly(m):
+        ...     p, q = torch.sigmoid(m), torch.sigmoid(-m)
+        ...     return -F.logsigmoid(m) + q, -q - p * q
     """
 
     def decorate(function: Function) -> Function:
