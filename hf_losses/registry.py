@@ -67,7 +67,7 @@ class LossSpec:
     function: Callable[..., Any]
     weight_formula: str = ""
     wrong_class_formula: str = ""
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
     reference: str = ""
 
     def __post_init__(self) -> None:
