@@ -1,8 +1,18 @@
+import hypothesis
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
 from hf_losses import register_loss, registry
+
+# The same examples on every run, and no verdict on how fast the machine is.
+hypothesis.settings.register_profile(
+    "tests", derandomize=True, database=None, deadline=None, max_examples=25
+)
+hypothesis.settings.load_profile("tests")
+
+# The tensors here are tiny, and the tests may run in several processes.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

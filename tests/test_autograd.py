@@ -1,0 +1,93 @@
+"""Declared derivatives, through every way PyTorch has of asking for them."""
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from hf_losses import get_loss, list_losses
+
+CLASSES = 4
+MODES = {
+    "index": {},
+    "soft": {},
+    "smoothing": {"label_smoothing": 0.2},
+    "weight": {"weight": [0.5, 2.0, 0.0, 1.0]},
+    "multi-label": {"problem_type": "multi_label_classification"},
+    "bounded": {"max_weight": 1.5},  # some items on either side, and on both of strict_l_full's
+}
+CLASSIFICATION = pytest.mark.parametrize("name", list_losses(task="classification"))
+MODE = pytest.mark.parametrize("mode", MODES)
+
+
+def example(mode):
+    generator = torch.Generator().manual_seed(5)
+    z = 2 * torch.randn(5, CLASSES, generator=generator, dtype=torch.float64)
+    if mode == "soft":
+        return z, torch.softmax(z.flip(0), -1)
+    if mode == "multi-label":
+        return z, (z.flip(0) > 0).double()
+    return z, torch.tensor([0, 1, 2, 3, 0])
+
+
+@MODE
+@CLASSIFICATION
+def test_first_and_second_derivatives(name, mode):
+    z, target = example(mode)
+    loss = get_loss(name, **MODES[mode])
+    z.requires_grad_()
+    assert gradcheck(lambda z: loss(z, target), z)
+    assert gradgradcheck(lambda z: loss(z, target), z)
+
+
+@pytest.mark.parametrize("name", list_losses(task="regression"))
+def test_first_and_second_derivatives_of_regression_losses(name):
+    x = torch.tensor([0.3, -0.3, 4.0, -4.0, 0.01], dtype=torch.float64, requires_grad=True)
+    loss = get_loss(name)
+    assert gradcheck(lambda x: loss(x, torch.zeros(5)), x)
+    assert gradgradcheck(lambda x: loss(x, torch.zeros(5)), x)
+
+
+# torch.func.jvp imports parts of torch that still call torch.jit.script.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@MODE
+@CLASSIFICATION
+def test_torch_func_agrees_with_autograd(name, mode):
+    z, target = example(mode)
+    loss = get_loss(name, reduction="sum", **MODES[mode])
+
+    def of(z):
+        return loss(z, target)
+
+    leaf = z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(of(leaf), leaf)
+    hessian = torch.autograd.functional.hessian(of, z)
+    direction = z.cos()
+    expected = {
+        "grad": (torch.func.grad(of)(z), gradient),
+        "vmap": (torch.func.vmap(torch.func.grad(loss))(z, target), gradient),
+        "jvp": (torch.func.jvp(of, (z,), (direction,))[1], (gradient * direction).sum()),
+        "hessian": (torch.func.hessian(of)(z), hessian),
+    }
+    for how, (found, right) in expected.items():
+        assert torch.allclose(found, right, rtol=1e-12, atol=1e-14), how
+
+
+@pytest.mark.parametrize(("name", "mode"), [("liberal_exp", "index"), ("strict_m_full", "bounded")])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+# Dynamo asks for warnings of its own while it traces.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_without_a_graph_break(name, mode, backend):
+    torch._dynamo.reset()
+    z, target = (x.float() if x.is_floating_point() else x for x in example(mode))
+    loss = get_loss(name, weight=[1.0, 2.0, 3.0, 4.0], **MODES[mode])
+    found = []
+    for function in (loss, torch.compile(loss, backend=backend, fullgraph=True)):
+        leaf = z.clone().requires_grad_()
+        value = function(leaf, target)
+        value.backward()
+        found.append((value.detach(), leaf.grad))
+    (value, gradient), (compiled_value, compiled_gradient) = found
+    assert math.isclose(value, compiled_value, rel_tol=1e-6)
+    assert torch.allclose(gradient, compiled_gradient, rtol=1e-6, atol=1e-7)
