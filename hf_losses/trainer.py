@@ -78,6 +78,8 @@ class LossMixin(_Base):  # type: ignore[misc]
         self, *args: Any, loss: str | Callable[..., Tensor] | None = None, **kwargs: Any
     ) -> None:
         """See the class."""
+        if isinstance(loss, str):
+            get_spec(loss)  # Before the trainer makes folders, or a repository on the Hub.
         self._given_loss = loss
         self._built: tuple[Any, Any, SumFunction] | None = None
         self._neutral_losses: list[Tensor] | None = None
