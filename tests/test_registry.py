@@ -1,0 +1,246 @@
+"""The registry, the objects it builds, and what users get wrong."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from hf_losses import (
+    ClassificationLoss,
+    LossSpec,
+    Parameter,
+    RegressionLoss,
+    get_loss,
+    get_spec,
+    list_losses,
+    register_loss,
+)
+
+MULTI_LABEL = "multi_label_classification"
+OPTIONS = "reduction, ignore_index, weight, label_smoothing, max_weight, problem_type"
+
+# name, options, and parts of the message: what was wrong, what would be right, the nearest match.
+MISTAKES = [
+    ("liberal_expo", {}, ["'liberal_expo'", "strict_m, strict_m_power,", "mean 'liberal_exp'?"]),
+    ("zzz", {}, ["'zzz'", "cross_entropy, strict_m,", "smae"]),
+    (None, {}, ["None", "cross_entropy, strict_m,"]),
+    ("strict_m_power", {"alpa": 1}, ["'alpa'", f"alpha, {OPTIONS}", "mean 'alpha'?"]),
+    ("strict_m", {"alpha": 1}, ["'strict_m'", "'alpha'", f"takes {OPTIONS}"]),
+    ("strict_m", {"max_wieght": 1}, ["'max_wieght'", f"takes {OPTIONS}", "mean 'max_weight'?"]),
+    ("huber", {"delt": 1}, ["'delt'", "takes delta, reduction", "mean 'delta'?"]),
+    ("mse", {"label_smoothing": 0.1}, ["'mse'", "'label_smoothing'", "takes reduction."]),
+    ("strict_m_power", {"alpha": 0}, ["alpha", "greater than 0", "got 0.0"]),
+    ("strict_m_power", {"alpha": -0.5}, ["alpha", "greater than 0", "got -0.5"]),
+    ("strict_m_power", {"alpha": math.inf}, ["alpha", "finite", "got inf"]),
+    ("strict_m_power", {"alpha": math.nan}, ["alpha", "finite", "got nan"]),
+    ("strict_m_power", {"alpha": "big"}, ["alpha", "a number", "'big'"]),
+    ("huber", {"delta": 0}, ["delta", "greater than 0", "got 0.0"]),
+    ("strict_m", {"reduction": "meen"}, ["'meen'", "mean, sum, none", "mean 'mean'?"]),
+    ("mse", {"reduction": None}, ["None", "mean, sum, none"]),
+    (
+        "strict_m",
+        {"problem_type": "regression"},
+        ["'regression'", f"single_label_classification, {MULTI_LABEL}", "--task regression"],
+    ),
+    ("strict_m", {"label_smoothing": -0.1}, ["label_smoothing", "[0, 1]", "got -0.1"]),
+    ("strict_m", {"label_smoothing": 1.1}, ["label_smoothing", "[0, 1]", "got 1.1"]),
+    ("strict_m", {"label_smoothing": math.nan}, ["label_smoothing", "[0, 1]", "got nan"]),
+    ("strict_m", {"max_weight": 0}, ["max_weight", "positive (inf allowed)", "got 0"]),
+    ("strict_m", {"max_weight": -1.5}, ["max_weight", "positive (inf allowed)", "got -1.5"]),
+    ("strict_m", {"max_weight": math.nan}, ["max_weight", "positive (inf allowed)", "got nan"]),
+    ("strict_m", {"weight": [1, -2]}, ["weight", "non-negative", "[1.0, -2.0]"]),
+    ("strict_m", {"weight": [1, math.nan]}, ["weight", "finite", "nan"]),
+    ("strict_m", {"weight": [1, math.inf]}, ["weight", "finite", "inf"]),
+    ("strict_m", {"weight": [[1, 2]]}, ["weight", "one", "per class", "[[1.0, 2.0]]"]),
+    ("strict_m", {"weight": 2.0}, ["weight", "one", "per class", "got 2.0"]),
+]
+
+
+def says(parts):
+    return "".join(f"(?=.*{re.escape(part)})" for part in parts)
+
+
+@pytest.mark.parametrize(("name", "options", "parts"), MISTAKES, ids=str)
+def test_a_mistake_in_the_configuration_is_named(name, options, parts):
+    with pytest.raises(ValueError, match=says(parts)):
+        get_loss(name, **options)
+
+
+def test_a_loss_of_the_other_task_is_named():
+    with pytest.raises(ValueError, match="'mse' is a regression loss, not a classification loss"):
+        ClassificationLoss("mse")
+    with pytest.raises(ValueError, match="'strict_m' is a classification loss, not a regression"):
+        RegressionLoss("strict_m")
+
+
+Z = torch.zeros(3, 2)
+LONG = torch.zeros(3, dtype=torch.long)
+BAD_CALLS = {
+    "one class": ({}, Z[:, :1], LONG, ["(3, 1)", "two classes", MULTI_LABEL, "'mse'"]),
+    "no class": ({}, Z[:, :0], LONG, ["(3, 0)", "two classes"]),
+    "no dimension": ({}, Z[0, 0], LONG[0], ["()", "two classes"]),
+    "no dimension, weights": ({"weight": [1, 2]}, Z[0, 0], LONG[0], ["2 entries", "()"]),
+    "fewer targets": ({}, Z, LONG[:2], ["(2,)", "(3, 2)", "of shape (3,)"]),
+    "flat targets": ({}, torch.zeros(2, 3, 2), LONG, ["(3,)", "(2, 3, 2)", "of shape (2, 3)"]),
+    "float indices": ({}, Z, LONG.float(), ["torch.float32", "integer class indices"]),
+    "boolean indices": ({}, Z, LONG.bool(), ["torch.bool", "integer class indices"]),
+    "integer probabilities": ({}, Z, Z.long(), ["torch.int64", "floating probabilities"]),
+    "label C": ({}, Z, LONG + 2, ["[0, 2)", "got [2]", "num_labels"]),
+    "label -1": ({}, Z, LONG - 1, ["[0, 2)", "got [-1]", "-100"]),
+    "labels": ({}, Z, torch.tensor([7, 0, -3]), ["got [-3, 7]"]),
+    "label of int8": ({}, Z, LONG.char() - 1, ["got [-1]"]),
+    "label, weights": ({"weight": [1, 2]}, Z, LONG - 1, ["[0, 2)", "got [-1]"]),
+    "label C, weights": ({"weight": [1, 2]}, Z, LONG + 2, ["[0, 2)", "got [2]"]),
+    "label, smoothing": ({"label_smoothing": 0.1}, Z, LONG + 2, ["[0, 2)", "got [2]"]),
+    "-100 not ignored": ({"ignore_index": 0}, Z, LONG - 100, ["got [-100]", "with 0"]),
+    "weights": ({"weight": [1, 2, 3]}, Z, LONG, ["3 entries", "(3, 2)"]),
+    "labels' shape": ({"problem_type": MULTI_LABEL}, Z, LONG, ["(3, 2)", "got (3,)"]),
+    "labels' weights": (
+        {"problem_type": MULTI_LABEL, "weight": [1, 2, 3]},
+        Z,
+        Z,
+        ["3 entries", "(3, 2)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "strict_m_full"])
+@pytest.mark.parametrize("mistake", BAD_CALLS)
+def test_a_mistake_in_the_data_is_named(name, mistake):
+    options, logits, target, parts = BAD_CALLS[mistake]
+    with pytest.raises(ValueError, match=says(parts)):
+        get_loss(name, **options)(logits, target)
+
+
+@pytest.mark.parametrize(("x", "y"), [((3, 2), (3,)), ((3,), (3, 1)), ((3,), (2,)), ((1, 3), (3,))])
+def test_regression_shapes_never_broadcast(x, y):
+    with pytest.raises(ValueError, match=says([str(x), str(y)])):
+        get_loss("mse")(torch.zeros(x), torch.zeros(y))
+
+
+# The registry.
+
+
+def test_a_registered_loss_is_there_at_once(eleventh_loss):
+    assert list_losses("strict_sq*", kind="strict", task="classification") == [eleventh_loss]
+    assert list_losses()[-1] == eleventh_loss
+    m = torch.tensor([[-1.0, 0.0]])
+    assert get_loss(eleventh_loss)(m, torch.tensor([0])).item() == pytest.approx(
+        get_loss("strict_m_power", alpha=2)(m, torch.tensor([0])).item()
+    )
+
+
+def test_a_registered_loss_is_forgotten_after_the_test():
+    assert list_losses("strict_square") == []
+
+
+def test_names_are_unique(eleventh_loss):
+    before = get_spec(eleventh_loss)
+    with pytest.raises(ValueError, match=f"'{eleventh_loss}' is already registered"):
+        register_loss(eleventh_loss, kind="strict", formula="1 - p")(torch.relu)
+    assert get_spec(eleventh_loss) is before
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "lenient"}, {"kind": "strict", "task": "ranking"}])
+def test_a_record_has_a_known_kind_and_task(wrong, eleventh_loss):
+    with pytest.raises(ValueError, match=says(["'new'", "liberal", "regression", *wrong.values()])):
+        register_loss("new", formula="1 - p", **wrong)(torch.relu)
+    assert list_losses("new") == []
+
+
+def test_registering_returns_the_function(eleventh_loss):
+    assert register_loss("new", kind="strict", formula="1 - p")(torch.relu) is torch.relu
+
+
+def test_wildcards_and_filters():
+    everything = list_losses()
+    assert everything[0] == "cross_entropy"
+    assert len(set(everything)) == len(everything)
+    assert list_losses("liberal_*") == list_losses(kind="liberal")
+    assert list_losses("*_full") == ["strict_m_full", "strict_l_full"]
+    assert list_losses("strict_?") == ["strict_m", "strict_l"]
+    assert list_losses("STRICT_*") == list_losses("exp") == []
+    assert list_losses(kind="neutral", task="classification") == ["cross_entropy"]
+    assert list_losses(kind="neutral", task="regression") == ["mse"]
+    assert list_losses(task="classification") + list_losses(task="regression") == everything
+    assert set(list_losses(kind="robust")) == set(list_losses(task="regression")) - {"mse"}
+
+
+def test_filters_that_do_not_exist_are_named():
+    with pytest.raises(ValueError, match=says(["'libral'", "neutral, strict", "mean 'liberal'?"])):
+        list_losses(kind="libral")
+    with pytest.raises(
+        ValueError, match=says(["'regresion'", "classification, regression", "mean"])
+    ):
+        list_losses(task="regresion")
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_a_record_is_complete_and_frozen(name):
+    spec = get_spec(name)
+    assert spec.name == name
+    assert spec.formula
+    assert spec.reference
+    assert spec.full_formula.startswith(spec.formula)
+    assert spec.is_full == ("sum(" in spec.full_formula)
+    for field in dataclasses.fields(spec):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(spec, field.name, None)
+    with pytest.raises(TypeError):
+        spec.parameters["new"] = Parameter(1.0, above=0.0, help="")
+    for parameter in spec.parameters.values():
+        assert parameter.above < parameter.default
+        assert parameter.help
+
+
+def test_a_record_keeps_its_own_parameters():
+    given = {"a": Parameter(1.0, above=0.0, help="")}
+    spec = LossSpec("x", "classification", "strict", "1/p - 1", torch.relu, parameters=given)
+    given.clear()
+    assert spec.resolve({"a": 2}) == {"a": 2.0}
+
+
+# Objects describe themselves.
+
+CONFIGURATIONS = [
+    *({"name": name} for name in list_losses()),
+    {"name": "strict_m_power", "alpha": 0.25},
+    {"name": "huber", "delta": 3.0, "reduction": "sum"},
+    {"name": "strict_l", "reduction": "none", "max_weight": "inf"},
+    {"name": "strict_l", "max_weight": 20.0, "ignore_index": 0},
+    {"name": "liberal_exp", "weight": [0.1, 2.0, 0.0], "label_smoothing": 0.1},
+    {"name": "liberal_exp", "problem_type": MULTI_LABEL},
+]
+
+
+@pytest.mark.parametrize("given", CONFIGURATIONS, ids=str)
+def test_a_configuration_rebuilds_an_equal_loss(given):
+    loss = get_loss(**given)
+    text = json.dumps(loss.config, allow_nan=False)
+    again = get_loss(**json.loads(text))
+    assert again.config == loss.config
+    # Names what was given, and the parameters that were not.
+    stated = given | {"weight": pytest.approx(given["weight"])} if "weight" in given else given
+    assert loss.config == loss.params | stated
+    x = torch.tensor([[0.5, -30.0, 2.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
+    if get_spec(given["name"]).task == "regression" or "problem_type" in given:
+        target = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    else:
+        target = torch.tensor([1, 0])
+    assert torch.equal(again(x, target), loss(x, target))
+    assert type(again) is type(loss)
+
+
+def test_infinity_may_be_a_word():
+    assert get_loss("strict_m", max_weight="inf").max_weight == math.inf
+
+
+def test_printing_a_loss_shows_its_configuration():
+    loss = get_loss("strict_m_power", alpha=0.25, label_smoothing=0.1)
+    assert repr(loss) == (
+        "ClassificationLoss(name='strict_m_power', alpha=0.25, label_smoothing=0.1)"
+    )
+    assert repr(get_loss("huber")) == "RegressionLoss(name='huber', delta=1.0)"
