@@ -148,6 +148,16 @@ def test_a_broken_logit_shows_in_its_label_and_no_other(name, broken):
 
 
 @EVERY
+def test_a_masked_label_is_certainly_no(name):
+    z = torch.tensor([[-INF, 0.0]], requires_grad=True)
+    loss = get_loss(name, reduction="none", problem_type=MULTI_LABEL)(z, torch.zeros(1, 2))
+    loss.sum().backward()
+    assert loss[0, 0] == 0
+    assert z.grad[0, 0] == 0
+    assert loss[0, 1] > 0
+
+
+@EVERY
 def test_every_class_masked_is_no_distribution(name):
     z = torch.full((1, 3), -INF)
     assert get_loss(name)(z, torch.tensor([0])).isnan()
