@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hf_losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.margin import class_margin, class_margins, poison
-from hf_losses.registry import LossSpec, get_spec, nearest
+from hf_losses.registry import LossSpec, as_number, get_spec, nearest
 
 REDUCTIONS = ("mean", "sum", "none")
 SINGLE_LABEL = "single_label_classification"
@@ -201,9 +201,10 @@ class ClassificationLoss(_Loss):
                 f"unknown problem_type {problem_type!r}; choose one of {', '.join(PROBLEM_TYPES)} "
                 "(regression has losses of its own: hf-losses list --task regression)"
             )
-        if not 0.0 <= label_smoothing <= 1.0:
+        self.label_smoothing = as_number(name, "label_smoothing", label_smoothing)
+        if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
-        self.max_weight = float(max_weight)
+        self.max_weight = as_number(name, "max_weight", max_weight)
         if not self.max_weight > 0:
             raise ValueError(f"max_weight must be positive (inf allowed), got {max_weight!r}")
         if weight is not None:
@@ -215,7 +216,6 @@ class ClassificationLoss(_Loss):
                 )
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
-        self.label_smoothing = float(label_smoothing)
         self.problem_type = problem_type
         if self.spec.kind == "strict":
             self._function = _bounded(self._function, self.max_weight)

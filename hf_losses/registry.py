@@ -112,7 +112,7 @@ class LossSpec:
                 )
         values = {}
         for name, parameter in self.parameters.items():
-            value = _number(self.name, name, given.get(name, parameter.default))
+            value = as_number(self.name, name, given.get(name, parameter.default))
             if not parameter.above < value < float("inf"):
                 raise ValueError(
                     f"loss {self.name!r}: {name} must be finite and greater than "
@@ -122,7 +122,8 @@ class LossSpec:
         return values
 
 
-def _number(loss: str, name: str, value: Any) -> float:
+def as_number(loss: str, name: str, value: Any) -> float:
+    """The value of a parameter as a float, or a ValueError that names loss and parameter."""
     try:
         return float(value)
     except (TypeError, ValueError):

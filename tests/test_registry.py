@@ -48,6 +48,8 @@ MISTAKES = [
     ("strict_m", {"label_smoothing": -0.1}, ["label_smoothing", "[0, 1]", "got -0.1"]),
     ("strict_m", {"label_smoothing": 1.1}, ["label_smoothing", "[0, 1]", "got 1.1"]),
     ("strict_m", {"label_smoothing": math.nan}, ["label_smoothing", "[0, 1]", "got nan"]),
+    ("strict_m", {"max_weight": "x"}, ["'strict_m'", "max_weight must be a number", "got 'x'"]),
+    ("strict_m", {"label_smoothing": "x"}, ["label_smoothing must be a number", "got 'x'"]),
     ("strict_m", {"max_weight": 0}, ["max_weight", "positive (inf allowed)", "got 0"]),
     ("strict_m", {"max_weight": -1.5}, ["max_weight", "positive (inf allowed)", "got -1.5"]),
     ("strict_m", {"max_weight": math.nan}, ["max_weight", "positive (inf allowed)", "got nan"]),
