@@ -402,10 +402,15 @@ class LossMixin(_Base):  # type: ignore[misc]
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
-            self._check_same_loss(str(resume_from_checkpoint))
+            self.check_same_loss(str(resume_from_checkpoint))
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
-    def _check_same_loss(self, checkpoint: str) -> None:
+    def check_same_loss(self, checkpoint: str) -> None:
+        """Raises a ValueError if a checkpoint was trained with another loss, unless that is wanted.
+
+        Args:
+            checkpoint: Its folder.
+        """
         callbacks = _read_state(checkpoint).get("stateful_callbacks", {})
         # A checkpoint of the stock Trainer was trained with the built-in loss.
         stock = {"name": neutral_loss(_task(self._problem_type()))}

@@ -121,7 +121,6 @@ def load_model(path, options, data):
 def main(argv=None):
     parser = HfArgumentParser(
         (DataArguments, ModelArguments, RecipeTrainingArguments),
-        description=__doc__.splitlines()[0],
         usage="glue.py [--task_name TASK] [--model_name_or_path MODEL] [--loss LOSS] … (--help)",
     )
     try:  # Whatever does not fit is said here, before anything is trained or written.
@@ -167,10 +166,12 @@ def main(argv=None):
             preprocess_logits_for_metrics=decide,
             compute_metrics=compute_metrics,
         )
+        if args.resume_from_checkpoint:
+            trainer.check_same_loss(args.resume_from_checkpoint)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
-    training = {}
+    training, metrics = {}, {}
     if args.do_train:
         if trainer.is_world_process_zero():
             output.clear(args)
@@ -178,7 +179,6 @@ def main(argv=None):
         trainer.save_model()
         trainer.save_state()
     args.train_sampling_strategy = "random"  # Grouped, predictions would not be in the rows' order.
-    metrics = {}
     for name, split in (validation | tests).items():
         found = trainer.predict(split, metric_key_prefix=name)
         metrics[name] = found.metrics
