@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features, Value
 from peft import PeftModel
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -357,7 +360,12 @@ def test_an_interrupted_run_is_not_overwritten(run, files, capsys):
         "holds an unfinished run: continue it by --resume_from_checkpoint"
         in capsys.readouterr().err
     )
-    resumed, _ = run(*files, *saving, "--resume_from_checkpoint", "true")
+    saving = (*saving, "--resume_from_checkpoint", "true")
+    with pytest.raises(SystemExit) as stopped:
+        run(*files, *saving, "--loss", "strict_l")
+    assert stopped.value.code == 2
+    assert "was trained with the loss {'name': " in capsys.readouterr().err
+    resumed, _ = run(*files, *saving)
     assert resumed["metrics"] == whole["metrics"]
 
 
@@ -583,3 +591,128 @@ def test_says_what_to_do_without_the_hub(tmp_path):
 
 def test_is_a_page_that_a_user_reads():
     assert len((RECIPES / "glue.py").read_text().splitlines()) < 200
+
+
+# ---- As users launch it ------------------------------------------------------------------------
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+TWO_BY_ACCELERATE = [*ACCELERATE, "--multi_gpu", "--num_processes", "2"]
+TWO_BY_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+TORCHRUN_PORT = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+
+
+def launch(folder, *arguments, launcher=ACCELERATE):
+    done = subprocess.run(
+        [*launcher, str(RECIPES / "glue.py"), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def result_of(folder):
+    return json.loads(next(folder.rglob("result.json")).read_text())
+
+
+def test_the_one_command_on_a_few_rows(tmp_path):
+    sizes = ("--max_train_samples", "64", "--max_eval_samples", "32")
+    shown = launch(tmp_path, "--loss", "liberal_exp", *sizes)
+    assert "movie_reviews: 64 train, 32 validation, 32 test" in shown
+    assert "all-MiniLM-L6-v2" in shown
+    result = result_of(tmp_path / "runs/glue/movie_reviews-liberal_exp-seed42")
+    assert result["model"] == "all-MiniLM-L6-v2"
+    assert result["training"]["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_the_one_command(tmp_path):
+    launch(tmp_path, "--loss", "liberal_exp")
+    assert result_of(tmp_path)["metrics"]["test"]["accuracy"] >= 0.80
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    arguments = [
+        *("--loss", "liberal_exp", "--max_train_samples", "512", "--max_eval_samples", "32"),
+        *("--save_strategy", "steps", "--save_steps", "5", "--output_dir", "out"),
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    launch(whole, *arguments)
+    process = subprocess.Popen(
+        [*ACCELERATE, str(RECIPES / "glue.py"), *arguments],
+        cwd=killed,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (killed / "out" / "checkpoint-5" / "trainer_state.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "out" / "model.safetensors").exists()
+    assert "from checkpoint-" in launch(killed, *arguments, "--resume_from_checkpoint", "true")
+    weights = [(path / "out" / "model.safetensors").read_bytes() for path in (whole, killed)]
+    assert weights[0] == weights[1]
+    assert result_of(whole)["metrics"] == result_of(killed)["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [TWO_BY_ACCELERATE, [*TWO_BY_TORCHRUN, *TORCHRUN_PORT]],
+    ids=["accelerate", "torchrun"],
+)
+def test_two_processes_give_the_result_of_one(tiny, tmp_path, launcher):
+    # 33 test rows leave an incomplete batch; there, Trainer's mean loss of several processes is
+    # not exact, and only predictions and the metrics of the task are compared.
+    arguments = [
+        *("--train_file", write(tmp_path / "train.csv", rows(128, 0))),
+        *("--validation_file", write(tmp_path / "validation.csv", rows(64, 1))),
+        *("--test_file", write(tmp_path / "test.csv", rows(33, 2)), "--do_predict"),
+        *("--model_name_or_path", tiny, "--use_cpu", "--loss", "strict_l"),
+        *("--train_sampling_strategy", "random", "--num_train_epochs", "2"),
+        *("--learning_rate", "1e-3", "--output_dir", "out", "--per_device_train_batch_size"),
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    launch(one, *arguments, "16", "--per_device_eval_batch_size", "32")
+    sizes = ("8", "--per_device_eval_batch_size", "16")
+    shown = launch(two, *arguments, *sizes, launcher=launcher)
+    assert shown.count("Loss    ") == 1
+    expected, found = result_of(one), result_of(two)
+    assert found["training"]["world_size"] == 2
+    assert found["training"]["global_step"] == expected["training"]["global_step"] == 16
+    validation = expected["metrics"]["validation"]
+    assert found["metrics"]["validation"] == pytest.approx(validation, rel=1e-5)
+    assert found["metrics"]["test"]["accuracy"] == expected["metrics"]["test"]["accuracy"]
+    weights = [load_file(path / "out" / "model.safetensors") for path in (one, two)]
+    for name, weight in weights[0].items():
+        if name.endswith("key.bias"):
+            continue  # Attention does not depend on it: Adam makes steps of its rounding noise.
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
+    predictions = [(path / "out" / "predictions_test.tsv").read_text() for path in (one, two)]
+    assert predictions[0] == predictions[1]
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_a_mistake(tiny, tmp_path):
+    write(
+        tmp_path / "a.csv", [{"sentence": "good", "label": 1}, {"sentence": "bad", "label": None}]
+    )
+    files = ["--train_file", "a.csv", "--validation_file", "a.csv", "--output_dir", "out"]
+    done = subprocess.run(
+        [*TWO_BY_TORCHRUN, *TORCHRUN_PORT, str(RECIPES / "glue.py"), *files, "--use_cpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "a.csv, row 2: no label" in done.stderr
+    assert not (tmp_path / "out").exists()
