@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import optuna
 import pytest
 import tiny
 import torch
@@ -22,6 +23,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -93,6 +95,31 @@ def test_a_search_may_set_the_loss_after_the_trainer_was_built(build):
             trainer.model(input_ids=inputs["input_ids"]).logits, inputs["labels"]
         )
         torch.testing.assert_close(trainer.compute_loss(trainer.model.eval(), inputs), expected)
+
+
+def test_optuna_searches_over_losses(tmp_path):
+    def space(trial):
+        return {"loss": trial.suggest_categorical("loss", ["strict_m", "liberal_exp"])}
+
+    class Trained(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(trainer.loss_config["name"])
+
+    seen = []
+    trainer = LossTrainer(
+        model_init=lambda: tiny.bert(),
+        args=tiny.arguments(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1),
+        train_dataset=tiny.texts(),
+        eval_dataset=tiny.texts(),
+        callbacks=[Trained()],
+    )
+    trainer.hyperparameter_search(
+        space,
+        n_trials=4,
+        compute_objective=lambda metrics: metrics["eval_cross_entropy"],
+        sampler=optuna.samplers.GridSampler({"loss": ["strict_m", "liberal_exp"]}),
+    )
+    assert sorted(seen) == ["liberal_exp", "strict_m"]
 
 
 @pytest.mark.parametrize(
