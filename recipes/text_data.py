@@ -49,14 +49,14 @@ def option(default: Any, text: str) -> Any:
 class DataArguments:
     """The data: a task, or files of one's own."""
 
-    task_name: str | None = option(None, f"{', '.join(TASKS)} (default: movie_reviews)")
-    dataset_name: str | None = option(None, f"GLUE: a folder laid out like {HUB} (default: {HUB})")
+    task_name: str | None = option(None, f"{', '.join(TASKS)}; without one: {TASKS[0]}")
+    dataset_name: str | None = option(None, f"folder laid out like {HUB}; without one: {HUB}")
     train_file: str | None = option(None, "csv, tsv, json, jsonl or parquet, instead of a task")
     validation_file: str | None = option(None, "goes with --train_file")
     test_file: str | None = option(None, "goes with --train_file; its labels are optional")
-    sentence1_column: str | None = option(None, "text column (default: the text columns there are)")
+    sentence1_column: str | None = option(None, "text column; without one: all there are")
     sentence2_column: str | None = option(None, "second text column, for pairs")
-    label_column: str | None = option(None, "with a decimal point regression, else classes (label)")
+    label_column: str | None = option(None, "numbers with a decimal point are regression")
     max_train_samples: int | None = option(None, "train on a fixed random sample of this size")
     max_eval_samples: int | None = option(None, "the same for every validation and test set")
 
