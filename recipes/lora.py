@@ -1,0 +1,63 @@
+"""LoRA adapters, and which weights are saved beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+from arguments import option
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from transformers import PreTrainedModel
+
+
+@dataclass
+class LoraArguments:
+    """The adapter."""
+
+    lora: bool = option(False, "train a LoRA adapter and the head instead of all weights")
+    lora_r: int = option(16, "rank of the adapter")
+    lora_alpha: int = option(32, "the adapter is scaled by lora_alpha / lora_r")
+    lora_dropout: float = option(0.1, "dropout before the adapter")
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "layers to adapt; without any: PEFT's for the model, or all linear ones"},
+    )
+
+
+def add_adapter(
+    model: PreTrainedModel, options: LoraArguments, loading: dict[str, Any], task_type: str | None
+) -> peft.PeftModel:
+    """Wraps a model, so that the adapter and the new weights are trained and saved.
+
+    Args:
+        model: As loaded.
+        options: The adapter.
+        loading: What `from_pretrained(…, output_loading_info=True)` returned beside the model.
+        task_type: PEFT's name of the task; None where it has none.
+
+    Returns:
+        The model with its adapter.
+
+    Raises:
+        ValueError: If the model has no such layers; names those it has.
+    """
+    # New weights are saved beside the adapter: the checkpoint below it does not have them.
+    new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    body = f"{model.base_model_prefix}."
+    parts = sorted({k.rpartition(".")[0] if k.startswith(body) else k.split(".")[0] for k in new})
+    known = model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    config = peft.LoraConfig(
+        task_type=task_type,
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=options.lora_target_modules or (None if known else "all-linear"),
+        exclude_modules=parts or None,
+        modules_to_save=parts or None,
+    )
+    layers = sorted({n.split(".")[-2] for n, p in model.named_parameters() if p.dim() in (2, 4)})
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"{error} --lora_target_modules: {', '.join(layers)}") from error
