@@ -12,16 +12,21 @@ import torch
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_losses.arguments import parse_loss_kwargs
-from hf_losses.criterion import (
-    MULTI_LABEL,
-    SINGLE_LABEL,
-    ClassificationLoss,
-    RegressionLoss,
-    get_loss,
+from hf_losses.checkpoint import (
+    LOSS_FILE,
+    STATE_KEY,
+    last_complete_checkpoint,
+    loss_of_checkpoint,
 )
+from hf_losses.choice import (
+    builtin_loss,
+    check_head,
+    choose_loss,
+    problem_type,
+    settle_problem_type,
+)
+from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.normalise import (
     SumFunction,
     item_count,
@@ -29,25 +34,9 @@ from hf_losses.normalise import (
     shift_left,
     sum_over_items,
 )
-from hf_losses.registry import get_spec, list_losses, neutral_loss
+from hf_losses.registry import get_spec, neutral_loss
 
 logger = logging.getLogger(__name__)
-
-LOSS_FILE = "hf_losses.json"
-REGRESSION = "regression"
-
-# Heads by the name transformers gives their loss. The first group reads config.problem_type.
-CLASSIFIERS = (
-    "ForSequenceClassification",
-    "ForImageClassification",
-    "ForVideoClassification",
-)
-LABELLERS = (
-    "ForTokenClassification",
-    "ForCausalLM",
-    "ForMaskedLM",
-    "ForConditionalGeneration",
-)
 
 # Any trainer class may stand below; the type checker sees the stock one.
 _Base: Any = Trainer if TYPE_CHECKING else object
@@ -114,72 +103,14 @@ class LossMixin(_Base):  # type: ignore[misc]
             getattr(self.args, "loss", None),
             json.dumps(getattr(self.args, "loss_kwargs", None)),
             self.args.label_smoothing_factor,
-            self._problem_type(),
+            problem_type(self._core()),
         )
         if self._built is None or self._built[0] != key:
-            criterion = self._build_loss()
+            criterion = choose_loss(self._given_loss, self.args, self._core())
             if isinstance(criterion, nn.Module):
                 criterion.to(self.args.device)
             self._built = (key, criterion, sum_over_items(criterion))
         return self._built[1:]
-
-    def _build_loss(self) -> Any:
-        given, named = self._given_loss, getattr(self.args, "loss", None)
-        if given is not None and named is not None and given != named:
-            raise ValueError(
-                f"two losses: loss={given!r} given to the trainer and {named!r} in its arguments; "
-                "keep one"
-            )
-        smoothing = self.args.label_smoothing_factor
-        if given is not None and not isinstance(given, str):
-            if smoothing:
-                raise ValueError(
-                    f"label_smoothing_factor={smoothing} would be ignored by a loss that is "
-                    "already built: use get_loss(name, label_smoothing=…) instead"
-                )
-            return self._fitting(given)
-        params = parse_loss_kwargs(getattr(self.args, "loss_kwargs", None))
-        problem = self._problem_type()
-        name = given or named or neutral_loss(_task(problem))
-        if smoothing:
-            if problem in (MULTI_LABEL, REGRESSION):
-                raise ValueError(
-                    f"label_smoothing_factor={smoothing} does not apply to {problem} "
-                    "(for several labels: loss_kwargs '{\"label_smoothing\": …}')"
-                )
-            if params.setdefault("label_smoothing", smoothing) != smoothing:
-                raise ValueError(
-                    f"label_smoothing_factor={smoothing} and loss_kwargs {params} contradict each "
-                    "other; keep one"
-                )
-        if problem == MULTI_LABEL and get_spec(name).task == "classification":
-            params.setdefault("problem_type", MULTI_LABEL)
-        return self._fitting(get_loss(name, **params))
-
-    def _fitting(self, loss: Any) -> Any:
-        problem = self._problem_type()
-        if not isinstance(loss, ClassificationLoss | RegressionLoss):
-            return loss
-        name, head = loss.spec.name, f"{type(self._core()).__name__}, problem_type={problem!r}"
-        if self._is_classifier():
-            head += f", num_labels={self._core().config.num_labels}"
-        if problem is not None and loss.spec.task != _task(problem):
-            raise ValueError(
-                f"loss {name!r} is for {loss.spec.task} and does not fit the model's head "
-                f"({head}); choose one of: {', '.join(list_losses(task=_task(problem)))}"
-            )
-        if problem is None and self._is_classifier() and loss.spec.task == REGRESSION:
-            raise ValueError(
-                f"loss {name!r} is for regression and does not fit the model's head ({head}); set "
-                "config.problem_type='regression', or choose one of: "
-                f"{', '.join(list_losses(task='classification'))}"
-            )
-        if problem in (SINGLE_LABEL, MULTI_LABEL) and loss.problem_type != problem:
-            raise ValueError(
-                f"the loss was built for {loss.problem_type} and does not fit the model's head "
-                f"({head}); make config.problem_type and the loss's problem_type the same"
-            )
-        return loss
 
     def _core(self) -> Any:
         """The model without wrappers and adapters."""
@@ -189,17 +120,6 @@ class LossMixin(_Base):  # type: ignore[misc]
             core = model.get_base_model() if hasattr(model, "get_base_model") else model
             self._unwrapped = (self.model, core)
         return self._unwrapped[1]
-
-    def _is_classifier(self) -> bool:
-        return getattr(self._core(), "loss_type", None) in CLASSIFIERS
-
-    def _problem_type(self) -> str | None:
-        """What the head is for; None for a classifier until labels have shown it."""
-        if self._is_classifier():
-            config = self._core().config
-            declared: str | None = config.problem_type
-            return declared or (REGRESSION if config.num_labels == 1 else None)
-        return SINGLE_LABEL if getattr(self._core(), "loss_type", None) in LABELLERS else None
 
     def _check_trainer(self) -> None:
         if self.compute_loss_func is not None:
@@ -221,17 +141,9 @@ class LossMixin(_Base):  # type: ignore[misc]
                 "sequence parallelism computes the model's built-in loss; "
                 "use data or tensor parallelism with this trainer"
             )
-        loss_type = getattr(self._core(), "loss_type", None)
         if not self.label_names:
             self.label_names = ["labels"]  # The model itself never sees them.
-        if self.label_names != ["labels"] or (
-            loss_type is not None and loss_type not in CLASSIFIERS + LABELLERS
-        ):
-            raise ValueError(
-                f"{type(self._core()).__name__} (labels {self.label_names}) is not a model whose "
-                "loss is one function of its logits and 'labels'; models that fit: "
-                f"{', '.join(CLASSIFIERS + LABELLERS)}"
-            )
+        check_head(self._core(), self.label_names)
 
     # ---- Computing it ------------------------------------------------------------------------
 
@@ -269,7 +181,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             )
         core = self._core()
         if labels is not None:
-            self._settle_problem_type(core, labels)
+            settle_problem_type(core, labels)
             if (
                 hasattr(core, "prepare_decoder_input_ids_from_labels")
                 and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
@@ -322,12 +234,13 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     def _neutral(self) -> ClassificationLoss | RegressionLoss:
         """The plain baseline of the task, by which runs with different losses are compared."""
-        options = {"problem_type": MULTI_LABEL} if self._problem_type() == MULTI_LABEL else {}
+        several = problem_type(self._core()) == MULTI_LABEL
+        options = {"problem_type": MULTI_LABEL} if several else {}
         return get_loss(self._neutral_name(), **options)
 
     def _neutral_name(self) -> str:
         spec = getattr(self.criterion, "spec", None)
-        return neutral_loss(_task(self._problem_type()) if spec is None else spec.task)
+        return builtin_loss(self._core()) if spec is None else neutral_loss(spec.task)
 
     def _auxiliary(self, outputs: Any) -> Tensor | float:
         """What a mixture of experts adds to its loss; models leave it out when given no labels."""
@@ -342,12 +255,6 @@ class LossMixin(_Base):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)
         config = getattr(model, "active_peft_config", None)
         return config is not None and bool(config.is_prompt_learning)
-
-    def _settle_problem_type(self, core: Any, labels: Tensor) -> None:
-        """Does what the model would have done, had it seen the labels."""
-        if self._is_classifier() and core.config.problem_type is None:
-            many = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
-            core.config.problem_type = REGRESSION if core.config.num_labels == 1 else many
 
     # ---- Evaluation --------------------------------------------------------------------------
 
@@ -411,10 +318,8 @@ class LossMixin(_Base):  # type: ignore[misc]
         Args:
             checkpoint: Its folder.
         """
-        callbacks = _read_state(checkpoint).get("stateful_callbacks", {})
         # A checkpoint of the stock Trainer was trained with the built-in loss.
-        stock = {"name": neutral_loss(_task(self._problem_type()))}
-        before = callbacks.get("hf_losses", {}).get("args", stock)
+        before = loss_of_checkpoint(checkpoint) or {"name": builtin_loss(self._core())}
         if before != self.loss_config and not getattr(self.args, "allow_loss_change", False):
             raise ValueError(
                 f"{checkpoint} was trained with the loss {before}, not {self.loss_config}: resume "
@@ -424,7 +329,7 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, and the loss in its config, its folder and the trainer's state."""
-        self.state.stateful_callbacks["hf_losses"] = {"args": self.loss_config, "attributes": {}}
+        self.state.stateful_callbacks[STATE_KEY] = {"args": self.loss_config, "attributes": {}}
         config = getattr(self._core(), "config", None)
         if config is not None:
             config.hf_losses = self.loss_config
@@ -455,46 +360,3 @@ class LossTrainer(LossMixin, Trainer):  # type: ignore[misc]
     Example:
         >>> LossTrainer(model=model, args=args, train_dataset=data, loss="liberal_exp").train()
     """
-
-
-def _task(problem_type: str | None) -> str:
-    return "regression" if problem_type == REGRESSION else "classification"
-
-
-def _read_state(checkpoint: str) -> dict[str, Any]:
-    path = os.path.join(checkpoint, "trainer_state.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            state: dict[str, Any] = json.load(file)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{checkpoint} is no complete checkpoint: cannot read its trainer_state.json ({error})"
-        ) from error
-    return state
-
-
-def last_complete_checkpoint(output_dir: str) -> str:
-    """The newest checkpoint that was written to its end: Trainer writes its state last.
-
-    Args:
-        output_dir: Folder of `checkpoint-N` folders.
-
-    Returns:
-        Path of one of them. Those cut short by a crash are left out with a warning.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
-    steps = [name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for name in names]
-    for step in sorted((int(step) for step in steps if step.isdigit()), reverse=True):
-        checkpoint = os.path.join(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-        try:
-            _read_state(checkpoint)
-        except ValueError as error:
-            logger.warning("%s; trying the one before", error)
-        else:
-            return checkpoint
-    raise ValueError(
-        f"no complete checkpoint in {output_dir}: train without resume_from_checkpoint first"
-    )

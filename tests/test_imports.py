@@ -23,7 +23,9 @@ MATHS = {
 TRAINING = {
     "arguments": {"registry", "criterion"},
     "normalise": {*MATHS, "arguments"},
-    "trainer": {*MATHS, "arguments", "normalise"},
+    "choice": {*MATHS, "arguments"},
+    "checkpoint": set(),
+    "trainer": {*MATHS, "arguments", "normalise", "choice", "checkpoint"},
 }
 
 

@@ -1,0 +1,72 @@
+"""Checkpoints that know their loss: which one is complete, and which loss it was trained with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+logger = logging.getLogger(__name__)
+
+LOSS_FILE = "hf_losses.json"
+# Of `stateful_callbacks` in trainer_state.json: "args" is the loss, "attributes" what was counted.
+STATE_KEY = "hf_losses"
+
+
+def last_complete_checkpoint(output_dir: str) -> str:
+    """The newest checkpoint that was written to its end: Trainer writes its state last.
+
+    Args:
+        output_dir: Folder of `checkpoint-N` folders.
+
+    Returns:
+        Path of one of them. Those cut short by a crash are left out with a warning.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
+    steps = [name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for name in names]
+    for step in sorted((int(step) for step in steps if step.isdigit()), reverse=True):
+        checkpoint = os.path.join(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        try:
+            _read_state(checkpoint)
+        except ValueError as error:
+            logger.warning("%s; trying the one before", error)
+        else:
+            return checkpoint
+    raise ValueError(
+        f"no complete checkpoint in {output_dir}: train without resume_from_checkpoint first"
+    )
+
+
+def loss_of_checkpoint(checkpoint: str) -> dict[str, Any] | None:
+    """Name and parameters of the loss that a checkpoint was trained with.
+
+    Args:
+        checkpoint: Its folder.
+
+    Returns:
+        None for a checkpoint of the stock Trainer.
+
+    Raises:
+        ValueError: If the checkpoint is not complete.
+    """
+    record = _read_state(checkpoint).get("stateful_callbacks", {}).get(STATE_KEY, {})
+    config: dict[str, Any] | None = record.get("args")
+    return config
+
+
+def _read_state(checkpoint: str) -> dict[str, Any]:
+    path = os.path.join(checkpoint, "trainer_state.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            state: dict[str, Any] = json.load(file)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{checkpoint} is no complete checkpoint: cannot read its trainer_state.json ({error})"
+        ) from error
+    return state

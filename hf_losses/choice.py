@@ -1,0 +1,167 @@
+"""Which loss a trainer uses: as named or given, and as fits what the model's head is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from hf_losses.arguments import parse_loss_kwargs
+from hf_losses.criterion import (
+    MULTI_LABEL,
+    SINGLE_LABEL,
+    ClassificationLoss,
+    RegressionLoss,
+    get_loss,
+)
+from hf_losses.registry import get_spec, list_losses, neutral_loss
+
+REGRESSION = "regression"
+
+# Heads by the name transformers gives their loss. The first group reads config.problem_type.
+CLASSIFIERS = (
+    "ForSequenceClassification",
+    "ForImageClassification",
+    "ForVideoClassification",
+)
+LABELLERS = (
+    "ForTokenClassification",
+    "ForCausalLM",
+    "ForMaskedLM",
+    "ForConditionalGeneration",
+)
+
+
+def check_head(model: Any, label_names: list[str]) -> None:
+    """Raises a ValueError unless the model's loss is one function of its logits and labels.
+
+    Args:
+        model: The model without wrappers; one that transformers does not know is taken as it is.
+        label_names: The columns that the trainer takes for labels.
+    """
+    loss_type = _loss_type(model)
+    if label_names != ["labels"] or loss_type not in (None, *CLASSIFIERS, *LABELLERS):
+        raise ValueError(
+            f"{type(model).__name__} (labels {label_names}) is not a model whose loss is one "
+            "function of its logits and 'labels'; models that fit: "
+            f"{', '.join(CLASSIFIERS + LABELLERS)}"
+        )
+
+
+def problem_type(model: Any) -> str | None:
+    """What the head is for, in the words of `config.problem_type`.
+
+    Args:
+        model: The model without wrappers.
+
+    Returns:
+        None for a classifier until labels have shown it, and for a head that is not known.
+    """
+    if _is_classifier(model):
+        declared: str | None = model.config.problem_type
+        return declared or (REGRESSION if model.config.num_labels == 1 else None)
+    return SINGLE_LABEL if _loss_type(model) in LABELLERS else None
+
+
+def settle_problem_type(model: Any, labels: Tensor) -> None:
+    """Sets a classifier's `config.problem_type` as the model would, had it seen the labels.
+
+    Args:
+        model: The model without wrappers.
+        labels: Those of any batch.
+    """
+    if _is_classifier(model) and model.config.problem_type is None:
+        many = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
+        model.config.problem_type = REGRESSION if model.config.num_labels == 1 else many
+
+
+def builtin_loss(model: Any) -> str:
+    """Name of the loss that is built into the model without wrappers."""
+    return neutral_loss(_task(problem_type(model)))
+
+
+def choose_loss(given: Any, args: Any, model: Any) -> Any:
+    """The loss of a trainer.
+
+    Args:
+        given: Its `loss`: a name, a module, a callable, or None.
+        args: Its training arguments, with or without the fields of `LossTrainingArguments`.
+        model: Its model without wrappers.
+
+    Returns:
+        A module of this project, or what was given; the task's baseline if nothing names a loss.
+
+    Raises:
+        ValueError: If two losses are named, the loss is unknown or does not fit the model's head,
+            or label smoothing would be ignored.
+    """
+    named, smoothing = getattr(args, "loss", None), args.label_smoothing_factor
+    if given is not None and named is not None and given != named:
+        raise ValueError(
+            f"two losses: loss={given!r} given to the trainer and {named!r} in its arguments; "
+            "keep one"
+        )
+    if given is not None and not isinstance(given, str):
+        if smoothing:
+            raise ValueError(
+                f"label_smoothing_factor={smoothing} would be ignored by a loss that is "
+                "already built: use get_loss(name, label_smoothing=…) instead"
+            )
+        _check_fit(given, model)
+        return given
+    params = parse_loss_kwargs(getattr(args, "loss_kwargs", None))
+    problem = problem_type(model)
+    name = given or named or builtin_loss(model)
+    if smoothing:
+        if problem in (MULTI_LABEL, REGRESSION):
+            raise ValueError(
+                f"label_smoothing_factor={smoothing} does not apply to {problem} "
+                "(for several labels: loss_kwargs '{\"label_smoothing\": …}')"
+            )
+        if params.setdefault("label_smoothing", smoothing) != smoothing:
+            raise ValueError(
+                f"label_smoothing_factor={smoothing} and loss_kwargs {params} contradict each "
+                "other; keep one"
+            )
+    if problem == MULTI_LABEL and get_spec(name).task == "classification":
+        params.setdefault("problem_type", MULTI_LABEL)
+    loss = get_loss(name, **params)
+    _check_fit(loss, model)
+    return loss
+
+
+def _check_fit(loss: Any, model: Any) -> None:
+    if not isinstance(loss, ClassificationLoss | RegressionLoss):
+        return
+    problem = problem_type(model)
+    name, head = loss.spec.name, f"{type(model).__name__}, problem_type={problem!r}"
+    if _is_classifier(model):
+        head += f", num_labels={model.config.num_labels}"
+    if problem is not None and loss.spec.task != _task(problem):
+        raise ValueError(
+            f"loss {name!r} is for {loss.spec.task} and does not fit the model's head "
+            f"({head}); choose one of: {', '.join(list_losses(task=_task(problem)))}"
+        )
+    if problem is None and _is_classifier(model) and loss.spec.task == REGRESSION:
+        raise ValueError(
+            f"loss {name!r} is for regression and does not fit the model's head ({head}); set "
+            "config.problem_type='regression', or choose one of: "
+            f"{', '.join(list_losses(task='classification'))}"
+        )
+    if problem in (SINGLE_LABEL, MULTI_LABEL) and loss.problem_type != problem:
+        raise ValueError(
+            f"the loss was built for {loss.problem_type} and does not fit the model's head "
+            f"({head}); make config.problem_type and the loss's problem_type the same"
+        )
+
+
+def _task(problem: str | None) -> str:
+    return "regression" if problem == REGRESSION else "classification"
+
+
+def _loss_type(model: Any) -> str | None:
+    return getattr(model, "loss_type", None)
+
+
+def _is_classifier(model: Any) -> bool:
+    return _loss_type(model) in CLASSIFIERS
