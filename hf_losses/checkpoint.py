@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 LOSS_FILE = "hf_losses.json"
 # Of `stateful_callbacks` in trainer_state.json: "args" is the loss, "attributes" what was counted.
 STATE_KEY = "hf_losses"
+COUNT_KEY = "nonfinite_grad_steps"
 
 
 def last_complete_checkpoint(output_dir: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_losses.checkpoint import (
+    COUNT_KEY,
     LOSS_FILE,
     STATE_KEY,
     last_complete_checkpoint,
@@ -27,6 +28,7 @@ from hf_losses.choice import (
     settle_problem_type,
 )
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.gradients import NonfiniteSteps
 from hf_losses.normalise import (
     SumFunction,
     item_count,
@@ -75,6 +77,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._neutral_of_batch: Tensor | None = None
         self._batch_has_loss = False
         self._unwrapped: tuple[Any, Any] | None = None
+        self._nonfinite = NonfiniteSteps()
         super().__init__(*args, **kwargs)
         self._check_trainer()
         self._loss()
@@ -256,6 +259,33 @@ class LossMixin(_Base):  # type: ignore[misc]
         config = getattr(model, "active_peft_config", None)
         return config is not None and bool(config.is_prompt_learning)
 
+    # ---- Gradients that are not finite -------------------------------------------------------
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's start of a training; one that is resumed goes on counting."""
+        trained = super()._init_training_state(*args, **kwargs)
+        record = self.state.stateful_callbacks.get(STATE_KEY, {})
+        self._nonfinite = NonfiniteSteps(record.get("attributes", {}).get(COUNT_KEY, 0))
+        return trained
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's gradient norm of an optimizer step, which is looked at here."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        # DeepSpeed alone has made the step by now, and its norm leaves out the overflow of fp16.
+        skipped = self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped
+        self._nonfinite.add(norm, skipped)
+        return norm
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Trainer's log; its last line of a training has `train_nonfinite_grad_steps`."""
+        if "train_runtime" in logs:
+            logs[f"train_{COUNT_KEY}"] = self._nonfinite.count
+            if self._nonfinite.count and self.is_world_process_zero():
+                # Of a fused optimizer, which does the skipping itself, accelerate does not know it.
+                skipped = self.accelerator.scaler or self.accelerator.optimizer_step_was_skipped
+                logger.warning(self._nonfinite.warning(self.state.global_step, bool(skipped)))
+        super().log(logs, *args, **kwargs)
+
     # ---- Evaluation --------------------------------------------------------------------------
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -329,7 +359,10 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, and the loss in its config, its folder and the trainer's state."""
-        self.state.stateful_callbacks[STATE_KEY] = {"args": self.loss_config, "attributes": {}}
+        self.state.stateful_callbacks[STATE_KEY] = {
+            "args": self.loss_config,
+            "attributes": {COUNT_KEY: self._nonfinite.count},
+        }
         config = getattr(self._core(), "config", None)
         if config is not None:
             config.hf_losses = self.loss_config

@@ -25,7 +25,8 @@ TRAINING = {
     "normalise": {*MATHS, "arguments"},
     "choice": {*MATHS, "arguments"},
     "checkpoint": set(),
-    "trainer": {*MATHS, "arguments", "normalise", "choice", "checkpoint"},
+    "gradients": set(),
+    "trainer": {*MATHS, "arguments", "normalise", "choice", "checkpoint", "gradients"},
 }
 
 
