@@ -30,6 +30,7 @@ from hf_losses.choice import (
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.gradients import NonfiniteSteps
 from hf_losses.normalise import (
+    IGNORE,
     SumFunction,
     item_count,
     logits_of,
@@ -214,9 +215,18 @@ class LossMixin(_Base):  # type: ignore[misc]
             items = items.flatten()[0]
             if not self.args.average_tokens_across_devices:
                 items = items * self.args.n_gpu
+        rows = self._rows_of_last_batch(len(labels))
+        if rows is not None:
+            logits, labels = logits[:rows], labels[:rows]
+            items = self.accelerator.reduce(labels.ne(IGNORE).sum())
         count = item_count(logits, labels, items, criterion)
 
         def of_step(summed: SumFunction) -> Tensor:
+            if rows is not None:
+                # One mean for all: processes with fewer rows, or none, must not weigh as much.
+                own = summed(logits, labels) if rows else logits.float().sum()
+                mean: Tensor = self.accelerator.reduce(own) / count
+                return mean
             loss: Tensor = summed(logits, labels) / count
             if num_items_in_batch is None:
                 steps = self.current_gradient_accumulation_steps if self.model.training else 1
@@ -300,6 +310,24 @@ class LossMixin(_Base):  # type: ignore[misc]
         finally:
             self._neutral_losses = None
         return output
+
+    def _rows_of_last_batch(self, size: int) -> int | None:
+        """How many rows of an evaluation's last batch are this process's own.
+
+        Several processes fill it up with rows from the beginning, so that all have equally many.
+        None wherever Trainer's mean is right without it.
+        """
+        state, tensor_parallel = self.accelerator.gradient_state, self.get_tp_size() > 1
+        if (
+            self._neutral_losses is None
+            or self.accelerator.num_processes == 1
+            or tensor_parallel
+            or getattr(self.accelerator, "parallelism_config", None) is not None
+            or not state.end_of_dataloader
+            or state.remainder < 1
+        ):
+            return None
+        return int(max(0, state.remainder - self.accelerator.process_index * size))
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any

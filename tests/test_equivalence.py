@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -104,9 +105,13 @@ def test_soft_labels_are_counted_in_rows(tmp_path):
         assert tiny.difference(by_index, by_row) < ROUNDING
 
 
-def test_two_processes_equal_one(tmp_path):
-    # 4 x 2 processes x 2 accumulated: the last step has one micro-batch of 2.
-    file = tmp_path / "two.pt"
+# ---- Two processes -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What two processes find by the functions below."""
+    file = tmp_path_factory.mktemp("two") / "found.pt"
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
     subprocess.run(
         [sys.executable, *launch, "--rdzv-endpoint=localhost:0", __file__, str(file)],
@@ -115,31 +120,109 @@ def test_two_processes_equal_one(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
-    two = torch.load(file)
-    for (task, loss), steps in two.items():
-        model, data = TASKS[task]
-        one = tiny.gradients(tmp_path, model(), data(), loss=loss, gradient_accumulation_steps=2)
-        assert tiny.difference(one, steps) < ROUNDING, (task, loss)
-    assert len(two) == 3 * len(LOSSES)
+    return torch.load(file)
 
 
-def _gradients_of_two_processes(file: str) -> None:
+def test_two_processes_have_the_gradients_of_one(two_processes, tmp_path):
+    # 4 x 2 processes x 2 accumulated: the last step has one micro-batch of 2.
+    one = all_gradients(tmp_path, 8)
+    for key, steps in one.items():
+        assert tiny.difference(steps, two_processes["gradients"][key]) < ROUNDING, key
+
+
+def all_gradients(folder, batch):
+    return {
+        (task, loss): tiny.gradients(
+            folder,
+            TASKS[task][0](),
+            TASKS[task][1](),
+            loss=loss,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=2,
+        )
+        for task in ("bert", "vit", "causal-lm")
+        for loss in LOSSES
+    }
+
+
+def test_two_processes_train_on_an_incomplete_batch_as_the_stock_trainer(two_processes):
+    assert tiny.difference(*two_processes["incomplete"]) < ROUNDING
+
+
+def gradients_of_stock_and_ours(folder):
+    # ViT is one of the models that the stock Trainer divides right.
+    return [
+        tiny.gradients(
+            folder,
+            tiny.vit(),
+            tiny.images(37),
+            trainer=trainer,
+            per_device_train_batch_size=4,
+        )
+        for trainer in (Trainer, LossTrainer)
+    ]
+
+
+def test_two_processes_evaluate_as_one(two_processes, tmp_path):
+    one = all_evaluations(tmp_path, 8)
+    for key, numbers in one.items():
+        assert two_processes["evaluations"][key] == pytest.approx(numbers, rel=ROUNDING), key
+
+
+def all_evaluations(folder, batch):
+    """The last batch has 8 rows, 5, 2 (none for the second process), or there are 3 in all."""
+    tasks = {
+        task: (*TASKS[task], "strict_l", torch.nn.functional.cross_entropy)
+        for task in ("bert", "vit", "bert-token", "multi-label")
+    }
+    tasks["regression"] = (
+        lambda: tiny.bert(num_labels=1),
+        lambda size: tiny.texts(size, tiny.number),
+        "smae",
+        torch.nn.functional.l1_loss,
+    )
     found = {}
-    for task in ("bert", "vit", "causal-lm"):
-        model, data = TASKS[task]
-        for loss in LOSSES:
-            found[task, loss] = tiny.gradients(
-                Path(file).parent / "two",
-                model(),
-                data(),
-                loss=loss,
-                per_device_train_batch_size=4,
-                gradient_accumulation_steps=2,
-            )
-    if os.environ["RANK"] == "0":
-        torch.save(found, file)
-    torch.distributed.destroy_process_group()
+    for task, (model, data, *losses) in tasks.items():
+        # Without averaging, Trainer takes the mean of two means, which are equal only by row.
+        for average in (True, False) if task == "bert" else (True,):
+            for loss in losses:
+                arguments = tiny.arguments(
+                    folder,
+                    per_device_eval_batch_size=batch,
+                    average_tokens_across_devices=average,
+                )
+                trainer = LossTrainer(model=model(), args=arguments, loss=loss)
+                for size in (40, 37, 34, 3):
+                    metrics = trainer.evaluate(data(size))
+                    key = task, average, loss if isinstance(loss, str) else loss.__name__, size
+                    baseline = "eval_mse" if task == "regression" else "eval_cross_entropy"
+                    found[key] = metrics["eval_loss"], metrics[baseline]
+    return found
+
+
+def test_a_gradient_that_one_of_two_processes_breaks_is_one_step(two_processes):
+    assert two_processes["nonfinite"] == 2
+
+
+def nonfinite_steps(folder):
+    trainer = LossTrainer(
+        model=tiny.bert(), args=tiny.arguments(folder), train_dataset=tiny.texts()
+    )
+    broken = os.environ["RANK"] == "1"
+    trainer.model.classifier.bias.register_hook(
+        lambda grad: grad * math.nan if broken and trainer.state.global_step else grad
+    )
+    return trainer.train().metrics["train_nonfinite_grad_steps"]
 
 
 if __name__ == "__main__":
-    _gradients_of_two_processes(sys.argv[1])
+    folder = Path(sys.argv[1]).parent
+    found = {
+        "gradients": all_gradients(folder, 4),
+        "incomplete": gradients_of_stock_and_ours(folder),
+        "evaluations": all_evaluations(folder, 4),
+        "nonfinite": nonfinite_steps(folder),
+    }
+    if os.environ["RANK"] == "0":
+        torch.save(found, sys.argv[1])
+    torch.distributed.destroy_process_group()
