@@ -1,0 +1,199 @@
+"""Fine-tunes or trains a model on images, with the loss of your choice.
+
+accelerate launch recipes/image_classification.py --loss strict_l
+accelerate launch recipes/image_classification.py --loss liberal_exp --dataset_name beans \
+    --model_name_or_path google/vit-base-patch16-224-in21k
+accelerate launch recipes/image_classification.py --loss strict_m --train_dir photos/train --lora \
+    --validation_dir photos/validation --model_name_or_path facebook/convnext-tiny-224
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import output
+from arguments import CORES, RecipeTrainingArguments, check_loss, option
+from image_data import DIGITS, DataArguments
+from image_pipeline import (
+    AUGMENTATIONS,
+    Mixing,
+    ModelInputs,
+    NewEpoch,
+    build_augmentation,
+    image_size,
+)
+from lora import LoraArguments, add_adapter
+from scratch import build_config
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    ViTImageProcessor,
+    set_seed,
+)
+
+from hf_losses import LossTrainer, get_loss
+from hf_losses.metrics import METRICS, GlueMetric
+
+
+@dataclass
+class ModelArguments(LoraArguments):
+    """The model and its adapter."""
+
+    model_name_or_path: str | None = option(
+        None, "Hub name or folder of a pretrained model; without one: --model_type from scratch"
+    )
+    model_type: str = option("vit", "architecture of a model from scratch: vit, resnet, convnext …")
+    config_overrides: str | None = option(
+        None, "its settings: hidden_size=64,num_hidden_layers=4,patch_size=4,image_size=28"
+    )
+    freeze_backbone: bool = option(False, "train the head alone, on the pretrained features")
+
+
+@dataclass
+class AugmentationArguments:
+    """What is done to training images; all of it in the data loader's processes."""
+
+    augmentation: str | None = option(
+        None, f"{', '.join(AUGMENTATIONS)}; without one: crop_flip, for digits and idx files crop"
+    )
+    min_crop: float | None = option(
+        None, "least share of an image that a crop takes; without one: 0.08, with crop alone 0.8"
+    )
+    mixup_alpha: float = option(0.0, "mixup's Beta(α, α); 0: no mixup")
+    cutmix_alpha: float = option(0.0, "CutMix's Beta(α, α); 0: none; with both: either, by chance")
+
+
+@dataclass
+class ImageTrainingArguments(RecipeTrainingArguments):
+    """Every training argument of transformers, with defaults of this recipe."""
+
+    learning_rate: float | None = option(None, "without one: 5e-5, from scratch 1e-3")
+    num_train_epochs: float | None = option(None, f"without one: 3, for {DIGITS} 30")
+    dataloader_num_workers: int = option(min(CORES, 8), "processes that load images")
+    dataloader_persistent_workers: bool = option(True, "keep them from epoch to epoch")
+
+    def __post_init__(self):
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
+        super().__post_init__()
+
+
+def load_model(options, data):
+    labels = {
+        "id2label": dict(enumerate(data.classes)),
+        "label2id": {label: i for i, label in enumerate(data.classes)},
+        "problem_type": "single_label_classification",
+    }
+    path = options.model_name_or_path
+    if path is None:
+        config, size = build_config(options.model_type, options.config_overrides, data, labels)
+        model = AutoModelForImageClassification.from_config(config)
+        processor = ViTImageProcessor(
+            size=size, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
+        )
+        return processor, model
+    try:
+        processor = AutoImageProcessor.from_pretrained(path)
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            path,
+            num_labels=len(data.classes),
+            **labels,
+            dtype="float32",  # Half precision is what --bf16 is for: it keeps float32 weights.
+            ignore_mismatched_sizes=True,  # A head for other classes is replaced, and reported.
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
+            "takes a folder or a Hub name that AutoModelForImageClassification loads"
+        ) from error
+    if options.freeze_backbone:
+        backbone = model.base_model.requires_grad_(False).eval()
+        backbone.train = lambda mode=True: backbone  # Batch norm and dropout stay as in inference.
+    return processor, add_adapter(model, options, loading, None) if options.lora else model
+
+
+def main(argv=None):
+    parser = HfArgumentParser(
+        (DataArguments, ModelArguments, AugmentationArguments, ImageTrainingArguments),
+        usage="image_classification.py [--dataset_name NAME] [--model_name_or_path MODEL] "
+        "[--loss LOSS] … (--help)",
+    )
+    try:  # Whatever does not fit is said here, before anything is trained or written.
+        source, options, changes, args = parser.parse_args_into_dataclasses(
+            argv, look_for_args_file=False
+        )
+        check_loss(args.loss, "classification", source.name)
+        with args.main_process_first():
+            data = source.load()
+        validation, tests = data.sets("validation"), data.sets("test")
+        scratch = options.model_name_or_path is None
+        if args.learning_rate is None:
+            args.learning_rate = 1e-3 if scratch else 5e-5
+        if args.num_train_epochs is None:
+            args.num_train_epochs = 30 if source.dataset_name == DIGITS else 3
+        if not validation:
+            args.eval_strategy = "no"
+        name = options.model_name_or_path or f"{options.model_type} from scratch"
+        name = Path(name).resolve().name if Path(name).is_dir() else name
+        loss = get_loss(args.loss or "cross_entropy", **(args.loss_kwargs or {}))
+        output.prepare(args, "image_classification", source.name, data, name, loss)
+        set_seed(args.seed)  # The new head is random.
+        processor, model = load_model(options, data)
+        augment = build_augmentation(
+            changes.augmentation or ("crop" if data.drawn else "crop_flip"),
+            image_size(processor),
+            processor.resample,
+            changes.min_crop,
+        )
+        mixing = None
+        if changes.mixup_alpha or changes.cutmix_alpha:
+            mixing = Mixing(len(data.classes), changes.mixup_alpha, changes.cutmix_alpha)
+        inputs = ModelInputs(data.splits["train"], processor, augment, mixing, args.seed)
+        validation, tests = (
+            {name: ModelInputs(images, processor) for name, images in sets.items()}
+            for sets in (validation, tests)
+        )
+        metric = GlueMetric("classification")
+        if args.metric_for_best_model == "task":
+            args.metric_for_best_model = METRICS["classification"][0]
+        trainer = LossTrainer(
+            model=model,
+            args=args,
+            train_dataset=inputs,
+            eval_dataset=validation.get("validation"),
+            processing_class=processor,
+            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+            compute_metrics=lambda found: metric.compute(
+                predictions=found.predictions, references=found.label_ids
+            ),
+            callbacks=[NewEpoch(inputs)],
+        )
+        if args.resume_from_checkpoint:
+            trainer.check_same_loss(args.resume_from_checkpoint)
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
+
+    training, metrics = {}, {}
+    if args.do_train:
+        if trainer.is_world_process_zero():
+            output.clear(args)
+        training = trainer.train(args.resume_from_checkpoint).metrics
+        trainer.save_model()
+        trainer.save_state()
+    for name, images in (validation | tests).items():
+        found = trainer.predict(images, metric_key_prefix=name)
+        metrics[name] = found.metrics
+        if args.do_predict and name in tests and trainer.is_world_process_zero():
+            rows = images.images.names()
+            output.write_predictions(args, name, rows, found.predictions, data.classes)
+    card = {"tasks": "image-classification", "dataset": source.name}
+    trainer.create_model_card(**card)
+    if trainer.is_world_process_zero():
+        facts = {"task": source.name, "model": name, "skipped_images": data.skipped}
+        output.write_result(trainer, metrics, training, METRICS["classification"], **facts)
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+
+
+if __name__ == "__main__":
+    main()

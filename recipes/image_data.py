@@ -1,0 +1,352 @@
+"""Images with labels: the Hub, folders, parquet and idx files, and the digits of scikit-learn.
+
+Whatever does not fit raises a ValueError that names file or row, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+from arguments import option
+from images import Images, Pixels, Stored
+from labels import check_complete, check_two, class_names, encode
+from sklearn.datasets import load_digits
+
+from hf_losses.registry import nearest
+
+DIGITS = "digits"
+# What the Hub calls the splits, and what idx files do.
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+IDX = {"train": "train", "t10k": "test"}
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+IDX_BYTES = 0x08  # The type of the numbers: unsigned bytes.
+
+
+@dataclass
+class DataArguments:
+    """The data: a dataset, or folders or files of one's own."""
+
+    dataset_name: str | None = option(
+        None,
+        "Hub name such as cifar10, beans or food101, or a folder: MNIST's idx files, "
+        f"parquet files, or SPLIT/CLASS/image files; without one: {DIGITS} (scikit-learn's)",
+    )
+    dataset_config_name: str | None = option(
+        None, "configuration of the dataset, if it has several"
+    )
+    train_dir: str | None = option(None, "folder with one folder of images per class")
+    validation_dir: str | None = option(None, "goes with --train_dir")
+    test_dir: str | None = option(None, "goes with --train_dir; its labels are optional")
+    train_file: str | None = option(None, "parquet file with images and labels")
+    validation_file: str | None = option(None, "goes with --train_file")
+    test_file: str | None = option(None, "goes with --train_file; its labels are optional")
+    image_column: str | None = option(None, "without one: the column of images")
+    label_column: str | None = option(None, f"without one: {', '.join(LABEL_COLUMNS)}")
+    train_val_split: float = option(
+        0.1, "share of the training set that is held out where there is no validation set; 0: none"
+    )
+    max_train_samples: int | None = option(None, "train on a fixed random sample of this size")
+    max_eval_samples: int | None = option(None, "the same for every validation and test set")
+    skip_corrupt: bool = option(False, "leave out images that cannot be read, and list them")
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked before anything is read."""
+        given = {
+            kind: [n for n in vars(self) if n.endswith(f"_{kind}") and getattr(self, n)]
+            for kind in ("dir", "file")
+        }
+        used = [names for names in given.values() if names]
+        if self.dataset_name:
+            used.append(["dataset_name"])
+        if len(used) > 1:
+            raise ValueError(f"--{used[1][0]} and --{used[0][0]} contradict each other; keep one")
+        for kind, names in given.items():
+            if names and f"train_{kind}" not in names:
+                raise ValueError(f"--{names[0]} goes with --train_{kind}")
+        if not 0 <= self.train_val_split < 1:
+            raise ValueError(f"--train_val_split must be in [0, 1), got {self.train_val_split}")
+        for name in ("max_train_samples", "max_eval_samples"):
+            if (limit := getattr(self, name)) is not None and limit < 1:
+                raise ValueError(f"--{name} must be at least 1, got {limit}")
+        if not used:
+            self.dataset_name = DIGITS
+
+    @property
+    def name(self) -> str:
+        """The dataset, or the training folder or file, without what leads to it."""
+        path = self.dataset_name or self.train_dir or self.train_file or ""
+        if self.dataset_name and not _is_path(path):
+            return path.replace("/", "_")
+        return Path(path).resolve().stem
+
+    def load(self) -> ImageData:
+        """Reads and checks the data.
+
+        Raises:
+            ValueError: If it cannot be read, or an image, column or label does not fit.
+        """
+        if self.dataset_name == DIGITS:
+            splits, classes = _digits()
+        elif self.dataset_name and _idx_files(self.dataset_name):
+            splits, classes = _idx(self.dataset_name)
+        else:
+            splits, classes = self._stored()
+        if "validation" not in splits and self.train_val_split:
+            splits["train"], splits["validation"] = splits["train"].parted(self.train_val_split)
+        for name, split in splits.items():
+            limit = self.max_train_samples if name == "train" else self.max_eval_samples
+            splits[name] = split = split.sample(limit)
+            if not self.skip_corrupt:
+                split.check_images()
+            else:
+                splits[name] = split.readable()
+        check_two(splits["train"].labels, classes)
+        order = [name for name in ("train", "validation", "test") if name in splits]
+        return ImageData({name: splits[name] for name in order}, classes)
+
+    def _stored(self) -> tuple[dict[str, Images], list[str]]:
+        """Datasets of the library `datasets`."""
+        found = {}
+        if self.dataset_name:
+            for split, rows in _load(self.dataset_name, self.dataset_config_name).items():
+                if split in SPLITS:
+                    found[SPLITS[split]] = f"{self.dataset_name}, {split} set", rows
+        else:
+            for split in ("train", "validation", "test"):
+                folder, file = getattr(self, f"{split}_dir"), getattr(self, f"{split}_file")
+                if folder:
+                    found[split] = folder, _load_folder(folder)
+                elif file:
+                    found[split] = file, _load_parquet(file)
+        if "train" not in found:
+            raise ValueError(
+                f"{self.dataset_name} has no training set; it needs a split or folder 'train'"
+            )
+        where, train = found["train"]
+        image, label = _image_column(train, self.image_column, where), None
+        label = _label_column(train, self.label_column, where)
+        feature = train.features[label]
+        classes = getattr(feature, "names", None) or class_names(train[label][:], where)
+        splits = {}
+        for split, (where, rows) in found.items():
+            column = _image_column(rows, self.image_column or image, where)
+            rows = rows.cast_column(column, datasets.Image())
+            is_test = split == "test"
+            if is_test and label not in rows.column_names:
+                encoded = [None] * len(rows)
+            else:
+                _need_column(rows, label, where)
+                names = getattr(rows.features[label], "names", None)
+                encoded = encode(rows[label], classes, where, names, unknown=-1 if names else None)
+            check_complete(encoded, where, is_test=is_test)
+            labels = None if None in encoded else np.array(encoded, dtype=np.int64)
+            splits[split] = Images(Stored(rows, column, where), labels)
+        return splits, classes
+
+
+@dataclass
+class ImageData:
+    """Data that has been checked.
+
+    Attributes:
+        splits: `train`, perhaps `validation` and `test`.
+        classes: Class names by id.
+    """
+
+    splits: dict[str, Images]
+    classes: list[str]
+    options = "--dataset_name, --train_dir, --train_file"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the first training image."""
+        return self.splits["train"].image(0).size
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the images that were left out, with the name of their set."""
+        return [f"{name}: {image}" for name, s in self.splits.items() for image in s.skipped]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the images are drawings such as digits, which mirrored mean something else."""
+        return isinstance(self.splits["train"].source, Pixels)
+
+    @property
+    def inputs(self) -> str:
+        """The images in words."""
+        width, height = self.size
+        return f"{width}×{height} images" if self.drawn else f"images such as {width}×{height}"
+
+    def sets(self, kind: str) -> dict[str, Images]:
+        """The `validation` or the `test` set by name, if there is one."""
+        return {name: split for name, split in self.splits.items() if name == kind}
+
+
+def _digits() -> tuple[dict[str, Images], list[str]]:
+    """The 1,797 digits of 8 × 8 pixels that scikit-learn ships; a fifth of them is the test set."""
+    found = load_digits()
+    pixels = (found.images * (255 / 16)).round().astype(np.uint8)
+    everything = Images(Pixels(pixels), found.target.astype(np.int64))
+    train, test = everything.parted(0.2)
+    return {"train": train, "test": test}, [str(name) for name in found.target_names]
+
+
+def _idx_files(name: str) -> dict[str, Path]:
+    """The idx files of a folder by their name without `.gz`."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return {}
+    return {
+        path.name.removesuffix(".gz"): path
+        for path in sorted(folder.iterdir())
+        if path.name.removesuffix(".gz").endswith("-ubyte")
+    }
+
+
+def _idx(folder: str) -> tuple[dict[str, Images], list[str]]:
+    """MNIST's files, and those of the datasets that took over their format."""
+    files = {name.replace(".idx", "-idx"): path for name, path in _idx_files(folder).items()}
+    splits = {}
+    for prefix, split in IDX.items():
+        names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+        missing = [name for name in names if name not in files]
+        if len(missing) == 2 and split == "test":
+            continue
+        if missing:
+            raise ValueError(f"{folder} needs {missing[0]} (or .gz); found: {', '.join(files)}")
+        pixels, labels = (read_idx(files[name]) for name in names)
+        if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
+            raise ValueError(
+                f"{folder}: {names[0]} holds {pixels.shape} numbers and {names[1]} {labels.shape}; "
+                "images [N, H, W] and labels [N] are needed"
+            )
+        splits[split] = Images(Pixels(pixels), labels.astype(np.int64))
+    train = splits["train"].labels
+    classes = class_names(train.tolist(), folder)
+    for prefix, split in IDX.items():
+        if split in splits:
+            where = f"{folder}, {prefix} labels"
+            encoded = encode(splits[split].labels.tolist(), classes, where)
+            splits[split].labels = np.array(encoded, dtype=np.int64)
+    return splits, classes
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Reads an idx file of unsigned bytes.
+
+    Args:
+        path: The file; `.gz` is unpacked.
+
+    Returns:
+        Its array, uint8, read-only.
+
+    Raises:
+        ValueError: If it is none, or cut short.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if len(content) < 4 or content[:3] != bytes((0, 0, IDX_BYTES)):
+        raise ValueError(f"{path} is no idx file of unsigned bytes: it begins {content[:4]!r}")
+    start = 4 + 4 * content[3]
+    shape = tuple(np.frombuffer(content[4:start], ">u4").astype(int).tolist())
+    if len(content) != start + int(np.prod(shape)):
+        raise ValueError(
+            f"{path} says that it holds {shape} numbers, but there are {len(content) - start}"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).is_dir()
+
+
+def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
+    if _is_path(name) and not Path(name).expanduser().is_dir():
+        raise ValueError(f"no folder {name!r}")
+    try:
+        return dict(datasets.load_dataset(str(Path(name).expanduser()), config))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
+            "the Hub or a folder; without the Hub: a copy in a folder, --train_dir, --train_file "
+            f"or {DIGITS}"
+        ) from error
+
+
+def _load_folder(folder: str) -> datasets.Dataset:
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"no folder {folder!r}.{nearest(path.name, siblings)}")
+    files = {"train": f"{glob.escape(str(path))}/**"}
+    try:
+        return datasets.load_dataset("imagefolder", data_files=files, split="train")
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{folder}: no images found ({str(error).splitlines()[0]}); every class needs a "
+            "folder of its own, as in train/cat/1.jpg"
+        ) from error
+
+
+def _load_parquet(file: str) -> datasets.Dataset:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"no file {file!r}.{nearest(path.name, siblings)}")
+    try:
+        return datasets.Dataset.from_parquet(str(path))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from error
+
+
+def _need_column(rows: datasets.Dataset, column: str, where: str) -> None:
+    if column not in rows.column_names:
+        raise ValueError(
+            f"{where} has no column {column!r}.{nearest(column, rows.column_names)} "
+            f"Columns: {', '.join(rows.column_names)}"
+        )
+
+
+def _image_column(rows: datasets.Dataset, given: str | None, where: str) -> str:
+    if given:
+        _need_column(rows, given, where)
+        return given
+    typed = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+    found = typed or [name for name in ("image", "img") if name in rows.column_names]
+    if len(found) != 1:
+        raise ValueError(
+            f"{where}: name the column of images by --image_column; columns: "
+            f"{', '.join(rows.column_names)}"
+        )
+    return found[0]
+
+
+def _label_column(rows: datasets.Dataset, given: str | None, where: str) -> str:
+    if given:
+        _need_column(rows, given, where)
+        return given
+    found = [name for name in LABEL_COLUMNS if name in rows.column_names]
+    if not found:
+        if rows.column_names == ["image"]:
+            raise ValueError(
+                f"{where}: no labels; every class needs a folder of its own, as in train/cat/1.jpg"
+            )
+        raise ValueError(
+            f"{where}: name the column of labels by --label_column; columns: "
+            f"{', '.join(rows.column_names)}"
+        )
+    return found[0]

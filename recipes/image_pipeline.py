@@ -1,0 +1,250 @@
+"""From stored images to a model's inputs, in the processes of the data loader.
+
+Every random choice depends on seed, epoch and the image's number alone: a run is the same for any
+number of loading processes and devices, and after it was resumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from images import Images
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_losses.registry import nearest
+
+AUGMENTATIONS = ("none", "crop", "crop_flip", "randaugment")
+Augmentation = Callable[[PIL.Image.Image, np.random.Generator], Any]
+
+
+class ModelInputs(torch.utils.data.Dataset):
+    """Images as a model takes them: `pixel_values` [3, H, W] and `labels`.
+
+    Args:
+        images: The set.
+        processor: Resizes, scales and normalises as the model expects it.
+        augment: What is done to a training image; None: what the processor does, alone.
+        mixing: Mixes every batch: see `Mixing`.
+        seed: Of all random choices.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        processor: BaseImageProcessor,
+        augment: Augmentation | None = None,
+        mixing: Mixing | None = None,
+        seed: int = 0,
+    ) -> None:
+        """See the class."""
+        self.images, self.processor = images, processor
+        self.augment, self.mixing, self.seed = augment, mixing, seed
+        # Shared: loading processes may live longer than an epoch.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """One image."""
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, batch: list[int]) -> list[dict[str, Any]]:
+        """A batch at once, which the processor takes less time for."""
+        found = [self.images.image(i) for i in batch]
+        if self.augment is None:
+            pixels = self.processor(found, return_tensors="pt")["pixel_values"]
+        else:
+            found = [
+                self.augment(image, self._random(i)) for i, image in zip(batch, found, strict=True)
+            ]
+            pixels = self.processor(
+                found, return_tensors="pt", do_resize=False, do_center_crop=False
+            )["pixel_values"]
+        if self.images.labels is None:
+            return [{"pixel_values": image} for image in pixels]
+        labels = torch.from_numpy(self.images.labels[batch])
+        if self.mixing is not None:
+            pixels, labels = self.mixing(pixels, labels, self._random(*batch))
+        return [
+            {"pixel_values": image, "labels": label}
+            for image, label in zip(pixels, labels, strict=True)
+        ]
+
+    def _random(self, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, int(self.epoch), *numbers))
+
+
+class NewEpoch(TrainerCallback):
+    """Tells the images which epoch it is, so that each of them brings other random choices.
+
+    Args:
+        inputs: The training images.
+    """
+
+    def __init__(self, inputs: ModelInputs) -> None:
+        """See the class."""
+        self.inputs = inputs
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by Trainer; a resumed run begins in the middle of an epoch."""
+        self.inputs.epoch.fill_(math.floor((state.epoch or 0.0) + 1e-6))
+
+
+def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Width and height of what a processor makes of any image.
+
+    Args:
+        processor: Of the model.
+
+    Raises:
+        ValueError: If they depend on the image, or it makes no `pixel_values` [3, H, W].
+    """
+    found = {
+        tuple(processor(PIL.Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape)
+        for size in ((640, 480), (480, 640), (32, 32))
+    }
+    if len(found) > 1 or len(shape := found.pop()) != 4 or shape[1] != 3:
+        raise ValueError(
+            f"{type(processor).__name__} gives images of different shapes, which no batch holds; "
+            "choose a model with a fixed image size"
+        )
+    return shape[3], shape[2]
+
+
+def build_augmentation(
+    name: str, size: tuple[int, int], resample: int, min_crop: float | None = None
+) -> Augmentation | None:
+    """What is done to training images before the processor scales and normalises them.
+
+    Args:
+        name: `none`; `crop`: a random part of the image, resized; `crop_flip`: that, mirrored half
+            of the time; `randaugment`: that, and two of RandAugment's operations (Kornia's).
+        size: Width and height that the model takes.
+        resample: Pillow's number of the filter.
+        min_crop: The smallest part, as a share of the area, in (0, 1]; None: 0.8 for `crop`, else
+            0.08.
+
+    Returns:
+        A function of an image and a random generator; None for `none`.
+
+    Raises:
+        ValueError: If the name or the share is not one.
+        ImportError: If Kornia is needed and not installed.
+    """
+    if name not in AUGMENTATIONS:
+        raise ValueError(
+            f"unknown --augmentation {name!r}.{nearest(name, AUGMENTATIONS)} Choose one of: "
+            f"{', '.join(AUGMENTATIONS)}"
+        )
+    least = (0.8 if name == "crop" else 0.08) if min_crop is None else min_crop
+    if not 0 < least <= 1:
+        raise ValueError(f"--min_crop must be above 0 and at most 1, got {min_crop}")
+    if name == "none":
+        return None
+
+    def crop(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
+        box = _random_box(image.size, least, rng)
+        return image.resize(size, resample, box=box, reducing_gap=2.0)
+
+    def crop_flip(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
+        part = crop(image, rng)
+        return PIL.ImageOps.mirror(part) if rng.random() < 0.5 else part
+
+    if name in ("crop", "crop_flip"):
+        return crop if name == "crop" else crop_flip
+    try:
+        from kornia.augmentation.auto import RandAugment
+    except ImportError as error:
+        raise ImportError("randaugment needs Kornia: pip install 'hf-losses[images]'") from error
+    randaugment = RandAugment(n=2, m=9)
+
+    def crop_flip_randaugment(image: PIL.Image.Image, rng: np.random.Generator) -> Tensor:
+        pixels = torch.from_numpy(np.array(crop_flip(image, rng))).permute(2, 0, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))
+            changed = randaugment(pixels[None] / 255)[0]
+        return (changed * 255).round().clamp(0, 255).to(torch.uint8)
+
+    return crop_flip_randaugment
+
+
+def _random_box(
+    size: tuple[int, int], min_crop: float, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a random part with sides 3:4 to 4:3 (Szegedy et al. 2014)."""
+    width, height = size
+    for _ in range(10):
+        area = width * height * rng.uniform(min_crop, 1.0)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return left, top, left + w, top + h
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+class Mixing:
+    """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): every image with its batch neighbour.
+
+    Args:
+        classes: How many there are.
+        mixup_alpha: The share λ of the first image is drawn from Beta(α, α); 0: no mixup.
+        cutmix_alpha: The same for the area that stays; 0: no CutMix. With both, each batch gets one
+            of the two, with equal chances.
+
+    Raises:
+        ValueError: If an alpha is negative or not finite.
+    """
+
+    def __init__(self, classes: int, mixup_alpha: float, cutmix_alpha: float) -> None:
+        """See the class."""
+        for name, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)):
+            if not 0 <= alpha < math.inf:
+                raise ValueError(f"--{name}_alpha must be 0 or more, and finite; got {alpha}")
+        self.classes = classes
+        self.alphas = {"mixup": mixup_alpha, "cutmix": cutmix_alpha}
+
+    def __call__(
+        self, pixels: Tensor, labels: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Mixes a batch.
+
+        Args:
+            pixels: `[B, 3, H, W]`.
+            labels: `[B]` class ids.
+            rng: Draws kind, share and place.
+
+        Returns:
+            `[B, 3, H, W]`, and the probabilities of the classes `[B, C]`, float32.
+        """
+        kind = rng.choice([kind for kind, alpha in self.alphas.items() if alpha])
+        share = rng.beta(self.alphas[kind], self.alphas[kind])
+        other = pixels.roll(1, 0)
+        if kind == "mixup":
+            pixels = share * pixels + (1 - share) * other
+        else:
+            height, width = pixels.shape[-2:]
+            side = math.sqrt(1 - share)
+            middle = rng.integers(height), rng.integers(width)
+            rows, columns = (
+                slice(max(0, round(at - side * full / 2)), min(full, round(at + side * full / 2)))
+                for at, full in zip(middle, (height, width), strict=True)
+            )
+            pixels = pixels.clone()
+            pixels[..., rows, columns] = other[..., rows, columns]
+            cut = (rows.stop - rows.start) * (columns.stop - columns.start)
+            share = 1 - cut / (height * width)  # The box may end at the border.
+        hard = torch.nn.functional.one_hot(labels, self.classes).float()
+        return pixels, share * hard + (1 - share) * hard.roll(1, 0)

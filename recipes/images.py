@@ -1,0 +1,224 @@
+"""Images that are read when they are asked for, and sets of them with labels."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+from arguments import CORES
+from sklearn.model_selection import train_test_split
+
+
+class Stored(Sequence[PIL.Image.Image]):
+    """Images in files or in a table, read when asked for.
+
+    Args:
+        rows: A dataset with a column of images.
+        column: That column.
+        where: File, folder or dataset, for errors.
+    """
+
+    def __init__(self, rows: datasets.Dataset, column: str, where: str) -> None:
+        """See the class."""
+        self._rows = rows.select_columns([column])
+        self._column, self._where = column, where
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> PIL.Image.Image:
+        """The image of a row; a ValueError that names it if it cannot be read."""
+        try:
+            return self._rows[int(row)][self._column]
+        except Exception as error:  # Decoders raise what they like.
+            raise ValueError(f"cannot read {self.name(row)}: {error}") from error
+
+    def name(self, row: int) -> str:
+        """File name under its folder, or dataset and row.
+
+        Args:
+            row: Number of the row.
+        """
+        path = self._undecoded()[int(row)][self._column]["path"]
+        if path and Path(self._where).is_dir():
+            return os.path.relpath(path, self._where)
+        return f"row {row + 1}" + (f" ({path})" if path else "")
+
+    def corrupt(self, rows: Sequence[int]) -> dict[int, str]:
+        """What is wrong with those images that cannot be read, by row.
+
+        Args:
+            rows: Numbers of the rows to look at. The result is kept for the next run by
+                `datasets`, as long as the data stay the same.
+        """
+        undecoded = self._undecoded().select(rows)
+        found = undecoded.map(
+            _problem,
+            input_columns=self._column,
+            remove_columns=self._column,
+            num_proc=min(CORES, len(rows) // 500) or None,
+            desc="Checking images",
+        )
+        return {row: text for row, text in zip(rows, found["problem"], strict=True) if text}
+
+    def _undecoded(self) -> datasets.Dataset:
+        return self._rows.cast_column(self._column, datasets.Image(decode=False))
+
+
+def _problem(image: dict) -> dict[str, str]:
+    """Why an image cannot be read; empty if it can."""
+    try:
+        file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+        with PIL.Image.open(file) as opened:
+            # JPEG: an eighth of the size takes a fraction of the time, and every byte is read.
+            opened.draft(None, (opened.width // 8 or 1, opened.height // 8 or 1))
+            opened.load()
+    except Exception as error:
+        return {"problem": str(error).replace(repr(file), "").strip() or type(error).__name__}
+    return {"problem": ""}
+
+
+class Pixels(Sequence[PIL.Image.Image]):
+    """Images in memory.
+
+    Args:
+        pixels: `[N, H, W]`, uint8, greyscale.
+    """
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        """See the class."""
+        self._pixels = pixels
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._pixels)
+
+    def __getitem__(self, row: int) -> PIL.Image.Image:
+        """The image of a row."""
+        return PIL.Image.fromarray(self._pixels[row])
+
+    def name(self, row: int) -> int:
+        """The row itself.
+
+        Args:
+            row: Number of the row.
+        """
+        return row
+
+    def corrupt(self, rows: Sequence[int]) -> dict[int, str]:
+        """Nothing: they were read as a whole.
+
+        Args:
+            rows: Numbers of the rows to look at.
+        """
+        return {}
+
+
+@dataclass
+class Images:
+    """A set of images, or a part of one.
+
+    Attributes:
+        source: All of its images.
+        labels: `[N]` class ids, int64; None for a test set without labels.
+        rows: `[N]` which images of the source belong to it.
+        skipped: Names of the images that were left out because they cannot be read.
+    """
+
+    source: Stored | Pixels
+    labels: np.ndarray | None
+    rows: np.ndarray = field(default=None)  # type: ignore[assignment]
+    skipped: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Takes every row if none are named."""
+        if self.rows is None:
+            self.rows = np.arange(len(self.source))
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.rows)
+
+    def image(self, i: int) -> PIL.Image.Image:
+        """An image in RGB, whatever it is stored as.
+
+        Args:
+            i: From 0 on.
+
+        Raises:
+            ValueError: If it cannot be read.
+        """
+        return to_rgb(self.source[self.rows[i]])
+
+    def names(self) -> list[str | int]:
+        """File names or row numbers."""
+        return [self.source.name(row) for row in self.rows]
+
+    def take(self, chosen: np.ndarray) -> Images:
+        """A part of the set.
+
+        Args:
+            chosen: Positions in this set.
+        """
+        labels = None if self.labels is None else self.labels[chosen]
+        return Images(self.source, labels, self.rows[chosen], self.skipped)
+
+    def sample(self, limit: int | None) -> Images:
+        """A fixed random sample.
+
+        Args:
+            limit: Of at most so many images; None for all.
+        """
+        if limit is None or limit >= len(self):
+            return self
+        # Folders are sorted by class: the first images may all be of one.
+        return self.take(np.random.default_rng(0).permutation(len(self))[:limit])
+
+    def parted(self, share: float) -> tuple[Images, Images]:
+        """Two parts, the same on every run, each with all classes where that is possible.
+
+        Args:
+            share: Of the second part.
+        """
+        everything, size = np.arange(len(self)), max(1, round(share * len(self)))
+        counts = np.bincount(self.labels)
+        enough = counts[counts > 0].min() > 1 and size >= (counts > 0).sum()
+        first, second = train_test_split(
+            everything, test_size=size, random_state=0, stratify=self.labels if enough else None
+        )
+        return self.take(np.sort(first)), self.take(np.sort(second))
+
+    def check_images(self) -> None:
+        """Raises a ValueError that names the images that cannot be read."""
+        if found := self.source.corrupt(self.rows):
+            shown = [f"{self.source.name(row)}: {text}" for row, text in list(found.items())[:5]]
+            more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""
+            raise ValueError(
+                f"{len(found)} of {len(self)} images cannot be read; mend or remove them, or leave "
+                "them out by --skip_corrupt:\n  " + "\n  ".join(shown) + more
+            )
+
+    def readable(self) -> Images:
+        """The images that can be read; the names of the others are in `skipped`."""
+        found = self.source.corrupt(self.rows)
+        kept = self.take(np.flatnonzero(~np.isin(self.rows, list(found))))
+        kept.skipped = [str(self.source.name(row)) for row in found]
+        return kept
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image in 8-bit RGB, as the pipelines of transformers convert it; 16 bits are scaled down.
+
+    Args:
+        image: Of any mode.
+    """
+    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts all above 255.
+        image = PIL.Image.fromarray((np.asarray(image, np.float32) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
