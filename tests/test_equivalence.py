@@ -25,8 +25,12 @@ TASKS = {
     ),
     "causal-lm": (tiny.causal_lm, lambda size=40: tiny.texts(size, tiny.some_next_tokens)),
     "multi-label": (
-        lambda: tiny.bert(problem_type="multi_label_classification"),
-        lambda size=40: tiny.texts(size, tiny.yes_or_no_per_class),
+        lambda: tiny.vit(problem_type="multi_label_classification"),
+        lambda size=40: tiny.images(size, tiny.yes_or_no_per_class),
+    ),
+    "mixup": (
+        lambda: tiny.vit(problem_type="single_label_classification"),
+        lambda size=40: tiny.images(size, tiny.mixture_of_two_classes),
     ),
 }
 ROUNDING = 1e-6

@@ -107,6 +107,15 @@ def yes_or_no_per_class(generator, ids):
     return torch.randint(0, 2, (CLASSES,), generator=generator).float()
 
 
+def mixture_of_two_classes(generator, ids):
+    """Two examples laid over each other, as by mixup: a row of probabilities."""
+    shares = torch.zeros(CLASSES)
+    share = torch.rand((), generator=generator)
+    shares[one_class(generator, ids)] += share
+    shares[one_class(generator, ids)] += 1 - share
+    return shares
+
+
 def number(generator, ids):
     return torch.randn((), generator=generator).item()
 

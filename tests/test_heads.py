@@ -1,0 +1,140 @@
+"""The trainer's step and its evaluation on heads with other labels than one class per example.
+
+What the gradient at the logits must be follows from the high-precision oracle, which knows one item
+with one class and nothing of this package.
+"""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from reference.oracle import loss_and_gradient
+from transformers import BertForTokenClassification
+
+from hf_losses import LossTrainer, list_losses
+
+ROWS, BATCH, ACCUMULATED = 12, 4, 2
+
+
+def of_class(name, logits, label):
+    """Loss, gradient and number of items: one class, or none."""
+    if label == -100:
+        return 0, [0] * len(logits), 0
+    return *loss_and_gradient(name, logits, label), 1
+
+
+def of_each_label(name, logits, labels):
+    """Every label is a choice of its own between yes and no, which share one margin."""
+    sparse = name.removesuffix("_full")
+    choices = [
+        loss_and_gradient(sparse, [z, 0], 0 if label else 1)
+        for z, label in zip(logits, labels, strict=True)
+    ]
+    return sum(loss for loss, _ in choices), [slope[0] for _, slope in choices], len(labels)
+
+
+def of_mixture(name, logits, shares):
+    """The classes' own losses and gradients, mixed as the label is."""
+    each = [loss_and_gradient(name, logits, k) for k in range(len(shares))]
+    loss = sum(share * loss for share, (loss, _) in zip(shares, each, strict=True))
+    gradients = zip(*(gradient for _, gradient in each), strict=True)
+    return loss, [sum(s * g for s, g in zip(shares, of_k, strict=True)) for of_k in gradients], 1
+
+
+SPREAD = {"initializer_range": 0.3}  # Probabilities from 3 % to 94 %.
+HEADS = {
+    "vit-multi-label": (
+        lambda: tiny.vit(problem_type="multi_label_classification", **SPREAD),
+        lambda: tiny.images(ROWS, tiny.yes_or_no_per_class),
+        of_each_label,
+    ),
+    "bert-token": (
+        lambda: tiny.bert(BertForTokenClassification, **SPREAD),
+        lambda: tiny.texts(ROWS, tiny.class_of_each_token),
+        of_class,
+    ),
+    "vit-mixup": (
+        lambda: tiny.vit(problem_type="single_label_classification", **SPREAD),
+        lambda: tiny.images(ROWS, tiny.mixture_of_two_classes),
+        of_mixture,
+    ),
+}
+
+
+class Watched(LossTrainer):
+    """Keeps the logits, which keep their gradients, and the labels of every batch."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.batches = []
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if outputs.logits.requires_grad:
+            outputs.logits.retain_grad()
+        self.batches.append((outputs.logits, inputs["labels"]))
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.fixture(params=HEADS)
+def head(request, tmp_path):
+    """Builds a watched trainer of one of the heads; and what the oracle says of its items."""
+    make, data, item = HEADS[request.param]
+
+    def build(loss):
+        return Watched(
+            model=make(),
+            args=tiny.arguments(
+                tmp_path,
+                per_device_train_batch_size=BATCH,
+                gradient_accumulation_steps=ACCUMULATED,
+                per_device_eval_batch_size=5,
+                max_steps=2,
+                learning_rate=0.0,
+                max_grad_norm=0.0,
+            ),
+            train_dataset=data(),
+            eval_dataset=data(),
+            loss=loss,
+        )
+
+    def exact(name, logits, labels):
+        """Sum of losses, gradient of that sum, number of items."""
+        items = labels.flatten().tolist() if item is of_class else labels.tolist()
+        rows = logits.flatten(0, -2).double().tolist()
+        found = [item(name, z, label) for z, label in zip(rows, items, strict=True)]
+        losses, gradients, counts = zip(*found, strict=True)
+        gradient = torch.tensor([[float(g) for g in row] for row in gradients])
+        return float(sum(losses)), gradient.view(logits.shape), sum(counts)
+
+    return build, exact
+
+
+@pytest.mark.parametrize("loss", list_losses(task="classification"))
+def test_a_step_has_the_gradient_that_the_oracle_says(loss, head):
+    build, exact = head
+    trainer = build(loss)
+    trainer.train()
+    # The second step has one batch only.
+    for step in (trainer.batches[:ACCUMULATED], trainer.batches[ACCUMULATED:]):
+        _, gradients, items = zip(*(exact(loss, *batch) for batch in step), strict=True)
+        expected = torch.cat(gradients) / sum(items)
+        found = torch.cat([logits.grad for logits, _ in step])
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert len(trainer.batches) == 3
+
+
+@pytest.mark.parametrize("loss", list_losses(task="classification"))
+def test_evaluation_reports_what_the_oracle_says(loss, head):
+    build, exact = head
+    trainer = build(loss)
+    metrics = trainer.evaluate()
+    assert [len(labels) for _, labels in trainer.batches] == [5, 5, 2]
+    for key, name in (("eval_loss", loss), ("eval_cross_entropy", "cross_entropy")):
+        # Trainer's mean: over the items of a batch, and over batches by their rows.
+        mean = 0
+        for logits, labels in trainer.batches:
+            total, _, items = exact(name, logits, labels)
+            mean += len(labels) / ROWS * total / items
+        assert metrics[key] == pytest.approx(mean, rel=1e-5)
