@@ -7,7 +7,10 @@ import logging
 import os
 from typing import Any
 
+from safetensors import safe_open
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,48 @@ def last_complete_checkpoint(output_dir: str) -> str:
     raise ValueError(
         f"no complete checkpoint in {output_dir}: train without resume_from_checkpoint first"
     )
+
+
+def load_renamed(model: Any, checkpoint: str) -> bool:
+    """Loads weights that have other names in a checkpoint than in the model.
+
+    Since transformers 5 some models, ViT among them, are saved under the names of older versions.
+    `from_pretrained` knows that; `Trainer`, when it resumes or loads the best model, does not: it
+    leaves such weights as they are, with no more than a warning.
+
+    Args:
+        model: The model to load into, not wrapped.
+        checkpoint: Its folder.
+
+    Returns:
+        Whether it was such a checkpoint. If not, nothing was loaded.
+
+    Raises:
+        ValueError: If weights of the model are missing in it.
+    """
+    whole = os.path.join(checkpoint, SAFE_WEIGHTS_NAME)
+    index = os.path.join(checkpoint, SAFE_WEIGHTS_INDEX_NAME)
+    if not isinstance(model, PreTrainedModel):
+        return False
+    if os.path.isfile(whole):
+        with safe_open(whole, "pt") as file:
+            saved = set(file.keys())
+    elif os.path.isfile(index):
+        with open(index, encoding="utf-8") as file:
+            saved = set(json.load(file)["weight_map"])
+    else:
+        return False
+    if saved <= model.state_dict().keys():
+        return False
+    found, loading = type(model).from_pretrained(
+        checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"{checkpoint} lacks weights: {', '.join(sorted(loading['missing_keys']))}"
+        )
+    model.load_state_dict(found.state_dict())
+    return True
 
 
 def loss_of_checkpoint(checkpoint: str) -> dict[str, Any] | None:

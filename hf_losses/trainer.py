@@ -18,6 +18,7 @@ from hf_losses.checkpoint import (
     LOSS_FILE,
     STATE_KEY,
     last_complete_checkpoint,
+    load_renamed,
     loss_of_checkpoint,
 )
 from hf_losses.choice import (
@@ -369,6 +370,21 @@ class LossMixin(_Base):  # type: ignore[misc]
         if resume_from_checkpoint:
             self.check_same_loss(str(resume_from_checkpoint))
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Trainer's loading, which also finds weights that transformers has renamed."""
+        target = self.model if model is None else model
+        if self._is_sharded() or not load_renamed(target, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """The same for the best model at the end of a training."""
+        best = self.state.best_model_checkpoint
+        if self._is_sharded() or not load_renamed(self.model, best):
+            super()._load_best_model()
+
+    def _is_sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def check_same_loss(self, checkpoint: str) -> None:
         """Raises a ValueError if a checkpoint was trained with another loss, unless that is wanted.

@@ -13,14 +13,7 @@ from pathlib import Path
 import output
 from arguments import CORES, RecipeTrainingArguments, check_loss, option
 from image_data import DIGITS, DataArguments
-from image_pipeline import (
-    AUGMENTATIONS,
-    Mixing,
-    ModelInputs,
-    NewEpoch,
-    build_augmentation,
-    image_size,
-)
+from image_pipeline import AugmentationArguments, ModelInputs, NewEpoch, training_inputs
 from lora import LoraArguments, add_adapter
 from scratch import build_config
 from transformers import (
@@ -50,20 +43,6 @@ class ModelArguments(LoraArguments):
 
 
 @dataclass
-class AugmentationArguments:
-    """What is done to training images; all of it in the data loader's processes."""
-
-    augmentation: str | None = option(
-        None, f"{', '.join(AUGMENTATIONS)}; without one: crop_flip, for digits and idx files crop"
-    )
-    min_crop: float | None = option(
-        None, "least share of an image that a crop takes; without one: 0.08, with crop alone 0.8"
-    )
-    mixup_alpha: float = option(0.0, "mixup's Beta(α, α); 0: no mixup")
-    cutmix_alpha: float = option(0.0, "CutMix's Beta(α, α); 0: none; with both: either, by chance")
-
-
-@dataclass
 class ImageTrainingArguments(RecipeTrainingArguments):
     """Every training argument of transformers, with defaults of this recipe."""
 
@@ -84,13 +63,21 @@ def load_model(options, data):
         "problem_type": "single_label_classification",
     }
     path = options.model_name_or_path
+    if options.freeze_backbone and options.lora:
+        raise ValueError("--lora and --freeze_backbone contradict each other; keep one")
     if path is None:
+        if options.freeze_backbone or options.lora:
+            raise ValueError("--freeze_backbone and --lora need a pretrained model")
         config, size = build_config(options.model_type, options.config_overrides, data, labels)
         model = AutoModelForImageClassification.from_config(config)
         processor = ViTImageProcessor(
             size=size, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
         )
         return processor, model
+    if options.config_overrides:
+        raise ValueError(
+            "--config_overrides is for a model from scratch; not with --model_name_or_path"
+        )
     try:
         processor = AutoImageProcessor.from_pretrained(path)
         model, loading = AutoModelForImageClassification.from_pretrained(
@@ -133,22 +120,13 @@ def main(argv=None):
             args.num_train_epochs = 30 if source.dataset_name == DIGITS else 3
         if not validation:
             args.eval_strategy = "no"
-        name = options.model_name_or_path or f"{options.model_type} from scratch"
-        name = Path(name).resolve().name if Path(name).is_dir() else name
+        model_name = options.model_name_or_path or f"{options.model_type} from scratch"
+        model_name = Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
         loss = get_loss(args.loss or "cross_entropy", **(args.loss_kwargs or {}))
-        output.prepare(args, "image_classification", source.name, data, name, loss)
+        output.prepare(args, "image_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         processor, model = load_model(options, data)
-        augment = build_augmentation(
-            changes.augmentation or ("crop" if data.drawn else "crop_flip"),
-            image_size(processor),
-            processor.resample,
-            changes.min_crop,
-        )
-        mixing = None
-        if changes.mixup_alpha or changes.cutmix_alpha:
-            mixing = Mixing(len(data.classes), changes.mixup_alpha, changes.cutmix_alpha)
-        inputs = ModelInputs(data.splits["train"], processor, augment, mixing, args.seed)
+        inputs = training_inputs(data, processor, changes, args.seed)
         validation, tests = (
             {name: ModelInputs(images, processor) for name, images in sets.items()}
             for sets in (validation, tests)
@@ -189,7 +167,7 @@ def main(argv=None):
     card = {"tasks": "image-classification", "dataset": source.name}
     trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
-        facts = {"task": source.name, "model": name, "skipped_images": data.skipped}
+        facts = {"task": source.name, "model": model_name, "skipped_images": data.skipped}
         output.write_result(trainer, metrics, training, METRICS["classification"], **facts)
     if args.push_to_hub:
         trainer.push_to_hub(**card)

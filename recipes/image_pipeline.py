@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from arguments import option
+from image_data import ImageData
 from images import Images
 from torch import Tensor
 from transformers import TrainerCallback
@@ -23,6 +26,20 @@ from hf_losses.registry import nearest
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "randaugment")
 Augmentation = Callable[[PIL.Image.Image, np.random.Generator], Any]
+
+
+@dataclass
+class AugmentationArguments:
+    """What is done to training images; all of it in the data loader's processes."""
+
+    augmentation: str | None = option(
+        None, f"{', '.join(AUGMENTATIONS)}; without one: crop_flip, for digits and idx files crop"
+    )
+    min_crop: float | None = option(
+        None, "least share of an image that a crop takes; without one: 0.08, with crop alone 0.8"
+    )
+    mixup_alpha: float = option(0.0, "mixup's Beta(α, α); 0: no mixup")
+    cutmix_alpha: float = option(0.0, "CutMix's Beta(α, α); 0: none; with both: either, by chance")
 
 
 class ModelInputs(torch.utils.data.Dataset):
@@ -98,6 +115,31 @@ class NewEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by Trainer; a resumed run begins in the middle of an epoch."""
         self.inputs.epoch.fill_(math.floor((state.epoch or 0.0) + 1e-6))
+
+
+def training_inputs(
+    data: ImageData, processor: BaseImageProcessor, changes: AugmentationArguments, seed: int
+) -> ModelInputs:
+    """The training images as the model takes them, augmented and mixed as the arguments say.
+
+    Args:
+        data: All images.
+        processor: Of the model.
+        changes: What is done to them.
+        seed: Of all random choices.
+
+    Raises:
+        ValueError: If an argument is out of range, or the processor's images have no fixed size.
+        ImportError: If Kornia is needed and not installed.
+    """
+    augment = build_augmentation(
+        changes.augmentation or ("crop" if data.drawn else "crop_flip"),
+        image_size(processor),
+        processor.resample,
+        changes.min_crop,
+    )
+    mixing = Mixing(len(data.classes), changes.mixup_alpha, changes.cutmix_alpha)
+    return ModelInputs(data.splits["train"], processor, augment, mixing or None, seed)
 
 
 def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
@@ -215,6 +257,10 @@ class Mixing:
                 raise ValueError(f"--{name}_alpha must be 0 or more, and finite; got {alpha}")
         self.classes = classes
         self.alphas = {"mixup": mixup_alpha, "cutmix": cutmix_alpha}
+
+    def __bool__(self) -> bool:
+        """Whether it mixes at all."""
+        return any(self.alphas.values())
 
     def __call__(
         self, pixels: Tensor, labels: Tensor, rng: np.random.Generator

@@ -18,7 +18,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_losses import ClassificationLoss, RegressionLoss
-from hf_losses.trainer import last_complete_checkpoint
+from hf_losses.checkpoint import last_complete_checkpoint
 
 PACKAGES = ("hf-losses", "torch", "transformers", "accelerate", "datasets", "peft")
 RESULT = "result.json"
@@ -42,12 +42,14 @@ class Data(Protocol):
         classes: Class names by id; None for regression.
         inputs: What the model sees, in words.
         options: The flags that choose the data.
+        skipped: Names of the rows that were left out.
     """
 
     splits: Any
     classes: list[str] | None
     inputs: str
     options: str
+    skipped: Sequence[str]
 
     def sets(self, kind: str) -> dict[str, Sized]:
         """The `validation` or the `test` sets by name."""
@@ -118,6 +120,9 @@ def _announce(
     )
     for title, text, options in lines:
         print(f"{title:8}{text}" + (f"   [{options}]" if options else ""))
+    if skipped := data.skipped:
+        more = " …" if len(skipped) > 5 else ""
+        print(f"Skipped {len(skipped)} that cannot be read: {', '.join(skipped[:5])}{more}")
     print("In brackets: options that name something else; --help shows all.", flush=True)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from image_data import ImageData
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
@@ -72,8 +73,10 @@ def build_config(
     settings |= {key: value for key, value in given.items() if key in known}
     try:
         config = AutoConfig.for_model(model_type, **settings, **labels)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"--config_overrides {overrides}: {error}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(
+            f"--config_overrides {overrides}: {' '.join(str(error).split())}"
+        ) from error
     return config, {"height": side, "width": side}
 
 

@@ -125,6 +125,7 @@ class TextData:
     classes: list[str] | None
     metric: str
     options = "--task_name, --train_file"
+    skipped = ()
 
     @property
     def inputs(self) -> str:

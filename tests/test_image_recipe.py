@@ -1,0 +1,550 @@
+"""recipes/image_classification.py as users call it, on tiny random models and images made here."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+    set_seed,
+)
+
+from hf_losses import list_losses
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+sys.path.insert(0, str(RECIPES))
+
+import image_classification  # noqa: E402
+import image_data  # noqa: E402
+import images  # noqa: E402
+
+CLASSES = ["blue", "green", "red"]
+
+
+def picture(label, rng, size=(12, 10)):
+    """A noisy image in which one channel is the brightest."""
+    pixels = rng.integers(0, 100, (size[1], size[0], 3), dtype=np.uint8)
+    pixels[..., 2 - label] += 120
+    return PIL.Image.fromarray(pixels)
+
+
+def folder(path, count, seed=0, ending="png", classes=CLASSES):
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        label = i % len(classes)
+        (path / classes[label]).mkdir(parents=True, exist_ok=True)
+        picture(label, rng).save(path / classes[label] / f"{i:03}.{ending}")
+    return str(path)
+
+
+def idx_folder(path, train=60, test=20, prefix="", packed=True):
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, count in (("train", train), ("t10k", test)):
+        labels = np.arange(count, dtype=np.uint8) % 2
+        pixels = rng.integers(0, 100, (count, 8, 8), dtype=np.uint8)
+        pixels[:, :, :4] += (120 * labels)[:, None, None].astype(np.uint8)
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            content = header + array.tobytes()
+            file = path / f"{prefix}{name}-{kind}-ubyte"
+            if packed:
+                file.with_name(file.name + ".gz").write_bytes(gzip.compress(content))
+            else:
+                file.write_bytes(content)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Folder of a tiny ViT without a head, and its image processor."""
+    path = tmp_path_factory.mktemp("models") / "tiny-vit"
+    set_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+        initializer_range=0.2,
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(path)
+    ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.4] * 3).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    data = tmp_path / "photos"
+    return [
+        *("--train_dir", folder(data / "train", 48)),
+        *("--validation_dir", folder(data / "validation", 18, seed=1)),
+    ]
+
+
+@pytest.fixture
+def run(tmp_path, tiny, monkeypatch):
+    """Runs the recipe in an empty folder; returns the result and the output folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, name="out", model=tiny, workers=0):
+        out = tmp_path / name
+        image_classification.main(
+            [
+                *(("--model_name_or_path", model) if model else ()),
+                *("--output_dir", str(out), "--use_cpu", "--disable_tqdm", "true"),
+                *("--dataloader_num_workers", str(workers), *arguments),
+            ]
+        )
+        # Strict JSON: no NaN, no infinity.
+        return json.loads((out / "result.json").read_text(), parse_constant=pytest.fail), out
+
+    return run
+
+
+@pytest.fixture
+def refused(run, tmp_path, capsys):
+    """Runs the recipe with a mistake; returns the message after one line of usage."""
+
+    def refused(*arguments, **options):
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments, **options)
+        assert stop.value.code == 2
+        assert not (tmp_path / "out").exists()
+        shown = capsys.readouterr().err
+        assert "Traceback" not in shown
+        return shown.rpartition("usage: ")[2].partition(" error: ")[2]
+
+    return refused
+
+
+# ---- What it does ------------------------------------------------------------------------------
+
+
+def test_trains_on_folders_and_says_where_everything_lies(run, photos, tmp_path, capsys):
+    test = folder(tmp_path / "photos" / "test", 12, seed=2, ending="jpg")
+    result, out = run(
+        *(*photos, "--test_dir", test, "--loss", "liberal_exp", "--learning_rate", "5e-3"),
+        *("--num_train_epochs", "12", "--do_predict", "--augmentation", "none"),
+    )
+    assert result["metrics"]["test"]["accuracy"] == 1.0
+    assert set(result["metrics"]["validation"]) == {"accuracy", "f1_macro", "loss", "cross_entropy"}
+    assert result["loss"] == {"name": "liberal_exp"}
+    assert (result["task"], result["model"], result["kind"]) == ("train", "tiny-vit", "liberal")
+    assert result["training"]["global_step"] == 24
+    assert result["skipped_images"] == []
+    assert str(tmp_path) not in (out / "result.json").read_text()
+    shown = capsys.readouterr().out
+    for part in ("48 train, 18 validation, 12 test", "tiny-vit", "blue, green, red", str(out)):
+        assert part in shown.split("--help")[0]
+    tags = ModelCard.load(out / "README.md").data.tags
+    assert {"hf_losses", "loss:liberal_exp"} <= set(tags)
+    header, *lines = (out / "predictions_test.tsv").read_text().splitlines()
+    assert header == "index\tprediction\tlabel"
+    for line in lines:
+        name, _, label = line.split("\t")
+        assert Path(name).parent.name == label
+    # What was saved predicts the same by the pipeline that anyone would use.
+    model = AutoModelForImageClassification.from_pretrained(out).eval()
+    processor = AutoImageProcessor.from_pretrained(out)
+    for line in lines[::4]:
+        name, prediction, label = line.split("\t")
+        image = PIL.Image.open(Path(test) / name).convert("RGB")
+        with torch.no_grad():
+            logits = model(**processor(image, return_tensors="pt")).logits
+        assert logits.argmax(-1).item() == int(prediction)
+        assert model.config.id2label[int(prediction)] == label
+
+
+def rows(count, seed, names=CLASSES):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": [picture(i % 3, rng) for i in range(count)],
+        "label": [names[i % 3] if names else i % 3 for i in range(count)],
+    }
+
+
+@pytest.mark.parametrize("kind", ["words", "numbers", "names"])
+def test_parquet(run, tmp_path, kind):
+    for name, count, seed in (("train", 24, 0), ("validation", 9, 1)):
+        table = datasets.Dataset.from_dict(
+            rows(count, seed, CLASSES if kind == "words" else None),
+            features=datasets.Features(
+                image=datasets.Image(),
+                label={
+                    "words": datasets.Value("string"),
+                    "numbers": datasets.Value("int64"),
+                    "names": datasets.ClassLabel(names=CLASSES),
+                }[kind],
+            ),
+        )
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    files = ("--train_file", "train.parquet", "--validation_file", "validation.parquet")
+    _, out = run(*files, "--num_train_epochs", "1")
+    labels = AutoModelForImageClassification.from_pretrained(out).config.id2label
+    assert list(labels.values()) == (["0", "1", "2"] if kind == "numbers" else CLASSES)
+
+
+def test_folder_laid_out_like_a_dataset_of_the_hub(run, tmp_path):
+    folder(tmp_path / "pets" / "train", 30)
+    folder(tmp_path / "pets" / "test", 9, seed=1)
+    result, _ = run("--dataset_name", "./pets", "--num_train_epochs", "1")
+    assert result["task"] == "pets"
+    # Without a validation set a tenth of the training set is held out.
+    assert set(result["metrics"]) == {"validation", "test"}
+
+
+@pytest.mark.parametrize(("prefix", "packed"), [("", True), ("", False)])
+def test_idx_files(run, tmp_path, prefix, packed):
+    data = idx_folder(tmp_path / "drawings", prefix=prefix, packed=packed)
+    result, _ = run(
+        *("--dataset_name", data, "--loss", "strict_m", "--num_train_epochs", "10"),
+        *("--augmentation", "none", "--learning_rate", "3e-3"),
+        model=None,
+    )
+    assert result["metrics"]["test"]["accuracy"] >= 0.95
+    assert result["model"] == "vit from scratch"
+
+
+def test_no_held_out_images(run, tmp_path):
+    data = idx_folder(tmp_path / "drawings")
+    arguments = ("--train_val_split", "0", "--num_train_epochs", "1")
+    result, _ = run("--dataset_name", data, *arguments)
+    assert set(result["metrics"]) == {"test"}
+    assert result["training"]["global_step"] == 2  # All 60 images, 32 at once.
+
+
+def test_a_convolutional_network_from_scratch(run, photos):
+    _, out = run(
+        *(*photos, "--model_type", "resnet", "--num_train_epochs", "1", "--config_overrides"),
+        "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic,image_size=16",
+        model=None,
+    )
+    config = AutoModelForImageClassification.from_pretrained(out).config
+    assert (config.model_type, config.hidden_sizes) == ("resnet", [8, 16])
+    assert AutoImageProcessor.from_pretrained(out).size == {"height": 16, "width": 16}
+
+
+def test_a_head_for_other_classes_is_replaced(run, photos, tmp_path):
+    _, out = run(*photos, "--num_train_epochs", "1")
+    drawings = idx_folder(tmp_path / "drawings")
+    run("--dataset_name", drawings, "--num_train_epochs", "1", name="next", model=str(out))
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "next").num_labels == 2
+
+
+def test_a_frozen_backbone_stays_as_it_was(run, photos, tmp_path):
+    set_seed(0)
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    base = tmp_path / "resnet"
+    ResNetForImageClassification(config).save_pretrained(base)
+    ConvNextImageProcessor(size={"shortest_edge": 16}).save_pretrained(base)
+    _, out = run(*photos, "--freeze_backbone", "--num_train_epochs", "2", model=str(base))
+    before, after = (load_file(path / "model.safetensors") for path in (base, out))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    # Running statistics of the batch norms are among those that did not change.
+    assert {name.split(".")[0] for name in changed} == {"classifier"}
+
+
+def test_adapter_predicts_the_same_on_the_same_base(run, photos, tiny, tmp_path):
+    test = folder(tmp_path / "photos" / "test", 12, seed=2)
+    arguments = ("--lora", "--lora_r", "4", "--test_dir", test, "--do_predict")
+    _, out = run(*photos, *arguments, "--num_train_epochs", "3", "--learning_rate", "5e-3")
+    assert not (out / "model.safetensors").exists()
+    base = AutoModelForImageClassification.from_pretrained(tiny, num_labels=3)
+    torch.nn.init.normal_(base.classifier.weight)  # It must come from the adapter.
+    model = PeftModel.from_pretrained(base, out).eval()
+    processor = AutoImageProcessor.from_pretrained(out)
+    for line in (out / "predictions_test.tsv").read_text().splitlines()[1:]:
+        name, prediction, _ = line.split("\t")
+        image = PIL.Image.open(Path(test) / name).convert("RGB")
+        with torch.no_grad():
+            logits = model(**processor(image, return_tensors="pt")).logits
+        assert logits.argmax(-1).item() == int(prediction)
+
+
+@pytest.mark.parametrize("loss", list_losses(task="classification"))
+def test_every_loss_with_mixup_and_cutmix(run, photos, loss):
+    mixing = ("--mixup_alpha", "0.8", "--cutmix_alpha", "1")
+    result, out = run(*photos, *mixing, "--loss", loss, "--max_steps", "3", "--logging_steps", "1")
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+    assert log[-1].get("train_nonfinite_grad_steps", 0) == 0
+    assert result["metrics"]["validation"]["accuracy"] >= 0
+
+
+def test_workers_and_resuming_do_not_change_the_weights(run, photos):
+    arguments = [
+        *(*photos, "--mixup_alpha", "0.5", "--num_train_epochs", "3", "--augmentation"),
+        *("crop_flip", "--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "9"),
+        *("--per_device_train_batch_size", "12", "--learning_rate", "1e-3"),
+    ]
+    _, out = run(*arguments)
+    _, by_two = run(*arguments, name="by-two", workers=2)
+    last = out / "checkpoint-12"
+    (out / "checkpoint-3").rename(out / "kept")
+    expected = (out / "model.safetensors").read_bytes()
+    assert (by_two / "model.safetensors").read_bytes() == expected
+    # From the middle of the first epoch, and from the end of it on.
+    for start in (out / "kept", by_two / "checkpoint-6"):
+        _, resumed = run(*arguments, "--resume_from_checkpoint", str(start), name="resumed")
+        assert (resumed / "model.safetensors").read_bytes() == expected
+    assert last.exists()
+
+
+def test_bfloat16(run, photos):
+    result, _ = run(*photos, "--bf16", "--loss", "strict_l", "--num_train_epochs", "1")
+    assert np.isfinite(result["metrics"]["validation"]["loss"])
+
+
+# ---- What it does not take ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(photos):
+    """Images of which two cannot be read: one is cut short, one is text."""
+    train = Path(photos[1])
+    files = sorted((train / "red").iterdir())
+    whole = train / "red" / "cut.jpg"
+    picture(2, np.random.default_rng(0), (64, 64)).save(whole)
+    whole.write_bytes(whole.read_bytes()[:-400])
+    files[0].write_text("no image")
+    return photos, files[0].name
+
+
+def test_names_images_that_cannot_be_read(refused, damaged):
+    photos, text = damaged
+    message = refused(*photos)
+    assert "2 of 49 images cannot be read" in message
+    assert f"red/{text}: cannot identify image file" in message
+    assert "red/cut.jpg: image file is truncated" in message
+    assert "--skip_corrupt" in message
+
+
+def test_leaves_out_images_that_cannot_be_read(run, damaged, capsys):
+    photos, text = damaged
+    result, _ = run(*photos, "--skip_corrupt", "--num_train_epochs", "1")
+    assert sorted(result["skipped_images"]) == [f"train: red/{text}", "train: red/cut.jpg"]
+    shown = capsys.readouterr().out
+    assert "47 train" in shown
+    assert "Skipped 2 that cannot be read: train: red/" in shown
+
+
+def test_names_a_corrupt_row_of_a_parquet_file(refused, tmp_path):
+    table = rows(6, 0)
+    table["image"][4] = {"bytes": b"no image", "path": None}
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
+    assert "row 5: cannot identify" in refused("--train_file", "a.parquet")
+
+
+def test_refuses_what_is_not_there(refused, photos, tmp_path):
+    assert "Did you mean 'train'?" in refused("--train_dir", photos[1] + "s")
+    assert "no folder './nowhere'" in refused("--dataset_name", "./nowhere")
+    assert "no file 'a.parquet'" in refused("--train_file", "a.parquet")
+    (tmp_path / "a.parquet").write_text("text")
+    assert "is no parquet file" in refused("--train_file", "a.parquet")
+    (tmp_path / "empty").mkdir()
+    assert "no images found" in refused("--train_dir", "empty")
+    assert "cannot load the model" in refused(*photos, model="./empty")
+
+
+def test_refuses_images_without_labels(refused, tmp_path):
+    folder(tmp_path / "flat", 4, classes=["."])
+    assert "every class needs a folder" in refused("--train_dir", "flat")
+
+
+def test_refuses_a_class_that_was_not_trained(refused, photos, tmp_path):
+    folder(tmp_path / "photos" / "validation", 4, classes=["yellow", "red"])
+    assert "is not one of the training set's 3 classes" in refused(*photos)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "liberal_ex"], "Did you mean 'liberal_exp'?"),
+        (["--loss", "smae"], "is a classification task and 'smae' a regression loss"),
+        (["--augmentation", "crop_flop"], "Did you mean 'crop_flip'?"),
+        (["--min_crop", "0"], "--min_crop must be above 0"),
+        (["--mixup_alpha", "-1"], "--mixup_alpha must be 0 or more"),
+        (["--dataset_name", "beans"], "--dataset_name and --train_dir contradict each other"),
+        (["--train_val_split", "1"], "--train_val_split must be in [0, 1)"),
+        (["--max_train_samples", "0"], "--max_train_samples must be at least 1"),
+        (["--do_predict"], "--do_predict needs a test set"),
+        (["--lora", "--freeze_backbone"], "--lora and --freeze_backbone contradict"),
+        (["--config_overrides", "hidden_size=8"], "--config_overrides is for a model from scratch"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value).strip("-"),
+)
+def test_refuses_arguments(refused, photos, arguments, message):
+    assert message in refused(*photos, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model_type", "vitt"], "Did you mean 'vit'?"),
+        (["--config_overrides", "hiden_size=8"], "Did you mean 'hidden_size'?"),
+        (["--config_overrides", "hidden_size"], "takes key=value,key=value"),
+        (["--config_overrides", "hidden_size=wide"], "--config_overrides hidden_size=wide: "),
+        (["--config_overrides", "image_size=big"], "image_size must be a number of pixels"),
+        (["--freeze_backbone"], "--freeze_backbone and --lora need a pretrained model"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value).strip("-"),
+)
+def test_refuses_models(refused, photos, arguments, message):
+    assert message in refused(*photos, *arguments, model=None)
+
+
+def test_large_images_ask_for_a_model(refused, tmp_path):
+    for label in CLASSES:
+        (tmp_path / "large" / label).mkdir(parents=True)
+        for i in range(4):
+            picture(0, np.random.default_rng(i), (200, 100)).save(
+                tmp_path / "large" / label / f"{i}.png"
+            )
+    message = refused("--train_dir", "large", model=None)
+    assert "images of 200×100 are large for a model from scratch" in message
+    assert "--model_name_or_path" in message
+
+
+def test_refuses_idx_files_that_do_not_fit(refused, tmp_path):
+    data = Path(idx_folder(tmp_path / "drawings", packed=False))
+    labels = data / "train-labels-idx1-ubyte"
+    content = labels.read_bytes()
+    labels.write_bytes(content[:-1])
+    assert "says that it holds (60,) numbers, but there are 59" in refused(
+        "--dataset_name", str(data)
+    )
+    labels.write_bytes(b"text")
+    assert "is no idx file" in refused("--dataset_name", str(data))
+    labels.unlink()
+    assert "needs train-labels-idx1-ubyte" in refused("--dataset_name", str(data))
+
+
+def test_says_what_to_do_without_the_hub(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, str(RECIPES / "image_classification.py"), "--dataset_name"),
+            *("cifar10", "--use_cpu", "--output_dir", "out"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "cannot load 'cifar10'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# ---- Parts of it -------------------------------------------------------------------------------
+
+
+def test_digits_are_scikit_learns():
+    data = image_data.DataArguments().load()
+    sizes = {name: len(split) for name, split in data.splits.items()}
+    assert sizes == {"train": 1294, "validation": 144, "test": 359}
+    everything = np.concatenate([split.rows for split in data.splits.values()])
+    assert sorted(everything) == list(range(1797))
+    for split in data.splits.values():
+        assert set(split.labels) == set(range(10))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_images_of_any_mode_become_rgb(mode):
+    gradient = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+    if mode == "I;16":
+        image = PIL.Image.fromarray(gradient.astype(np.uint16) * 257)
+        assert image.mode == mode
+    else:
+        image = PIL.Image.fromarray(gradient).convert(mode)
+    found = images.to_rgb(image)
+    assert found.mode == "RGB"
+    if mode not in ("1", "P"):
+        difference = np.abs(np.asarray(found, np.int64) - gradient[..., None])
+        assert difference.max() <= 1
+
+
+def test_is_a_page_that_a_user_reads():
+    assert len((RECIPES / "image_classification.py").read_text().splitlines()) < 200
+
+
+# ---- As users launch it ------------------------------------------------------------------------
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+
+
+def launch(path, *arguments, launcher=ACCELERATE):
+    path.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [*launcher, str(RECIPES / "image_classification.py"), *arguments],
+        cwd=path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(path.rglob("result.json")).read_text())
+
+
+@pytest.mark.slow
+def test_the_one_command(tmp_path):
+    assert launch(tmp_path, "--loss", "strict_l")["metrics"]["test"]["accuracy"] >= 0.95
+
+
+@pytest.mark.slow
+def test_equal_configurations_give_equal_weights(tiny, tmp_path):
+    data = [
+        *("--train_dir", folder(tmp_path / "train", 96)),
+        *("--validation_dir", folder(tmp_path / "validation", 27, seed=1)),
+    ]
+    arguments = [
+        *(*data, "--model_name_or_path", tiny, "--use_cpu", "--loss", "strict_l"),
+        *("--learning_rate", "1e-3", "--num_train_epochs", "2", "--output_dir", "out"),
+        *("--augmentation", "crop_flip", "--max_grad_norm", "0.5"),
+    ]
+    two = [*ACCELERATE, "--multi_gpu", "--num_processes", "2"]
+    found = {}
+    for name, launcher, batch, steps in (
+        ("16", ACCELERATE, 16, 1),
+        ("8x2", ACCELERATE, 8, 2),
+        ("2 processes of 8", two, 8, 1),
+        ("2 processes of 4x2", two, 4, 2),
+    ):
+        sizes = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps"]
+        path = tmp_path / name
+        result = launch(path, *arguments, *sizes, str(steps), launcher=launcher)
+        assert result["training"]["global_step"] == 12
+        assert result["training"]["batch_size"] == 16
+        assert result["training"]["world_size"] == (2 if launcher is two else 1)
+        found[name] = result["metrics"], load_file(path / "out" / "model.safetensors")
+    metrics, weights = found["16"]
+    for others, other_weights in found.values():
+        assert others["validation"] == pytest.approx(metrics["validation"], rel=1e-4)
+        for name, weight in weights.items():
+            if name.endswith("k_proj.bias"):
+                continue  # Attention does not depend on it: Adam makes steps of its rounding noise.
+            torch.testing.assert_close(other_weights[name], weight, rtol=1e-4, atol=2e-6)
