@@ -1,4 +1,4 @@
-"""Writes what the registry generates: the README's table of losses and the picture of the curves.
+"""Writes the README's tables, from the registry and from results, and the picture of the curves.
 
 `python docs/build.py` writes; with `--check` it names what is stale and exits 1. A picture is
 judged by the digest of its content in its metadata, so another matplotlib does not make it stale.
@@ -17,21 +17,30 @@ from hf_losses.table import as_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("docs/losses.svg", "docs/losses.png")
-BEGIN, END = "<!-- losses:begin -->", "<!-- losses:end -->"
+RESULTS = ROOT / "results"
+
+
+def tables() -> dict[str, str]:
+    """The README's generated tables by the name in their markers."""
+    fashion = (RESULTS / "fashion_mnist_one_epoch" / "table.md").read_text(encoding="utf-8")
+    return {"losses": as_markdown(list_losses()), "fashion_mnist": fashion.strip()}
 
 
 def readme() -> str:
-    """The README with the table as the registry has it now."""
+    """The README with the tables as they are now."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"README.md must hold {BEGIN} and, below it, {END}")
-    return f"{before}{BEGIN}\n\n{as_markdown(list_losses())}\n\n{END}{after}"
+    for name, table in tables().items():
+        first, last = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, begin, rest = text.partition(first)
+        _, end, after = rest.partition(last)
+        if not (begin and end):
+            raise SystemExit(f"README.md must hold {first} and, below it, {last}")
+        text = f"{before}{first}\n\n{table}\n\n{last}{after}"
+    return text
 
 
 def stale() -> list[str]:
-    """The files that no longer show the registry."""
+    """The files that no longer show the registry or the results."""
     shown = digest(list_losses(task="classification")).encode()
     files = [name for name in PICTURES if not _holds(ROOT / name, shown)]
     if (ROOT / "README.md").read_text(encoding="utf-8") != readme():

@@ -426,6 +426,11 @@ class LossMixin(_Base):  # type: ignore[misc]
         card, config = ModelCard.load(path), self.loss_config
         tags = [*(card.data.tags or []), "hf_losses", f"loss:{config['name']}"]
         card.data.tags = list(dict.fromkeys(tags))
+        # Trainer takes the empty name of a model that was not loaded for one of the Hub.
+        card.text = card.text.replace(
+            "is a fine-tuned version of [](https://huggingface.co/) on",
+            "was trained from scratch on",
+        )
         intro = "The following hyperparameters were used during training:\n"
         card.text = card.text.replace(intro, f"{intro}- loss: {json.dumps(config)}\n")
         card.save(path)

@@ -39,6 +39,14 @@ class RecipeTrainingArguments(LossTrainingArguments):
     def __post_init__(self) -> None:
         """Checks the arguments, and takes the cores that the launchers leave unused on a CPU."""
         super().__post_init__()
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1 and self.world_size == 1:
+            raise ValueError(
+                f"{started} processes were started, but each would train by itself: there is no "
+                "GPU for them; add --use_cpu"
+            )
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("--fp16 would have no effect on a CPU; use --bf16, or neither")
         if self.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
             torch.set_num_threads(CORES)  # 1 is the launchers' default, however many there are.
 

@@ -119,6 +119,8 @@ def main(argv=None):
         if args.num_train_epochs is None:
             args.num_train_epochs = 30 if source.dataset_name == DIGITS else 3
         if not validation:
+            if args.load_best_model_at_end:
+                raise ValueError("--load_best_model_at_end needs a validation set")
             args.eval_strategy = "no"
         model_name = options.model_name_or_path or f"{options.model_type} from scratch"
         model_name = Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
@@ -165,6 +167,8 @@ def main(argv=None):
             rows = images.images.names()
             output.write_predictions(args, name, rows, found.predictions, data.classes)
     card = {"tasks": "image-classification", "dataset": source.name}
+    if source.on_hub:
+        card["dataset_tags"] = source.dataset_name
     trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "skipped_images": data.skipped}

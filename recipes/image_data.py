@@ -83,10 +83,17 @@ class DataArguments:
             self.dataset_name = DIGITS
 
     @property
+    def on_hub(self) -> bool:
+        """Whether the data come from the Hub."""
+        return bool(self.dataset_name) and not (
+            self.dataset_name == DIGITS or _is_path(self.dataset_name)
+        )
+
+    @property
     def name(self) -> str:
         """The dataset, or the training folder or file, without what leads to it."""
         path = self.dataset_name or self.train_dir or self.train_file or ""
-        if self.dataset_name and not _is_path(path):
+        if self.on_hub:
             return path.replace("/", "_")
         return Path(path).resolve().stem
 

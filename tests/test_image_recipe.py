@@ -34,6 +34,7 @@ sys.path.insert(0, str(RECIPES))
 
 import image_classification  # noqa: E402
 import image_data  # noqa: E402
+import image_pipeline  # noqa: E402
 import images  # noqa: E402
 
 CLASSES = ["blue", "green", "red"]
@@ -216,13 +217,16 @@ def test_folder_laid_out_like_a_dataset_of_the_hub(run, tmp_path):
 @pytest.mark.parametrize(("prefix", "packed"), [("", True), ("", False)])
 def test_idx_files(run, tmp_path, prefix, packed):
     data = idx_folder(tmp_path / "drawings", prefix=prefix, packed=packed)
-    result, _ = run(
+    result, out = run(
         *("--dataset_name", data, "--loss", "strict_m", "--num_train_epochs", "10"),
         *("--augmentation", "none", "--learning_rate", "3e-3"),
         model=None,
     )
     assert result["metrics"]["test"]["accuracy"] >= 0.95
     assert result["model"] == "vit from scratch"
+    card = (out / "README.md").read_text()
+    assert "This model was trained from scratch on the drawings dataset" in card
+    assert "datasets:" not in card  # Nothing of that name is on the Hub.
 
 
 def test_no_held_out_images(run, tmp_path):
@@ -231,6 +235,12 @@ def test_no_held_out_images(run, tmp_path):
     result, _ = run("--dataset_name", data, *arguments)
     assert set(result["metrics"]) == {"test"}
     assert result["training"]["global_step"] == 2  # All 60 images, 32 at once.
+
+
+def test_the_best_model_needs_held_out_images(refused, tmp_path):
+    data = idx_folder(tmp_path / "drawings")
+    message = refused("--dataset_name", data, "--train_val_split", "0", "--load_best_model_at_end")
+    assert "--load_best_model_at_end needs a validation set" in message
 
 
 def test_a_convolutional_network_from_scratch(run, photos):
@@ -487,6 +497,78 @@ def test_images_of_any_mode_become_rgb(mode):
     if mode not in ("1", "P"):
         difference = np.abs(np.asarray(found, np.int64) - gradient[..., None])
         assert difference.max() <= 1
+
+
+SQUARE = np.add.outer(np.arange(60), 2 * np.arange(60)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["crop", "crop_flip", "randaugment"])
+def test_augmentation_depends_on_its_generator_alone(name):
+    image = PIL.Image.fromarray(SQUARE).convert("RGB")
+    augment = image_pipeline.build_augmentation(name, (24, 16), PIL.Image.Resampling.BILINEAR)
+    before = torch.random.get_rng_state()
+    found = [np.asarray(augment(image, np.random.default_rng(seed))) for seed in (0, 0, 1)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    shape = (3, 16, 24) if name == "randaugment" else (16, 24, 3)
+    assert {array.shape for array in found} == {shape}
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
+def test_crops_keep_their_least_share_and_mirror_half():
+    image = PIL.Image.fromarray(SQUARE).convert("RGB")
+    rngs = [np.random.default_rng(seed) for seed in range(200)]
+    boxes = [image_pipeline._random_box(image.size, 0.25, rng) for rng in rngs]
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= 60
+        assert 0 <= top < bottom <= 60
+        assert 0.2499 <= (right - left) * (bottom - top) / 3600 <= 1
+        assert 0.7499 <= (right - left) / (bottom - top) <= 1.3335
+    for name, mirrored in (("crop", 0), ("crop_flip", 100)):
+        augment = image_pipeline.build_augmentation(name, (60, 60), 2, min_crop=1.0)
+        found = [np.asarray(augment(image, np.random.default_rng(n)), int) for n in range(200)]
+        # Whole, brightness rises to the right; mirrored, to the left.
+        assert abs(sum(array[0, 0, 0] > array[0, 40, 0] for array in found) - mirrored) <= 25
+
+
+def test_mixup_and_cutmix_share_labels_as_they_share_pixels():
+    labels = torch.tensor([0, 1, 2, 1])
+    pixels = labels[:, None, None, None].float().eq(torch.arange(3)[:, None, None]).float()
+    pixels = pixels.expand(4, 3, 16, 12)  # Channel k is 1 where the class is k.
+    kinds = set()
+    for seed in range(60):
+        mixing = image_pipeline.Mixing(3, 0.5, 1.0)
+        mixed, soft = mixing(pixels, labels, np.random.default_rng(seed))
+        assert soft.dtype == torch.float32
+        torch.testing.assert_close(soft.sum(-1), torch.ones(4))
+        torch.testing.assert_close(mixed.mean((2, 3)), soft)
+        kinds.add("mixup" if mixed.unique().numel() > 2 else "cutmix")
+    assert kinds == {"mixup", "cutmix"}
+    mixing = image_pipeline.Mixing(3, 0.0, 1.0)
+    boxes = [mixing(pixels, labels, np.random.default_rng(seed))[1][0, 0] for seed in range(200)]
+    assert 0.4 < np.mean(boxes) < 0.75  # λ is uniform, and boxes end at the border.
+
+
+def test_every_epoch_changes_an_image_in_another_way():
+    data = image_data.DataArguments(max_train_samples=40).load()
+    inputs = image_pipeline.training_inputs(
+        data,
+        ViTImageProcessor(size={"height": 8, "width": 8}),
+        image_pipeline.AugmentationArguments(),
+        seed=0,
+    )
+    first, again = inputs[3]["pixel_values"], inputs[3]["pixel_values"]
+    assert torch.equal(first, again)
+    state = type("State", (), {"epoch": 1.0})
+    image_pipeline.NewEpoch(inputs).on_epoch_begin(None, state, None)
+    assert not torch.equal(inputs[3]["pixel_values"], first)
+
+
+def test_a_processor_without_a_fixed_size_is_refused():
+    processor = ConvNextImageProcessor(size={"shortest_edge": 400}, crop_pct=None)
+    assert image_pipeline.image_size(processor) == (400, 400)
+    with pytest.raises(ValueError, match="gives images of different shapes"):
+        image_pipeline.image_size(ViTImageProcessor(do_resize=False))
 
 
 def test_is_a_page_that_a_user_reads():

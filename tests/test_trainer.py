@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -602,6 +603,33 @@ def test_resuming_passes_over_a_checkpoint_cut_short(saved, build, caplog):
         trainer.train(resume_from_checkpoint=True)
     assert "checkpoint-2 is no complete checkpoint" in caplog.text
     assert trainer.state.global_step == 3
+
+
+def test_weights_that_are_saved_under_other_names_are_loaded_again(build, tmp_path):
+    steps = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    best = {"metric_for_best_model": "loss", "greater_is_better": True}
+    # The largest loss is best: that of the first step.
+    args = steps | best | {"load_best_model_at_end": True, "learning_rate": 1e-2}
+    trainer = build(tiny.vit(), tiny.images(), args=args)
+    trainer.train()
+    first = tmp_path / "checkpoint-1"
+    assert trainer.state.best_model_checkpoint == str(first)
+    saved = type(trainer.model).from_pretrained(first).state_dict()
+    names = set(load_file(first / "model.safetensors"))
+    assert not names <= set(saved)  # Else this test has nothing to show.
+    for name, weight in trainer.model.state_dict().items():
+        torch.testing.assert_close(weight, saved[name], rtol=0, atol=0)
+    whole = build(tiny.vit(), tiny.images(), args={"learning_rate": 1e-2})
+    whole.train()
+    resumed = build(tiny.vit(), tiny.images(), args=steps | {"learning_rate": 1e-2})
+    resumed.train(resume_from_checkpoint=str(first))
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=0, atol=0)
+    weights = load_file(first / "model.safetensors")
+    del weights["classifier.bias"]
+    save_file(weights, first / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks weights: classifier\.bias"):
+        resumed.train(resume_from_checkpoint=str(first))
 
 
 def test_nothing_to_resume_from(build):
