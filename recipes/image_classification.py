@@ -47,7 +47,7 @@ class ImageTrainingArguments(RecipeTrainingArguments):
     """Every training argument of transformers, with defaults of this recipe."""
 
     learning_rate: float | None = option(None, "without one: 5e-5, from scratch 1e-3")
-    num_train_epochs: float | None = option(None, f"without one: 3, for {DIGITS} 30")
+    num_train_epochs: float | None = option(None, f"without one: 3, for {DIGITS} 40")
     dataloader_num_workers: int = option(min(CORES, 8), "processes that load images")
     dataloader_persistent_workers: bool = option(True, "keep them from epoch to epoch")
 
@@ -117,7 +117,7 @@ def main(argv=None):
         if args.learning_rate is None:
             args.learning_rate = 1e-3 if scratch else 5e-5
         if args.num_train_epochs is None:
-            args.num_train_epochs = 30 if source.dataset_name == DIGITS else 3
+            args.num_train_epochs = 40 if source.dataset_name == DIGITS else 3
         if not validation:
             if args.load_best_model_at_end:
                 raise ValueError("--load_best_model_at_end needs a validation set")
