@@ -10,6 +10,7 @@ from hf_losses.registry import LossSpec, Parameter, get_spec, list_losses, regis
 
 if TYPE_CHECKING:
     from hf_losses.arguments import LossTrainingArguments
+    from hf_losses.checkpoint import load_loss
     from hf_losses.normalise import compute_loss_func
     from hf_losses.trainer import LossMixin, LossTrainer
 
@@ -27,6 +28,7 @@ __all__ = [
     "get_loss",
     "get_spec",
     "list_losses",
+    "load_loss",
     "register_loss",
 ]
 
@@ -36,6 +38,7 @@ _LAZY = {
     "LossTrainer": "hf_losses.trainer",
     "compute_loss_func": "hf_losses.normalise",
     "LossTrainingArguments": "hf_losses.arguments",
+    "load_loss": "hf_losses.checkpoint",
 }
 
 

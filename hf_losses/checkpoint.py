@@ -7,10 +7,14 @@ import logging
 import os
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from hf_losses.criterion import ClassificationLoss, RegressionLoss, get_loss
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +91,45 @@ def load_renamed(model: Any, checkpoint: str) -> bool:
         )
     model.load_state_dict(found.state_dict())
     return True
+
+
+def load_loss(
+    repo_or_folder: str | os.PathLike[str], *, revision: str | None = None
+) -> ClassificationLoss | RegressionLoss:
+    """The loss that a saved model was trained with, as `LossTrainer` left it beside the weights.
+
+    Args:
+        repo_or_folder: A folder that `save_model` or a checkpoint wrote, or a Hub repository.
+        revision: Branch, tag or commit of the repository.
+
+    Returns:
+        The loss with its parameters, smoothing and class weights.
+
+    Raises:
+        ValueError: If there is no such folder or repository, it does not name its loss, or the loss
+            is one that is not registered here.
+
+    Example:
+        >>> load_loss("runs/glue/movie_reviews-liberal_exp-seed42")
+    """
+    folder = os.fspath(repo_or_folder)
+    path = os.path.join(folder, LOSS_FILE)
+    try:
+        if not os.path.isdir(folder):
+            path = hf_hub_download(folder, LOSS_FILE, revision=revision)
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ValueError(
+            f"cannot read {LOSS_FILE} of {folder!r}, which is written beside a model that "
+            f"LossTrainer trained: {error}"
+        ) from error
+    if ":" in config["name"]:
+        raise ValueError(
+            f"{folder!r} was trained with {config['name']}, a loss without a registered name; "
+            "build it as its author did"
+        )
+    return get_loss(**config)
 
 
 def loss_of_checkpoint(checkpoint: str) -> dict[str, Any] | None:

@@ -220,9 +220,8 @@ def test_deepspeed_plugin_leaves_the_rest_to_the_trainer(worker_environment, sta
         (["--bf16"], "no", False, torch.float32, torch.bfloat16),
         ([], "bf16", False, torch.float32, torch.bfloat16),
         ([], "no", True, torch.bfloat16, torch.bfloat16),  # As DeepSpeed keeps them.
-        (["--fp16"], "no", False, torch.float32, torch.float32),  # No effect on a CPU.
     ],
-    ids=["argument", "launcher", "cast", "fp16"],
+    ids=["argument", "launcher", "cast"],
 )
 def test_the_loss_is_computed_in_float32(
     run, files, monkeypatch, flags, launcher, cast, weights, head

@@ -548,14 +548,6 @@ def test_refuses_unknown_columns(refused, files):
     assert "train.csv: column 'label' holds" in refused(*files, "--sentence1_column", "label")
 
 
-def test_refuses_processes_that_would_each_train_alone(refused, files, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(glue.GlueTrainingArguments, "world_size", 1)
-    message = refused(*files)
-    assert "2 processes were started, but each would train by itself" in message
-    assert "--use_cpu" in message
-
-
 def test_refuses_float16_on_a_cpu(refused, files):
     assert "--fp16 would have no effect on a CPU" in refused(*files, "--fp16")
 
@@ -776,6 +768,24 @@ def test_two_processes_give_the_result_of_one(tiny, tmp_path, launcher):
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
     predictions = [(path / "out" / "predictions_test.tsv").read_text() for path in (one, two)]
     assert predictions[0] == predictions[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there they train together")
+def test_two_processes_that_would_each_train_alone_are_refused(tiny, tmp_path):
+    rows_file = write(tmp_path / "a.csv", rows(64, 0))
+    files = ["--train_file", rows_file, "--validation_file", rows_file, "--output_dir", "out"]
+    done = subprocess.run(
+        [*TWO_BY_TORCHRUN, *TORCHRUN_PORT, str(RECIPES / "glue.py"), *files],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "2 processes were started, but each would train by itself" in done.stderr
+    assert "add --use_cpu" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ TRAINING = {
     "arguments": {"registry", "criterion"},
     "normalise": {*MATHS, "arguments"},
     "choice": {*MATHS, "arguments"},
-    "checkpoint": set(),
+    "checkpoint": {"criterion"},
     "gradients": set(),
     "trainer": {*MATHS, "arguments", "normalise", "choice", "checkpoint", "gradients"},
 }
