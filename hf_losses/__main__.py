@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from hf_losses import __version__, table
@@ -56,16 +56,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.set_defaults(run=_plot)
 
+    command = commands.add_parser(
+        "run",
+        help="run a training script as it is, with another loss",
+        usage="hf-losses run --loss LOSS [options] [-m] SCRIPT [its own arguments]",
+        description="Runs an unmodified script; every transformers Trainer in it uses the loss. "
+        "Distributed: accelerate launch -m hf_losses run --loss LOSS SCRIPT … . The exit code is "
+        "the script's, or 1 if no Trainer was trained with the loss.",
+    )
+    command.add_argument("--loss", required=True, help=f"one of {', '.join(list_losses())}")
+    command.add_argument(
+        "--loss_kwargs", metavar="JSON", help="its parameters, such as '{\"alpha\": 0.3}'"
+    )
+    command.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module")
+    command.add_argument("script", metavar="SCRIPT", help="file, or with -m the name of a module")
+    command.add_argument(
+        "arguments", metavar="…", nargs=argparse.REMAINDER, help="the script's own arguments"
+    )
+    command.set_defaults(run=_run)
+
     arguments = parser.parse_args(argv)
     if arguments.command is None:
         parser.error(f"a command is missing; choose one of {', '.join(commands.choices)}")
     try:
-        arguments.run(arguments)
+        then = arguments.run(arguments)
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (ValueError, ImportError) as error:
         parser.error(str(error))
-    return 0
+    # A script's own errors are its own.
+    return then() if then else 0
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -81,6 +101,18 @@ def _plot(arguments: argparse.Namespace) -> None:
         names = [name for pattern in arguments.names for name in _matching(pattern)]
     plot_losses(names, arguments.output)
     print(f"wrote {arguments.output}")
+
+
+def _run(arguments: argparse.Namespace) -> Callable[[], int]:
+    from hf_losses.run import prepare
+
+    return prepare(
+        arguments.script,
+        arguments.arguments,
+        module=arguments.module,
+        loss=arguments.loss,
+        loss_kwargs=arguments.loss_kwargs,
+    )
 
 
 def _matching(pattern: str, kind: str | None = None, task: str | None = None) -> list[str]:

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
 from hf_losses.criterion import get_loss
-from hf_losses.registry import list_losses
-
-
-def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """Reads loss parameters.
-
-    Args:
-        value: A dict, a JSON object as text, or None.
-
-    Returns:
-        Parameters by name; empty for None.
-
-    Raises:
-        ValueError: If the text is no JSON object.
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(_not_an_object(value)) from error
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(_not_an_object(value))
-    return dict(value or {})
-
-
-def _not_an_object(value: Any) -> str:
-    return f"loss_kwargs must be a JSON object such as '{{\"alpha\": 0.3}}', got {value!r}"
+from hf_losses.registry import list_losses, parse_loss_kwargs
 
 
 @dataclass

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_losses.arguments import parse_loss_kwargs
 from hf_losses.criterion import (
     MULTI_LABEL,
     SINGLE_LABEL,
@@ -14,7 +13,7 @@ from hf_losses.criterion import (
     RegressionLoss,
     get_loss,
 )
-from hf_losses.registry import get_spec, list_losses, neutral_loss
+from hf_losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
 
 REGRESSION = "regression"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -128,6 +129,32 @@ def as_number(loss: str, name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"loss {loss!r}: {name} must be a number, got {value!r}") from None
+
+
+def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Reads loss parameters.
+
+    Args:
+        value: A dict, a JSON object as text, or None.
+
+    Returns:
+        Parameters by name; empty for None.
+
+    Raises:
+        ValueError: If the text is no JSON object.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(_not_an_object(value)) from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(_not_an_object(value))
+    return dict(value or {})
+
+
+def _not_an_object(value: Any) -> str:
+    return f"loss_kwargs must be a JSON object such as '{{\"alpha\": 0.3}}', got {value!r}"
 
 
 _SPECS: dict[str, LossSpec] = {}

@@ -1,0 +1,162 @@
+"""`hf-losses run`: a script of somebody else, as it is, whose `Trainer` uses another loss."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.abc
+import importlib.util
+import io
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from hf_losses.criterion import get_loss
+from hf_losses.registry import parse_loss_kwargs
+
+if TYPE_CHECKING:
+    from hf_losses.swap import Swap
+
+TRAINER = "transformers.trainer"
+
+
+def prepare(
+    script: str, arguments: Sequence[str], *, module: bool, loss: str, **settings: Any
+) -> Callable[[], int]:
+    """Checks that a script can be run with a loss.
+
+    Args:
+        script: Its file, or with `module` the name of a module.
+        arguments: Its own arguments.
+        module: Whether it is run as by `python -m`.
+        loss: A registered name.
+        **settings: Fields of `LossTrainingArguments` that go with it; None for its default.
+
+    Returns:
+        A function that runs it as Python would and returns 0. It raises what the script raises, and
+        SystemExit if no `Trainer` was trained with the loss.
+
+    Raises:
+        ValueError: If loss or parameters are wrong, or there is no such script.
+    """
+    settings = {name: value for name, value in settings.items() if value is not None}
+    settings["loss_kwargs"] = parse_loss_kwargs(settings.get("loss_kwargs")) or None
+    built = get_loss(loss, **(settings["loss_kwargs"] or {}))
+    if not sys.flags.safe_path:
+        sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
+    if module:
+        if not _exists(script):
+            raise ValueError(f"no module named {script!r}; for a file leave out -m")
+    elif not os.path.isfile(script):
+        raise ValueError(f"no script {script!r}; for a module write -m {script}")
+
+    def run() -> int:
+        if os.environ.get("RANK", "0") == "0":
+            given = "".join(f", {name}={value:g}" for name, value in built.params.items())
+            what = f"{loss} ({built.spec.kind}): {built.spec.full_formula}{given}"
+            print(f"hf-losses run: {what}, in {script}", file=sys.stderr, flush=True)
+        return _run(script, arguments, module, _AfterImport(loss, settings))
+
+    return run
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Swaps the loss as soon as the script has imported Trainer.
+
+    Not before: a script may set environment variables that transformers reads when it is imported.
+    """
+
+    def __init__(self, loss: str, settings: dict[str, Any]) -> None:
+        self.loss, self.settings = loss, settings
+        self.swap: Swap | None = None
+        if TRAINER in sys.modules:
+            self.install()
+        else:
+            sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != TRAINER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self.install()
+
+        loader.exec_module = exec_module
+        return spec
+
+    def install(self) -> None:
+        from hf_losses.swap import Swap
+
+        self.swap = Swap(self.loss, self.settings)
+        self.swap.install()
+
+    def check(self) -> None:
+        if self.swap is None or not self.swap.trained:
+            raise SystemExit(
+                f"hf-losses run: error: the loss {self.loss!r} was not used: the script ended "
+                "without training a transformers Trainer in this process"
+            )
+
+
+def _run(script: str, arguments: Sequence[str], module: bool, swap: _AfterImport) -> int:
+    sys.argv[:] = [script, *arguments]
+    hook = sys.excepthook
+
+    def excepthook(kind: Any, error: BaseException, trace: TracebackType | None) -> Any:
+        trace = _of_script(trace)
+        return hook(kind, error.with_traceback(trace), trace)
+
+    sys.excepthook = excepthook
+    try:
+        if module:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            _run_file(os.path.abspath(script))
+    except SystemExit as ended:
+        if ended.code not in (None, 0):
+            raise
+        swap.check()
+        raise
+    swap.check()
+    return 0
+
+
+def _run_file(path: str) -> None:
+    main = ModuleType("__main__")
+    main.__file__, main.__loader__ = path, SourceFileLoader("__main__", path)
+    main.__dict__["__builtins__"] = builtins
+    # It stays there: what the script leaves to the end of the interpreter finds its own globals.
+    sys.modules["__main__"] = main
+    with io.open_code(path) as file:
+        code = compile(file.read(), path, "exec", dont_inherit=True)
+    exec(code, main.__dict__)
+
+
+def _of_script(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames between the interpreter and the script."""
+    found = False
+    rest = trace
+    while rest is not None:
+        code = rest.tb_frame.f_code
+        ours = code in (_run.__code__, _run_file.__code__)
+        if found and not ours and code.co_filename != "<frozen runpy>":
+            return rest
+        found = found or ours
+        rest = rest.tb_next
+    return None if found else trace

@@ -1,0 +1,112 @@
+"""Another loss for every `Trainer` that a program builds, whoever derived it from which name."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from transformers import Trainer
+
+from hf_losses.trainer import LossMixin
+
+# Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.
+SAME_LOSS = {"trl.trainer.sft_trainer.SFTTrainer": ("loss_type", "nll")}
+
+_STOCK_LOSS = vars(Trainer)["compute_loss"]
+
+
+@dataclass
+class Swap:
+    """Which loss a program's trainers get, and whether one of them was trained with it.
+
+    Attributes:
+        loss: A registered name.
+        settings: Fields of `LossTrainingArguments` that go with it, such as `loss_kwargs`.
+        trained: Whether a step of training used it.
+    """
+
+    loss: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    trained: bool = False
+    _swapped: dict[type, type] = field(default_factory=dict)
+
+    def install(self) -> None:
+        """Makes every trainer that is built from now on use the loss, or end the program."""
+
+        def make(cls: type, *_: Any, **__: Any) -> Any:
+            return object.__new__(self._swapped_class(cls))
+
+        # Python goes on with __init__ of the class that __new__ chose, which derives from the one
+        # that was asked for: names, imports and subclasses of the script stay what they are.
+        Trainer.__new__ = staticmethod(make)
+
+    def refuse(self, why: str) -> NoReturn:
+        """Ends the program; SystemExit also passes through an `except Exception` of the script."""
+        raise SystemExit(f"hf-losses run: error: the loss {self.loss!r} is not in use: {why}")
+
+    def _swapped_class(self, cls: type) -> type:
+        if cls not in self._swapped:
+            for base in cls.__mro__[: cls.__mro__.index(Trainer) + 1]:
+                function = vars(base).get("compute_loss", _STOCK_LOSS)
+                known = f"{base.__module__}.{base.__qualname__}"
+                if base is LossMixin or known in SAME_LOSS:
+                    break
+                if function is not _STOCK_LOSS:
+                    self.refuse(
+                        f"{base.__qualname__}.compute_loss{_place(function)} computes another; "
+                        "take it out of the script, or let it call hf_losses.get_loss itself"
+                    )
+            own = {"__module__": cls.__module__, "__doc__": cls.__doc__, "swap": self}
+            self._swapped[cls] = type(cls.__name__, (_SwappedLoss, cls), own)
+        return self._swapped[cls]
+
+
+class _SwappedLoss(LossMixin):
+    swap: Swap
+
+    def _check_trainer(self) -> None:
+        swap, name = self.swap, type(self).__name__
+        for given in (self._given_loss, getattr(self.args, "loss", None)):
+            if given not in (None, swap.loss):
+                swap.refuse(f"the script gives its {name} the loss {given!r}; keep one")
+        if self.compute_loss_func is not None:
+            function = self.compute_loss_func
+            swap.refuse(
+                f"the script gives its {name} a compute_loss_func{_place(function)}; take it out"
+            )
+        for base, (option, stock) in SAME_LOSS.items():
+            names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(self).__mro__}
+            if base in names and getattr(self.args, option) != stock:
+                swap.refuse(
+                    f"{option}={getattr(self.args, option)!r} asks {name} for another; "
+                    f"leave it at {stock!r}"
+                )
+        self._given_loss = swap.loss
+        for option, value in swap.settings.items():
+            setattr(self.args, option, value)
+        try:
+            super()._check_trainer()
+            self._loss()
+        except ValueError as error:
+            swap.refuse(str(error))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._used = False
+        loss = super().training_step(*args, **kwargs)
+        if not self._used:
+            self.swap.refuse(
+                f"{type(self).__name__}.training_step{_place(super().training_step)} does not "
+                "take it from compute_loss"
+            )
+        self.swap.trained = True
+        return loss
+
+    def _loss_of_outputs(self, *args: Any, **kwargs: Any) -> Any:
+        self._used = True
+        return super()._loss_of_outputs(*args, **kwargs)
+
+
+def _place(function: Any) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
