@@ -46,17 +46,16 @@ class Swap:
         raise SystemExit(f"hf-losses run: error: the loss {self.loss!r} is not in use: {why}")
 
     def _swapped_class(self, cls: type) -> type:
+        for base in cls.__mro__[: cls.__mro__.index(Trainer) + 1]:
+            if base is LossMixin or _full_name(base) in SAME_LOSS:
+                break
+            function = vars(base).get("compute_loss", _STOCK_LOSS)
+            if function is not _STOCK_LOSS:
+                self.refuse(
+                    f"{base.__qualname__}.compute_loss{_place(function)} computes another; "
+                    "take it out of the script, or let it call hf_losses.get_loss itself"
+                )
         if cls not in self._swapped:
-            for base in cls.__mro__[: cls.__mro__.index(Trainer) + 1]:
-                function = vars(base).get("compute_loss", _STOCK_LOSS)
-                known = f"{base.__module__}.{base.__qualname__}"
-                if base is LossMixin or known in SAME_LOSS:
-                    break
-                if function is not _STOCK_LOSS:
-                    self.refuse(
-                        f"{base.__qualname__}.compute_loss{_place(function)} computes another; "
-                        "take it out of the script, or let it call hf_losses.get_loss itself"
-                    )
             own = {"__module__": cls.__module__, "__doc__": cls.__doc__, "swap": self}
             self._swapped[cls] = type(cls.__name__, (_SwappedLoss, cls), own)
         return self._swapped[cls]
@@ -76,8 +75,8 @@ class _SwappedLoss(LossMixin):
                 f"the script gives its {name} a compute_loss_func{_place(function)}; take it out"
             )
         for base, (option, stock) in SAME_LOSS.items():
-            names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(self).__mro__}
-            if base in names and getattr(self.args, option) != stock:
+            derived = base in map(_full_name, type(self).__mro__)
+            if derived and getattr(self.args, option) != stock:
                 swap.refuse(
                     f"{option}={getattr(self.args, option)!r} asks {name} for another; "
                     f"leave it at {stock!r}"
@@ -105,6 +104,10 @@ class _SwappedLoss(LossMixin):
     def _loss_of_outputs(self, *args: Any, **kwargs: Any) -> Any:
         self._used = True
         return super()._loss_of_outputs(*args, **kwargs)
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _place(function: Any) -> str:

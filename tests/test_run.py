@@ -1,0 +1,353 @@
+"""`hf-losses run`: scripts as they are, whose Trainer uses the loss, or which say why not."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from hf_losses import get_loss
+from hf_losses.__main__ import main
+
+TESTS = Path(__file__).parent
+
+# Runs every case in a fork of one process, which has imported and trained all there is.
+DRIVER = """
+import json, os, sys
+import tiny
+import torch
+tiny.gradients("warm", tiny.bert(), tiny.texts(8))
+from hf_losses.__main__ import main
+
+torch.set_num_threads(1)
+for folder, arguments in json.load(sys.stdin).items():
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), number)
+        sys.exit(main(["run", *arguments]))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with open(os.path.join(folder, "code"), "w") as file:
+        file.write(str(code))
+"""
+
+# What users write, less the data and the model; %s is how they name the trainer.
+SCRIPT = """
+import sys
+import tiny
+import torch
+import transformers
+from transformers import TrainingArguments
+{imports}
+
+def main():
+    seen = tiny.Gradients()
+    options = dict(use_cpu=True, report_to=[], disable_tqdm=True, max_steps=1, seed=3,
+                   save_strategy="no", max_grad_norm=0.0, per_device_train_batch_size=8)
+    args = TrainingArguments("out", **(options | dict({options})))
+    trainer = {trainer}(
+        model={model}, args=args, train_dataset=tiny.texts(8, {labels}), callbacks=[seen], {more}
+    )
+    {train}
+    torch.save(seen.steps[0], "gradient.pt")
+    print(type(trainer).__name__, trainer.loss_config if hasattr(trainer, "loss_config") else None)
+
+if __name__ == "__main__":
+    {main}
+"""
+
+
+def script(
+    imports="from transformers import Trainer",
+    trainer="Trainer",
+    options="",
+    model="tiny.bert()",
+    labels="None",
+    more="",
+    train="trainer.train()",
+    main="main()",
+):
+    return SCRIPT.format(**locals())
+
+
+SUBCLASS = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.logged = 0
+    def log(self, *args, **kwargs):
+        self.logged += 1
+        super(MyTrainer, self).log(*args, **kwargs)
+"""
+SEQ2SEQ = """
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments as TrainingArguments
+"""
+STEP = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = model(**self._prepare_inputs(inputs)).loss
+        loss.backward()
+        return loss.detach()
+"""
+OWN = """
+from transformers import Trainer
+class Weighted(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+class MyTrainer(Weighted):
+    pass
+"""
+PATCHED = """
+from transformers import Trainer
+stock = Trainer.compute_loss
+Trainer.compute_loss = lambda self, *args, **kwargs: stock(self, *args, **kwargs)
+"""
+POWER = ["--loss", "strict_m_power", "--loss_kwargs", '{"alpha": 0.3}']
+NAMED = {"name": "strict_m_power", "alpha": 0.3}
+PARTS = {"loss": "strict_m_power", "alpha": 0.3}
+
+# By name: the script, and the loss that it must have been trained with.
+USED = {
+    "imported": (script(), PARTS),
+    "attribute": (script("", "transformers.Trainer"), PARTS),
+    "module": (script("from transformers.trainer import Trainer"), PARTS),
+    "subclass": (script(SUBCLASS, "MyTrainer"), PARTS),
+    "library": (script(SEQ2SEQ, "Seq2SeqTrainer"), PARTS),
+    "smoothing": (script(options="label_smoothing_factor=0.1"), PARTS | {"label_smoothing": 0.1}),
+    "model_init": (script(model="None", more="model_init=lambda: tiny.bert()"), PARTS),
+    "exit": (script(main="sys.exit(main())"), PARTS),
+    "same": (
+        script("from hf_losses import LossTrainer", "LossTrainer", more="loss='strict_m_power'"),
+        PARTS,
+    ),
+}
+# By name: the script, and what the error must say.
+REFUSED = {
+    "own": (script(OWN, "MyTrainer"), r"Weighted\.compute_loss \(.*script\.py:\d+\) computes an"),
+    "func": (script(more="compute_loss_func=main"), r"a compute_loss_func \(.*script\.py:\d+\);"),
+    "patched": (script(PATCHED), r"Trainer\.compute_loss \(.*script\.py:\d+\) computes another"),
+    "step": (script(STEP, "MyTrainer"), r"MyTrainer\.training_step \(.*script\.py:\d+\) does not"),
+    "regression": (
+        script(model="tiny.bert(num_labels=1)", labels="tiny.number"),
+        "is for classification and does not fit the model's head.*choose one of: mse, ",
+    ),
+    "untrained": (script(train="seen.steps.append(0)"), "without training a transformers Trainer"),
+    "exits": (script(train="sys.exit()"), "without training a transformers Trainer"),
+    "other": (
+        script("from hf_losses import LossTrainer", "LossTrainer", more="loss='strict_l'"),
+        "the script gives its LossTrainer the loss 'strict_l'; keep one",
+    ),
+    "caught": (
+        script(OWN, "MyTrainer", main="try:\n        main()\n    except Exception: pass"),
+        "computes another",
+    ),
+    "replaced": (
+        script(
+            train="trainer.compute_loss = lambda model, batch, *_, **__: model(**batch).loss; "
+            "trainer.train()"
+        ),
+        "does not take it from compute_loss",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """Folders by case, with the script, its stdout, stderr and exit code, and what it left."""
+    folders, arguments = {}, {}
+    for name, (text, _) in (USED | REFUSED).items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        (folders[name] / "script.py").write_text(text)
+        arguments[str(folders[name])] = [*POWER, "script.py"]
+    run(["-c", DRIVER], input=json.dumps(arguments), check=True)
+    return folders
+
+
+def run(command, **keywords):
+    environment = os.environ | {"PYTHONPATH": str(TESTS)} | keywords.pop("env", {})
+    return subprocess.run(
+        [sys.executable, *command], text=True, capture_output=True, env=environment, **keywords
+    )
+
+
+def wanted_gradient(loss=None, **params):
+    """Of one batch, by autograd alone; without a loss the model's own."""
+    model = tiny.bert()
+    rows = tiny.texts(8)
+    batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+    outputs = model(**batch)
+    value = get_loss(loss, **params)(outputs.logits, batch["labels"]) if loss else outputs.loss
+    value.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("name", USED)
+def test_the_gradient_is_that_of_the_loss(cases, name):
+    folder, parts = cases[name], USED[name][1]
+    errors = (folder / "stderr").read_text()
+    assert (folder / "code").read_text() == "0", errors
+    assert errors.startswith(
+        "hf-losses run: strict_m_power (strict): p**(-alpha) - 1, alpha=0.3, in script.py\n"
+    )
+    found = torch.load(folder / "gradient.pt")
+    wanted = wanted_gradient(**parts)
+    assert (found - wanted).norm() < 2e-6 * wanted.norm()
+    assert (found - wanted_gradient()).norm() > 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_script_that_would_not_use_it_ends_with_the_reason(cases, name):
+    folder, (_, reason) = cases[name], REFUSED[name]
+    errors = (folder / "stderr").read_text()
+    assert (folder / "code").read_text() == "1"
+    last = errors.splitlines()[-1]
+    assert last.startswith("hf-losses run: error: the loss 'strict_m_power' ")
+    assert re.search(reason, last)
+    assert "Traceback" not in errors
+    assert not (folder / "gradient.pt").exists() or name == "untrained"
+
+
+def test_the_class_keeps_its_name(cases):
+    assert (cases["subclass"] / "stdout").read_text().splitlines()[-1] == f"MyTrainer {NAMED}"
+
+
+# ---- As without us -------------------------------------------------------------------------------
+
+SHOW = """
+import atexit, os, sys
+value = 3
+print(sys.argv, __name__, os.path.basename(__file__), os.getcwd(), sys.path[0], __doc__)
+print([name for name in globals() if "__" not in name], __spec__ and __spec__.name, __package__)
+print(sys.modules["__main__"].value, sys.modules["__main__"].__dict__ is globals())
+atexit.register(lambda: print("at the end", value))
+import beside
+"""
+ENDS = {
+    "exit": "sys.exit(3)",
+    "message": "sys.exit('a message')",
+    "error": "def f():\n    {}['key']\ntry:\n    f()\nexcept KeyError as error:\n"
+    "    raise ValueError('chained') from error",
+    "interrupt": "import signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)",
+    "abort": "os._exit(7)",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "beside.py").write_text("print('imported from beside the script')\n")
+    return folder
+
+
+def both(command, **keywords):
+    """What Python makes of a command, and what `hf-losses run` does."""
+    ours = run(["-m", "hf_losses", "run", "--loss", "strict_l", *command], **keywords)
+    first, _, ours.stderr = ours.stderr.partition("\n")
+    assert first.startswith("hf-losses run: strict_l (strict): 1/sqrt(p*(2 - p)) - 1, in ")
+    return run(command, **keywords), ours
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_script_sees_and_ends_as_without_us(folder, end):
+    (folder / "show.py").write_text(SHOW + ENDS[end] + "\n")
+    command = [f"scripts{os.sep}show.py", "--loss", "x", "-m", "--", "rest"]
+    plain, ours = both(command, cwd=folder.parent)
+    assert plain.returncode not in (0, 1) or end in ("error", "message")
+    assert (ours.returncode, ours.stdout, ours.stderr) == (
+        plain.returncode,
+        plain.stdout,
+        plain.stderr,
+    )
+
+
+def test_a_module_sees_and_ends_as_without_us(folder):
+    (folder / "show.py").write_text(SHOW.replace("import beside", "") + ENDS["error"] + "\n")
+    plain, ours = both(["-m", "scripts.show", "--loss", "x"], cwd=folder.parent)
+    assert ours.stdout == plain.stdout
+    assert ours.returncode == plain.returncode == 1
+    frozen = re.compile(r'  File "<frozen runpy>".*\n')
+    assert ours.stderr == frozen.sub("", plain.stderr)
+
+
+def test_what_python_cannot_read_is_shown_as_without_us(folder):
+    (folder / "wrong.py").write_text("x = = 3\n")
+    plain, ours = both(["wrong.py"], cwd=folder)
+    assert (ours.returncode, ours.stderr) == (plain.returncode, plain.stderr)
+
+
+def test_processes_that_the_script_spawns_find_its_functions(folder):
+    program = """
+import multiprocessing, sys
+def square(x):
+    return x * x
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.map(square, [2, 3]))
+    sys.exit(4)
+"""
+    (folder / "pool.py").write_text(program)
+    plain, ours = both(["pool.py"], cwd=folder)
+    assert ours.stdout == plain.stdout == "[4, 9]\n"
+    assert ours.returncode == plain.returncode == 4
+
+
+def test_a_script_may_set_what_transformers_reads_when_it_is_imported(folder):
+    program = """
+import os
+os.environ["HF_HOME"] = "elsewhere"
+import transformers, huggingface_hub.constants
+transformers.Trainer
+print(huggingface_hub.constants.HF_HOME)
+raise SystemExit(3)
+"""
+    (folder / "home.py").write_text(program)
+    ours = run(["-m", "hf_losses", "run", "--loss", "strict_l", "home.py"], cwd=folder)
+    assert (ours.returncode, ours.stdout) == (3, "elsewhere\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["--loss", "strict_q", "x.py"], "unknown loss 'strict_q'. Did you mean 'strict_m'?"),
+        (["x.py"], "required: --loss"),
+        (["--loss", "strict_l"], "required: SCRIPT"),
+        (["--loss", "strict_l", "no.py"], "no script 'no.py'; for a module write -m no.py"),
+        (["--loss", "strict_l", "-m", "no.such"], "no module named 'no.such'"),
+        ([*POWER[:3], "[1]", "x.py"], "loss_kwargs must be a JSON object"),
+        ([*POWER[:3], '{"alpha": -1}', "x.py"], "alpha must be finite and greater than 0"),
+    ],
+)
+def test_bad_input_is_refused_before_the_script_starts(
+    folder, monkeypatch, capsys, command, message
+):
+    (folder / "x.py").write_text("print('started')")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *command])
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert not shown.out
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    (tmp_path / "script.py").write_text(script(options="per_device_train_batch_size=4"))
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    done = run([*launch, "-m", "hf_losses", "run", *POWER, "script.py"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("hf-losses run: strict_m_power") == 1
+    found, wanted = torch.load(tmp_path / "gradient.pt"), wanted_gradient(**PARTS)
+    assert (found - wanted).norm() < 2e-6 * wanted.norm()
