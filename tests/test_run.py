@@ -18,13 +18,14 @@ TESTS = Path(__file__).parent
 
 # Runs every case in a fork of one process, which has imported and trained all there is.
 DRIVER = """
-import json, os, sys
+import gc, json, os, sys
 import tiny
 import torch
 tiny.gradients("warm", tiny.bert(), tiny.texts(8))
 from hf_losses.__main__ import main
 
 torch.set_num_threads(1)
+gc.freeze()  # Else each fork copies what it collects.
 for folder, arguments in json.load(sys.stdin).items():
     child = os.fork()
     if not child:
