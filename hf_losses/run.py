@@ -71,7 +71,7 @@ def _exists(module: str) -> bool:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Swaps the loss as soon as the script has imported Trainer.
+    """Changes Trainer as soon as the script has imported it.
 
     Not before: a script may set environment variables that transformers reads when it is imported.
     """
@@ -80,7 +80,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         self.loss, self.settings = loss, settings
         self.swap: Swap | None = None
         if TRAINER in sys.modules:
-            self.install()
+            self.install(sys.modules[TRAINER])
         else:
             sys.meta_path.insert(0, self)
 
@@ -89,22 +89,29 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        assert spec is not None
-        loader: Any = spec.loader
+        loader: Any = spec and spec.loader
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            self.install()
+            self.install(module)
 
         loader.exec_module = exec_module
         return spec
 
-    def install(self) -> None:
-        from hf_losses.swap import Swap
+    def install(self, module: Any) -> None:
+        stock_loss = vars(module.Trainer)["compute_loss"]
 
-        self.swap = Swap(self.loss, self.settings)
-        self.swap.install()
+        def make(cls: type, *_: Any, **__: Any) -> Any:
+            if self.swap is None:
+                from hf_losses.swap import Swap
+
+                self.swap = Swap(self.loss, self.settings, stock_loss)
+            return object.__new__(self.swap.trainer_class(cls))
+
+        # Python goes on with __init__ of the class that __new__ chose, which derives from the one
+        # that was asked for: names, imports and subclasses of the script stay what they are.
+        module.Trainer.__new__ = staticmethod(make)
 
     def check(self) -> None:
         if self.swap is None or not self.swap.trained:

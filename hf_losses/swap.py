@@ -13,8 +13,6 @@ from hf_losses.trainer import LossMixin
 # Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.
 SAME_LOSS = {"trl.trainer.sft_trainer.SFTTrainer": ("loss_type", "nll")}
 
-_STOCK_LOSS = vars(Trainer)["compute_loss"]
-
 
 @dataclass
 class Swap:
@@ -23,34 +21,37 @@ class Swap:
     Attributes:
         loss: A registered name.
         settings: Fields of `LossTrainingArguments` that go with it, such as `loss_kwargs`.
+        stock_loss: `Trainer.compute_loss` as transformers defines it.
         trained: Whether a step of training used it.
     """
 
     loss: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
+    stock_loss: Any
     trained: bool = False
     _swapped: dict[type, type] = field(default_factory=dict)
-
-    def install(self) -> None:
-        """Makes every trainer that is built from now on use the loss, or end the program."""
-
-        def make(cls: type, *_: Any, **__: Any) -> Any:
-            return object.__new__(self._swapped_class(cls))
-
-        # Python goes on with __init__ of the class that __new__ chose, which derives from the one
-        # that was asked for: names, imports and subclasses of the script stay what they are.
-        Trainer.__new__ = staticmethod(make)
 
     def refuse(self, why: str) -> NoReturn:
         """Ends the program; SystemExit also passes through an `except Exception` of the script."""
         raise SystemExit(f"hf-losses run: error: the loss {self.loss!r} is not in use: {why}")
 
-    def _swapped_class(self, cls: type) -> type:
+    def trainer_class(self, cls: type) -> type:
+        """A subclass of a trainer's class that uses the loss, under the same name.
+
+        Args:
+            cls: `Trainer` or a class that derives from it.
+
+        Returns:
+            The same class for the same `cls`.
+
+        Raises:
+            SystemExit: If `cls` computes a loss of its own.
+        """
         for base in cls.__mro__[: cls.__mro__.index(Trainer) + 1]:
             if base is LossMixin or _full_name(base) in SAME_LOSS:
                 break
-            function = vars(base).get("compute_loss", _STOCK_LOSS)
-            if function is not _STOCK_LOSS:
+            function = vars(base).get("compute_loss", self.stock_loss)
+            if function is not self.stock_loss:
                 self.refuse(
                     f"{base.__qualname__}.compute_loss{_place(function)} computes another; "
                     "take it out of the script, or let it call hf_losses.get_loss itself"

@@ -174,7 +174,7 @@ def cases(tmp_path_factory):
 
 
 def run(command, **keywords):
-    environment = os.environ | {"PYTHONPATH": str(TESTS)} | keywords.pop("env", {})
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     return subprocess.run(
         [sys.executable, *command], text=True, capture_output=True, env=environment, **keywords
     )
@@ -346,8 +346,9 @@ def test_bad_input_is_refused_before_the_script_starts(
 @pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one(tmp_path):
     (tmp_path / "script.py").write_text(script(options="per_device_train_batch_size=4"))
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    done = run([*launch, "-m", "hf_losses", "run", *POWER, "script.py"], cwd=tmp_path)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
+    command = [*launch, "--rdzv-endpoint=localhost:0", "-m", "hf_losses", "run", *POWER]
+    done = run([*command, "script.py"], cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("hf-losses run: strict_m_power") == 1
     found, wanted = torch.load(tmp_path / "gradient.pt"), wanted_gradient(**PARTS)
