@@ -57,6 +57,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.set_defaults(run=_plot)
 
     command = commands.add_parser(
+        "publish",
+        help="upload a finished run to the Hugging Face Hub",
+        description="Uploads model, tokenizer, results and a model card, without local paths and "
+        "tokens. What is there already is not uploaded again, so that the same command resumes.",
+    )
+    command.add_argument("run_dir", metavar="RUN_DIR", help="output_dir of a finished run")
+    command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository")
+    command.add_argument("--private", action="store_true", help="make a new repository private")
+    command.add_argument("--revision", metavar="BRANCH", help="an existing branch; default: main")
+    command.add_argument(
+        "--overwrite", action="store_true", help="take the place of another model of that name"
+    )
+    command.add_argument(
+        "--dry_run",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="only write what would be uploaded to FOLDER (default: RUN_DIR-publish)",
+    )
+    command.set_defaults(run=_publish)
+
+    command = commands.add_parser(
         "run",
         help="run a training script as it is, with another loss",
         usage="hf-losses run --loss LOSS [options] [-m] SCRIPT [its own arguments]",
@@ -67,6 +89,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--loss", required=True, help=f"one of {', '.join(list_losses())}")
     command.add_argument(
         "--loss_kwargs", metavar="JSON", help="its parameters, such as '{\"alpha\": 0.3}'"
+    )
+    command.add_argument(
+        "--loss_warmup_ratio",
+        type=float,
+        metavar="R",
+        help="share of the steps that go over linearly from another loss, such as 0.1",
+    )
+    command.add_argument(
+        "--loss_warmup_steps", type=int, metavar="N", help="the same as a number of steps"
+    )
+    command.add_argument(
+        "--loss_warmup_from",
+        metavar="LOSS",
+        help="the loss to begin with; by default cross_entropy (regression: mse)",
     )
     command.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module")
     command.add_argument("script", metavar="SCRIPT", help="file, or with -m the name of a module")
@@ -103,6 +139,26 @@ def _plot(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}")
 
 
+def _publish(arguments: argparse.Namespace) -> None:
+    from hf_losses import publish
+
+    if arguments.dry_run is not None:
+        folder = publish.dry_run(arguments.run_dir, arguments.repo, arguments.dry_run or None)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if path.name != publish.DRY_RUN:
+                print(f"{path.stat().st_size:>13,} bytes  {path.relative_to(folder)}")
+        print(f"wrote {folder}; nothing was uploaded")
+        return
+    commit = publish.publish(
+        arguments.run_dir,
+        arguments.repo,
+        private=arguments.private or None,
+        revision=arguments.revision,
+        overwrite=arguments.overwrite,
+    )
+    print(f"published {commit.repo_url}")
+
+
 def _run(arguments: argparse.Namespace) -> Callable[[], int]:
     from hf_losses.run import prepare
 
@@ -112,6 +168,9 @@ def _run(arguments: argparse.Namespace) -> Callable[[], int]:
         module=arguments.module,
         loss=arguments.loss,
         loss_kwargs=arguments.loss_kwargs,
+        loss_warmup_ratio=arguments.loss_warmup_ratio,
+        loss_warmup_steps=arguments.loss_warmup_steps,
+        loss_warmup_from=arguments.loss_warmup_from,
     )
 
 

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from hf_losses.criterion import get_loss
 from hf_losses.registry import list_losses, parse_loss_kwargs
+from hf_losses.schedule import check_warmup
 
 
 @dataclass
@@ -19,6 +20,11 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         loss: Name of a registered loss. None is the baseline of the model's task: `cross_entropy`,
             or `mse` for a regression head.
         loss_kwargs: Its parameters and the options of `get_loss`, as a dict or as JSON text.
+        loss_warmup_ratio: Share of the steps, from the first, in which training goes over linearly
+            from `loss_warmup_from` to `loss`: a cure for the cold start of the bounded losses.
+        loss_warmup_steps: The same as a number of optimizer steps.
+        loss_warmup_from: The loss that training begins with; None is the baseline of the task. It
+            shares class weights and label smoothing with `loss`.
         allow_loss_change: Lets training resume from a checkpoint of another loss.
         logging_nan_inf_filter: False here, so that a loss that is not finite is seen.
 
@@ -39,6 +45,18 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         default=None,
         metadata={"help": "The loss's parameters as JSON, such as '{\"alpha\": 0.3}'."},
     )
+    loss_warmup_ratio: float = field(
+        default=0.0,
+        metadata={"help": "Go over from another loss to --loss in this share of the steps."},
+    )
+    loss_warmup_steps: int = field(
+        default=0,
+        metadata={"help": "Go over from another loss to --loss in this many steps."},
+    )
+    loss_warmup_from: str | None = field(
+        default=None,
+        metadata={"help": "The loss to begin with; by default cross_entropy (regression: mse)."},
+    )
     allow_loss_change: bool = field(
         default=False,
         metadata={"help": "Resume from a checkpoint that was trained with another loss."},
@@ -58,4 +76,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
                 f"loss_kwargs {self.loss_kwargs} need a loss; add one of: "
                 f"{', '.join(list_losses())}"
             )
+        check_warmup(
+            self.loss, self.loss_warmup_ratio, self.loss_warmup_steps, self.loss_warmup_from
+        )
         super().__post_init__()

@@ -19,6 +19,8 @@ from hf_losses.criterion import ClassificationLoss, RegressionLoss, get_loss
 logger = logging.getLogger(__name__)
 
 LOSS_FILE = "hf_losses.json"
+# The training arguments that may be shown: training_args.bin is a pickle with tokens and paths.
+ARGUMENTS_FILE = "training_args.json"
 # Of `stateful_callbacks` in trainer_state.json: "args" is the loss, "attributes" what was counted.
 STATE_KEY = "hf_losses"
 COUNT_KEY = "nonfinite_grad_steps"

@@ -106,7 +106,7 @@ def choose_loss(given: Any, args: Any, model: Any) -> Any:
                 f"label_smoothing_factor={smoothing} would be ignored by a loss that is "
                 "already built: use get_loss(name, label_smoothing=…) instead"
             )
-        _check_fit(given, model)
+        check_fit(given, model)
         return given
     params = parse_loss_kwargs(getattr(args, "loss_kwargs", None))
     problem = problem_type(model)
@@ -125,11 +125,17 @@ def choose_loss(given: Any, args: Any, model: Any) -> Any:
     if problem == MULTI_LABEL and get_spec(name).task == "classification":
         params.setdefault("problem_type", MULTI_LABEL)
     loss = get_loss(name, **params)
-    _check_fit(loss, model)
+    check_fit(loss, model)
     return loss
 
 
-def _check_fit(loss: Any, model: Any) -> None:
+def check_fit(loss: Any, model: Any) -> None:
+    """Raises a ValueError if a loss of this project is not one for the model's head.
+
+    Args:
+        loss: A loss; one of the user's own is taken as it is.
+        model: The model without wrappers.
+    """
     if not isinstance(loss, ClassificationLoss | RegressionLoss):
         return
     problem = problem_type(model)

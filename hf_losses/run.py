@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_losses.criterion import get_loss
 from hf_losses.registry import parse_loss_kwargs
+from hf_losses.schedule import check_warmup
 
 if TYPE_CHECKING:
     from hf_losses.swap import Swap
@@ -45,6 +46,12 @@ def prepare(
     settings = {name: value for name, value in settings.items() if value is not None}
     settings["loss_kwargs"] = parse_loss_kwargs(settings.get("loss_kwargs")) or None
     built = get_loss(loss, **(settings["loss_kwargs"] or {}))
+    check_warmup(
+        loss,
+        settings.get("loss_warmup_ratio", 0),
+        settings.get("loss_warmup_steps", 0),
+        settings.get("loss_warmup_from"),
+    )
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
     if module:

@@ -6,14 +6,18 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
 
 from hf_losses.checkpoint import (
+    ARGUMENTS_FILE,
     COUNT_KEY,
     LOSS_FILE,
     STATE_KEY,
@@ -23,6 +27,7 @@ from hf_losses.checkpoint import (
 )
 from hf_losses.choice import (
     builtin_loss,
+    check_fit,
     check_head,
     choose_loss,
     problem_type,
@@ -38,9 +43,13 @@ from hf_losses.normalise import (
     shift_left,
     sum_over_items,
 )
+from hf_losses.publish import open_repo, publish, without_paths
 from hf_losses.registry import get_spec, neutral_loss
+from hf_losses.schedule import target_share
 
 logger = logging.getLogger(__name__)
+
+NOT_PUSHED = "This checkpoint was not pushed, the next one will be. %s"
 
 # Any trainer class may stand below; the type checker sees the stock one.
 _Base: Any = Trainer if TYPE_CHECKING else object
@@ -75,6 +84,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             get_spec(loss)  # Before the trainer makes folders, or a repository on the Hub.
         self._given_loss = loss
         self._built: tuple[Any, Any, SumFunction] | None = None
+        self._first: tuple[Any, SumFunction] | None = None
         self._neutral_losses: list[Tensor] | None = None
         self._neutral_of_batch: Tensor | None = None
         self._batch_has_loss = False
@@ -83,6 +93,8 @@ class LossMixin(_Base):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._check_trainer()
         self._loss()
+        if target_share(self.args, 0, 1) is not None:
+            self._first_loss()
         # Trainer counts the items of a step only for a loss function that is set here.
         self.compute_loss_func = self._loss_of_outputs
 
@@ -116,6 +128,20 @@ class LossMixin(_Base):  # type: ignore[misc]
                 criterion.to(self.args.device)
             self._built = (key, criterion, sum_over_items(criterion))
         return self._built[1:]
+
+    def _first_loss(self) -> SumFunction:
+        """What a loss warm-up begins with: it shares class weights and smoothing with the loss."""
+        criterion = self.criterion
+        key = (criterion, getattr(self.args, "loss_warmup_from", None))
+        if self._first is None or self._first[0] != key:
+            options = dict(getattr(criterion, "config", {}))
+            spec = getattr(criterion, "spec", None)
+            for own in ("name", "max_weight", *(spec.parameters if spec else ())):
+                options.pop(own, None)
+            first = get_loss(key[1] or self._neutral_name(), **options).to(self.args.device)
+            check_fit(first, self._core())
+            self._first = (key, sum_over_items(first))
+        return self._first[1]
 
     def _core(self) -> Any:
         """The model without wrappers and adapters."""
@@ -237,7 +263,15 @@ class LossMixin(_Base):  # type: ignore[misc]
                 loss = loss * (self.accelerator.num_processes // self.get_tp_size())
             return loss
 
-        loss = of_step(summed)
+        share = None
+        if self.model.training:
+            share = target_share(self.args, self.state.global_step, self.state.max_steps)
+        if share == 0:
+            loss = of_step(self._first_loss())
+        else:
+            loss = of_step(summed)
+            if share is not None and share < 1:
+                loss = share * loss + (1 - share) * of_step(self._first_loss())
         self._batch_has_loss = True
         if self._neutral_losses is not None:
             neutral = self._neutral()
@@ -288,13 +322,19 @@ class LossMixin(_Base):  # type: ignore[misc]
         return norm
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Trainer's log; its last line of a training has `train_nonfinite_grad_steps`."""
+        """Trainer's log; its last line of a training has `train_nonfinite_grad_steps`.
+
+        With a loss warm-up, `loss_warmup` is the target loss's share in the step before the line.
+        """
         if "train_runtime" in logs:
             logs[f"train_{COUNT_KEY}"] = self._nonfinite.count
             if self._nonfinite.count and self.is_world_process_zero():
                 # Of a fused optimizer, which does the skipping itself, accelerate does not know it.
                 skipped = self.accelerator.scaler or self.accelerator.optimizer_step_was_skipped
                 logger.warning(self._nonfinite.warning(self.state.global_step, bool(skipped)))
+        share = target_share(self.args, self.state.global_step - 1, self.state.max_steps)
+        if "loss" in logs and share is not None:
+            logs["loss_warmup"] = share
         super().log(logs, *args, **kwargs)
 
     # ---- Evaluation --------------------------------------------------------------------------
@@ -402,7 +442,10 @@ class LossMixin(_Base):  # type: ignore[misc]
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model, and the loss in its config, its folder and the trainer's state."""
+        """Saves the model, and the loss in its config, its folder and the trainer's state.
+
+        With `push_to_hub` it is pushed too. Where that fails, there is a warning: it is saved.
+        """
         self.state.stateful_callbacks[STATE_KEY] = {
             "args": self.loss_config,
             "attributes": {COUNT_KEY: self._nonfinite.count},
@@ -415,7 +458,130 @@ class LossMixin(_Base):  # type: ignore[misc]
             os.makedirs(folder, exist_ok=True)
             with open(os.path.join(folder, LOSS_FILE), "w", encoding="utf-8") as file:
                 json.dump(self.loss_config, file, indent=2)
-        super().save_model(output_dir, _internal_call)
+            with open(os.path.join(folder, ARGUMENTS_FILE), "w", encoding="utf-8") as file:
+                json.dump(without_paths(self._shown_arguments()), file, indent=2)
+        token, self.args.hub_token = self.args.hub_token, None  # It would get into a pickle.
+        try:
+            super().save_model(output_dir, _internal_call=True)
+        finally:
+            self.args.hub_token = token
+        if self.args.push_to_hub and not _internal_call:
+            try:
+                self.push_to_hub("Model save", revision=self.args.hub_revision)
+            except (ValueError, OSError) as error:
+                logger.warning("The model is saved but not pushed. %s", error)
+
+    def _shown_arguments(self) -> dict[str, Any]:
+        given = self.args.to_dict().items()
+        return {k: v for k, v in given if v is not None and not k.endswith("_token")}
+
+    # ---- Publishing --------------------------------------------------------------------------
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository on the Hub; `push_to_hub` calls for it before anything is trained.
+
+        Args:
+            token: Instead of `hub_token`.
+            private: Instead of `hub_private_repo`.
+
+        Raises:
+            ValueError: If there is no token or no right to write, or the name is taken.
+            OSError: If the Hub cannot be reached.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = self.args.output_dir
+        name = self.args.hub_model_id or os.path.basename(os.path.abspath(folder))
+        self.hub_model_id = open_repo(
+            name,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=self.args.hub_revision,
+            token=token or self.args.hub_token,
+            then="To publish later instead, train without push_to_hub and then: "
+            f"hf-losses publish {folder} --repo {name}",
+        )
+        self.push_in_progress = None
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Saves everything and uploads it, as `hf-losses publish` does; on all processes.
+
+        Args:
+            commit_message: The commit's first line.
+            blocking: Whether to wait for the upload.
+            token: Instead of `hub_token`.
+            revision: Instead of `hub_revision`.
+            private: Instead of `hub_private_repo`, for a new repository.
+            **kwargs: Those of `create_model_card`.
+
+        Returns:
+            The `CommitInfo`, or without waiting a `Future` of it; None on the other processes.
+
+        Raises:
+            ValueError: If the Hub refuses it. The message names the command that publishes later.
+            OSError: If the Hub cannot be reached.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        self.save_state()
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        name = self.hub_model_id.split("/")[-1]
+        tags = kwargs.pop("tags", None) or []
+        tags = [tags] if isinstance(tags, str) else tags
+        tags = list(dict.fromkeys([*tags, *(getattr(self.model, "model_tags", None) or [])]))
+        self.create_model_card(**({"model_name": name, "tags": tags} | kwargs))
+        self._finish_current_push()
+        return publish(
+            self.args.output_dir,
+            self.hub_model_id,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            blocking=blocking,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Trainer's push at a save, in the background; where it fails, the training goes on."""
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        jobs: list[Any] = self.push_in_progress.jobs if self.push_in_progress else []
+        jobs = [job for job in jobs if not job.done()]
+        if jobs and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        last = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: os.path.basename(checkpoint_folder),
+        }
+        try:
+            # A checkpoint's files are never written again, so that links to them are safe.
+            job = publish(
+                checkpoint_folder,
+                self.hub_model_id,
+                private=self.args.hub_private_repo,
+                revision=self.args.hub_revision,
+                commit_message=f"Training in progress, step {self.state.global_step}",
+                token=self.args.hub_token,
+                checkpoint=last.get(strategy),
+                blocking=False,
+            )
+        except (ValueError, OSError) as error:
+            logger.warning(NOT_PUSHED, error)
+            return
+        job.add_done_callback(_warn_if_it_failed)
+        self.push_in_progress = PushInProgress([*jobs, job])
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's model card, with the loss among tags and hyperparameters."""
@@ -434,6 +600,11 @@ class LossMixin(_Base):  # type: ignore[misc]
         intro = "The following hyperparameters were used during training:\n"
         card.text = card.text.replace(intro, f"{intro}- loss: {json.dumps(config)}\n")
         card.save(path)
+
+
+def _warn_if_it_failed(job: Future[Any]) -> None:
+    if error := job.exception():
+        logger.warning(NOT_PUSHED, error)
 
 
 class LossTrainer(LossMixin, Trainer):  # type: ignore[misc]

@@ -21,12 +21,18 @@ MATHS = {
     "criterion": {"torch", "functional", "margin", "registry"},
 }
 TRAINING = {
-    "arguments": {"registry", "criterion"},
+    "schedule": {"registry"},
+    "arguments": {"registry", "criterion", "schedule"},
     "normalise": {*MATHS, "arguments"},
     "choice": {*MATHS, "arguments"},
     "checkpoint": {"criterion"},
     "gradients": set(),
-    "trainer": {*MATHS, "arguments", "normalise", "choice", "checkpoint", "gradients"},
+    "model_card": {*MATHS, "checkpoint", "plots", "table"},
+    "publish": {"__init__", "checkpoint", "model_card"},
+    "trainer": {
+        *(*MATHS, "schedule"),
+        *("arguments", "normalise", "choice", "checkpoint", "gradients", "model_card", "publish"),
+    },
 }
 
 

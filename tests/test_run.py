@@ -56,7 +56,7 @@ def main():
         model={model}, args=args, train_dataset=tiny.texts(8, {labels}), callbacks=[seen], {more}
     )
     {train}
-    torch.save(seen.steps[0], "gradient.pt")
+    torch.save(seen.steps[-1], "gradient.pt")
     print(type(trainer).__name__, trainer.loss_config if hasattr(trainer, "loss_config") else None)
 
 if __name__ == "__main__":
@@ -131,6 +131,7 @@ USED = {
         PARTS,
     ),
 }
+WARMUP = script(options="max_steps=2, learning_rate=0.0")
 # By name: the script, and what the error must say.
 REFUSED = {
     "own": (script(OWN, "MyTrainer"), r"Weighted\.compute_loss \(.*script\.py:\d+\) computes an"),
@@ -169,6 +170,9 @@ def cases(tmp_path_factory):
         folders[name] = tmp_path_factory.mktemp(name)
         (folders[name] / "script.py").write_text(text)
         arguments[str(folders[name])] = [*POWER, "script.py"]
+    folders["warmup"] = tmp_path_factory.mktemp("warmup")
+    (folders["warmup"] / "script.py").write_text(WARMUP)
+    arguments[str(folders["warmup"])] = [*POWER, "--loss_warmup_steps", "2", "script.py"]
     run(["-c", DRIVER], input=json.dumps(arguments), check=True)
     return folders
 
@@ -203,6 +207,12 @@ def test_the_gradient_is_that_of_the_loss(cases, name):
     wanted = wanted_gradient(**parts)
     assert (found - wanted).norm() < 2e-6 * wanted.norm()
     assert (found - wanted_gradient()).norm() > 0.1 * wanted.norm()
+
+
+def test_a_warmup_goes_over_from_cross_entropy(cases):
+    found = torch.load(cases["warmup"] / "gradient.pt")
+    wanted = (wanted_gradient("cross_entropy") + wanted_gradient(**PARTS)) / 2
+    assert (found - wanted).norm() < 2e-6 * wanted.norm()
 
 
 @pytest.mark.parametrize("name", REFUSED)

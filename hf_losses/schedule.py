@@ -1,0 +1,62 @@
+"""Loss warm-up: training that begins with one loss and goes over to another.
+
+Bounded losses give an example of probability p a gradient weight of about p², so that they hardly
+learn from a cold start. A first part of the training with cross-entropy takes them past it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hf_losses.registry import get_spec, list_losses
+
+
+def check_warmup(loss: str | None, ratio: float, steps: int, first: str | None) -> None:
+    """Raises a ValueError unless a warm-up can be made of these.
+
+    Args:
+        loss: The loss that is trained in the end; None if it is not named.
+        ratio: Share of the training's steps that the warm-up takes, from 0 (none) to 1.
+        steps: The same as a number of optimizer steps, 0 or more.
+        first: The loss that it begins with; None for the baseline of the task.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"loss_warmup_ratio must be from 0 to 1, got {ratio!r}")
+    if steps < 0 or steps != int(steps):
+        raise ValueError(f"loss_warmup_steps must be a whole number, 0 or more, got {steps!r}")
+    if ratio and steps:
+        raise ValueError(
+            f"loss_warmup_ratio={ratio} and loss_warmup_steps={steps} name two lengths; keep one"
+        )
+    if first is None:
+        return
+    spec = get_spec(first)
+    if not (ratio or steps):
+        raise ValueError(
+            f"loss_warmup_from={first!r} needs a length: add loss_warmup_ratio or loss_warmup_steps"
+        )
+    if loss is not None and spec.task != get_spec(loss).task:
+        task = get_spec(loss).task
+        raise ValueError(
+            f"loss_warmup_from={first!r} is for {spec.task}, but loss {loss!r} for {task}; "
+            f"choose one of: {', '.join(list_losses(task=task))}"
+        )
+
+
+def target_share(args: Any, step: int, max_steps: int) -> float | None:
+    """How much the target loss counts in an optimizer step; the first loss has the rest.
+
+    Args:
+        args: Training arguments, with or without `loss_warmup_ratio` and `loss_warmup_steps`.
+        step: Optimizer steps made before this one.
+        max_steps: Those of the whole training.
+
+    Returns:
+        A share that rises linearly from 0 in the first step to 1 after the warm-up; None without
+        a warm-up.
+    """
+    steps = getattr(args, "loss_warmup_steps", 0) or math.ceil(
+        getattr(args, "loss_warmup_ratio", 0) * max_steps
+    )
+    return min(1.0, step / steps) if steps else None

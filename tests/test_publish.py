@@ -1,0 +1,555 @@
+"""A run is published whole, or its folder stays as it is and the message says how to go on."""
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from hub import TOKEN, Fault, Hub
+from huggingface_hub import ModelCard, close_session, constants
+from huggingface_hub.utils import _http
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from hf_losses import LossTrainer, publish
+from hf_losses.__main__ import main
+
+REPO = "me/model"
+PUBLISH = ["publish", "run", "--repo", REPO]
+COMMIT, CREATE, INFO = f"/api/models/{REPO}/commit/", "/api/repos/create", f"/api/models/{REPO}$"
+BATCH, STORE, PREUPLOAD = "/info/lfs/objects/batch", "/store/", "/preupload/"
+SENTENCES = ["w7 w9 w11", "w48 w3", "w20 w21 w22 w23"]
+
+
+def train(folder, base, **settings):
+    """A run in the current folder: a tiny BERT and tokenizer, loaded from a folder at home."""
+    words = {f"w{i}": i for i in range(2, tiny.VOCABULARY)} | {"[PAD]": 0, "[UNK]": 1}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(base)
+    tiny.bert().save_pretrained(base)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    if settings.pop("lora", False):
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    return LossTrainer(
+        model=model,
+        args=tiny.arguments(folder, loss="liberal_exp", **settings),
+        train_dataset=tiny.texts(),
+        processing_class=tokenizer,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, `run` in a folder that is the home too."""
+    home = tmp_path_factory.mktemp("somebody")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("HOME", str(home))
+        patch.delenv("HF_TOKEN", raising=False)
+        trainer = train("run", home / "base", save_strategy="steps", save_steps=2, hub_token=TOKEN)
+        trainer.train()
+        trainer.save_model()
+        trainer.save_state()
+        trainer.create_model_card()
+        yield home
+
+
+@pytest.fixture
+def home(finished, tmp_path, monkeypatch):
+    """The current folder and the home, with a finished run in `run`."""
+    subprocess.run(["cp", "-a", f"{finished}/run", tmp_path], check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The stand-in as this process's Hub; waits are written down, not waited for."""
+    with Hub() as hub:
+        hub.waits, hub.waits_of_client = [], []
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(publish, "sleep", hub.waits.append)
+        clock = types.SimpleNamespace(sleep=hub.waits_of_client.append)
+        monkeypatch.setattr(_http, "time", clock)
+        yield hub
+        close_session()
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must fail; returns its one line, with the folder's bytes unchanged."""
+
+    def refused(command):
+        before = contents("run")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        assert stopped.value.code == 2
+        assert contents("run") == before
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("hf-losses: error: ")
+        return line
+
+    return refused
+
+
+def contents(folder):
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def resume(line):
+    """The command that a message names."""
+    command = line.split("The local files are whole; to resume: ")[1]
+    return shlex.split(command)[1:]
+
+
+# ---- Without faults ------------------------------------------------------------------------------
+
+RELOAD = """
+import json, sys
+sys.modules["hf_losses"] = None
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+repo, sentences = sys.argv[1], sys.argv[2:]
+model = AutoModelForSequenceClassification.from_pretrained(repo).eval()
+inputs = AutoTokenizer.from_pretrained(repo)(sentences, padding=True, return_tensors="pt")
+found = pipeline(model=repo, top_k=None)(sentences)
+print(json.dumps([model(**inputs).logits.tolist(), found]))
+"""
+
+
+def predictions(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    with torch.no_grad():
+        return model(**tokenizer(SENTENCES, padding=True, return_tensors="pt")).logits
+
+
+def test_anybody_can_load_what_was_published_and_no_secret_is_in_it(home, hub):
+    def run(*command):
+        environment = os.environ | hub.environment(home)
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    before = contents("run")
+    done = run(sys.executable, "-m", "hf_losses", *PUBLISH)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"published {hub.url}/{REPO}\n"
+    assert contents("run") == before
+    published = hub.files[REPO]
+    wanted = {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    wanted |= {"hf_losses.json", "training_args.json", "trainer_state.json", "README.md"}
+    assert wanted <= published.keys()
+    allowed = {*wanted, ".gitattributes", "loss.png", "learning_curve.png"}
+    assert published.keys() <= allowed
+    assert published["model.safetensors"] == Path("run/model.safetensors").read_bytes()
+    shown = json.loads(published["training_args.json"])
+    assert (shown["loss"], shown["seed"], shown["output_dir"]) == ("liberal_exp", 3, "run")
+    assert "loss:liberal_exp" in ModelCard(published["README.md"].decode()).data.tags
+
+    found = run(sys.executable, "-c", RELOAD, REPO, *SENTENCES)
+    assert found.returncode == 0, found.stderr
+    logits, by_pipeline = json.loads(found.stdout.splitlines()[-1])
+    expected = predictions("run")
+    assert torch.equal(torch.tensor(logits), expected)
+    for scores, row in zip(by_pipeline, expected.softmax(-1), strict=True):
+        found = {score["label"]: score["score"] for score in scores}
+        assert [found[f"LABEL_{i}"] for i in range(3)] == pytest.approx(row.tolist())
+
+    main([*PUBLISH, "--dry_run", "shown"])
+    written = [path for path in Path().rglob("*") if path.is_file() and "hub" not in path.parts]
+    assert any("training_args.bin" in path.name for path in written)
+    everything = [done.stdout, done.stderr, *map(str, hub.files), *hub.received]
+    everything += [path.read_bytes() for path in written]
+    everything += [content for files in hub.files.values() for content in files.values()]
+    for text in everything:
+        text = text.encode() if isinstance(text, str) else text
+        for secret in (TOKEN, str(home), str(home.parent), os.path.expanduser("~")):
+            assert secret.encode() not in text
+
+
+def test_what_is_there_is_not_uploaded_again(home, hub):
+    main(PUBLISH)
+    content, commits = hub.files[REPO], list(hub.commits[REPO])
+    uploaded = hub.uploaded()
+    assert uploaded > Path("run/model.safetensors").stat().st_size
+    main(PUBLISH)
+    assert hub.uploaded() == uploaded
+    assert hub.commits[REPO] == commits
+    assert hub.files[REPO] == content
+
+    Path("run/result.json").write_text('{"metrics": {}}')
+    main(PUBLISH)
+    changed = {path for _, path in hub.commits[REPO][-1]}
+    assert "result.json" in changed
+    assert changed <= {"result.json", "README.md"}
+    assert hub.counted("PUT", STORE) == len(hub.blobs)
+
+
+def test_through_the_pipeline_of_xet_too(home, hub, monkeypatch):
+    hub.large = ()  # Its store for large files has no stand-in.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.faults = [Fault("POST", COMMIT, status=503, headers={"Retry-After": "7"})]
+    main(PUBLISH)
+    assert hub.files[REPO]["model.safetensors"] == Path("run/model.safetensors").read_bytes()
+    assert hub.waits == []
+    assert hub.waits_of_client == [8]
+
+
+def test_a_private_repository_and_a_name_without_owner(home, hub, capsys):
+    main(["publish", "run", "--repo", "model", "--private"])
+    assert hub.private == {REPO}
+    assert capsys.readouterr().out == f"published {hub.url}/{REPO}\n"
+
+
+def test_weights_of_another_layout_do_not_stay(home, hub):
+    main(PUBLISH)
+    hub.files[REPO] |= {"model-00001-of-00002.safetensors": b"", "training_args.bin": b"secret"}
+    hub.files[REPO] |= {"model.safetensors.index.json": b"", "last-checkpoint/optimizer.bin": b""}
+    main(PUBLISH)
+    gone = {"training_args.bin", "model.safetensors.index.json", "model-00001-of-00002.safetensors"}
+    assert set(hub.commits[REPO][-1]) == {("deletedFile", name) for name in gone}
+    assert "last-checkpoint/optimizer.bin" in hub.files[REPO]
+
+
+def test_an_adapter(home, hub):
+    trainer = train("run", home / "base", lora=True)
+    trainer.train()
+    for path in Path("run").glob("*.*"):
+        path.unlink()
+    trainer.save_model()
+    main(PUBLISH)
+    published = hub.files[REPO]
+    assert published["adapter_model.safetensors"] == (
+        Path("run/adapter_model.safetensors").read_bytes()
+    )
+    assert "model.safetensors" not in published
+    config = json.loads(published["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "base"
+    for content in published.values():
+        assert str(home).encode() not in content
+
+
+# ---- Faults that pass ----------------------------------------------------------------------------
+
+# What the client does not try again itself, and what it does.
+OURS = [("POST", CREATE), ("GET", INFO), ("POST", "/validate-yaml"), ("POST", COMMIT)]
+CLIENTS = [("POST", PREUPLOAD), ("POST", BATCH), ("PUT", STORE), ("POST", "/verify")]
+
+
+@pytest.mark.parametrize(("method", "path"), OURS + CLIENTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500},
+        {"status": 503},
+        {"status": 429, "headers": {"Retry-After": "7"}},
+        {"drop": 100},
+        {"lose": True},
+        {"sleep": True},
+    ],
+    ids=lambda fault: "-".join(map(str, fault.values())),
+)
+def test_what_passes_is_tried_again(home, hub, monkeypatch, caplog, method, path, fault):
+    if (path, "lose") in ((CREATE, *fault), (INFO, *fault)):
+        pytest.skip("the same as a broken connection")
+    monkeypatch.setattr(publish, "TIMEOUT", 0.3)
+    hub.faults = [Fault(method, path, times=2, **fault)]
+    before = contents("run")
+    main(PUBLISH)
+    assert hub.faults[0].times == 0
+    assert contents("run") == before
+    assert hub.files[REPO]["model.safetensors"] == Path("run/model.safetensors").read_bytes()
+    asked = 7 if fault.get("headers") else None
+    if (method, path) in OURS:
+        lines = [record.message for record in caplog.records if record.name == publish.__name__]
+        assert len(lines) == len(hub.waits)
+        lost_commit = path == COMMIT and "lose" in fault
+        if not lost_commit:
+            assert hub.waits == [asked or 1, asked or 2]
+            assert all("trying again in" in line for line in lines)
+    else:
+        assert hub.waits == []
+        assert len(hub.waits_of_client) == 2
+    assert len(hub.commits[REPO]) == 1
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", COMMIT), ("PUT", STORE)])
+@pytest.mark.parametrize("fault", [{"status": 503}, {"drop": 1000}], ids=["503", "drop"])
+def test_after_five_more_tries_the_message_says_how_to_go_on(
+    home, hub, refused, method, path, fault
+):
+    hub.faults = [Fault(method, path, times=100, **fault)]
+    line = refused([*PUBLISH, "--private"])
+    assert hub.counted(method, path) == 6
+    assert len(hub.waits) == (5 if path == COMMIT else 0)
+    assert resume(line) == [*PUBLISH, "--private"]
+    stored = set(hub.blobs)
+    hub.faults, hub.requests = [], []
+    main(resume(line))
+    assert hub.files[REPO]["model.safetensors"] == Path("run/model.safetensors").read_bytes()
+    again = {path.rpartition("/")[2] for method, path, _ in hub.requests if method == "PUT"}
+    assert not again & stored
+
+
+def test_no_network(home, hub, refused, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # Nobody listens there.
+    line = refused(PUBLISH)
+    assert "the connection to the Hub failed" in line
+    assert hub.waits == [1, 2, 4, 8, 16]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.waits.clear()
+    assert "HF_HUB_OFFLINE" in refused(PUBLISH)
+    assert hub.waits == []
+
+
+# ---- Faults that stay ----------------------------------------------------------------------------
+
+
+def test_without_a_token_nothing_is_sent(home, hub, refused, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    line = refused(PUBLISH)
+    assert "no Hugging Face token: log in by `hf auth login`" in line
+    assert resume(line) == PUBLISH
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(("method", "path"), [OURS[0], OURS[-1], CLIENTS[0]])
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "the token is not valid"), (403, "no right to write to me/model"), (404, "there is no")],
+)
+def test_what_stays_is_said_at_once(home, hub, refused, method, path, status, said):
+    hub.faults = [Fault(method, path, status=status, times=100)]
+    line = refused(PUBLISH)
+    assert f"the Hub answered {status}" in line
+    assert said in line
+    assert hub.counted(method, path) == 1
+    assert hub.waits == hub.waits_of_client == []
+    hub.faults = []
+    main(resume(line))
+    assert "model.safetensors" in hub.files[REPO]
+
+
+def test_a_wrong_token_and_somebody_elses_name(home, hub, refused, monkeypatch):
+    assert "You don't have the rights to write to google" in refused(
+        ["publish", "run", "--repo", "google/bert"]
+    )
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    line = refused(PUBLISH)
+    assert "the token is not valid" in line
+    assert "hf_wrong" not in line
+
+
+def test_a_name_that_is_taken(home, hub, refused):
+    theirs = {"model.safetensors": b"precious", "config.json": b"{}"}
+    hub.files[REPO], hub.commits[REPO] = dict(theirs), []
+    line = refused(PUBLISH)
+    assert f"the name {REPO} is taken" in line
+    assert "--overwrite" in line
+    assert hub.files[REPO] == theirs
+    main([*PUBLISH, "--overwrite"])
+    assert hub.files[REPO]["model.safetensors"] == Path("run/model.safetensors").read_bytes()
+
+
+def test_an_empty_repository_is_filled(home, hub):
+    hub.files[REPO], hub.commits[REPO] = {".gitattributes": b"", "README.md": b"# soon"}, []
+    main(PUBLISH)
+    assert "model.safetensors" in hub.files[REPO]
+
+
+@pytest.mark.parametrize("repo", ["me/a/b", "me/--", "a b", ""])
+def test_a_name_that_cannot_be(home, hub, refused, repo):
+    refused(["publish", "run", "--repo", repo])
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda run: run.rename("elsewhere"), "no folder 'run'"),
+        (lambda run: (run / "hf_losses.json").unlink(), "run has no hf_losses.json"),
+        (lambda run: (run / "model.safetensors").unlink(), "publish its last checkpoint, run/ch"),
+        (
+            lambda run: os.truncate(run / "model.safetensors", 5000),
+            "run/model.safetensors is cut short",
+        ),
+        (
+            lambda run: (run / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'
+            ),
+            "run lacks model-2.safetensors",
+        ),
+        (
+            lambda run: (run / "notes.md").write_text(f"my token: {TOKEN}"),
+            "notes.md of run holds a Hugging Face token",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", [PUBLISH, [*PUBLISH, "--dry_run"]], ids=["push", "dry run"])
+def test_a_folder_that_is_no_finished_run(home, hub, refused, command, spoil, said):
+    spoil(Path("run"))
+    assert said in refused(command)
+    assert hub.requests == []
+
+
+def test_a_checkpoint_is_a_finished_run_too(home, hub):
+    main(["publish", "run/checkpoint-2", "--repo", REPO])
+    published = hub.files[REPO]
+    assert published["model.safetensors"] == (
+        Path("run/checkpoint-2/model.safetensors").read_bytes()
+    )
+    assert not [name for name in published if name.endswith((".pt", ".pth", ".bin"))]
+
+
+# ---- The dry run ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_writes_what_would_be_uploaded(home, hub, monkeypatch, capsys, refused):
+    monkeypatch.delenv("HF_TOKEN")
+    before = contents("run")
+    main([*PUBLISH, "--dry_run"])
+    assert contents("run") == before
+    assert "wrote run-publish; nothing was uploaded" in capsys.readouterr().out
+    main([*PUBLISH, "--dry_run"])  # Its own folder is made anew.
+    assert hub.requests == []
+    assert torch.equal(predictions("run-publish"), predictions("run"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    main(PUBLISH)
+    shown = {p.name: p.read_bytes() for p in Path("run-publish").iterdir() if p.name[0] != "."}
+    assert shown == {name: c for name, c in hub.files[REPO].items() if name != ".gitattributes"}
+    assert "run holds other files" in refused([*PUBLISH, "--dry_run", "run"])
+
+
+# ---- What is cleaned -----------------------------------------------------------------------------
+
+
+def test_paths_become_their_last_part(tmp_path, monkeypatch):
+    home = tmp_path / "jörg"
+    run = home / "runs/glue"
+    run.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    (run / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "/scratch/models/bert", "note": f"in {home}"})
+    )
+    (run / "trainer_state.json").write_text(
+        json.dumps({"best_model_checkpoint": f"{run}/checkpoint-3", "log": [{"at": f"{run}/a b"}]})
+    )
+    (run / "training_args.json").write_text(json.dumps({"output_dir": "/mnt/x/run", "lr": 0.1}))
+    (run / "predictions.tsv").write_text(f"{home}/pictures/cat.png\t1\nhttps://a.b/c\t2\n")
+    (run / "tokenizer.json").write_text(json.dumps({"vocab": {str(home): 1}}))
+    (run / "config.json").write_text('{"id2label":  {"0": "/m/0dv5r"}}')
+    publish._copy(run, home / "out", publish._published)
+
+    def read(name):
+        return json.loads((home / "out" / name).read_text())
+
+    assert read("adapter_config.json") == {"base_model_name_or_path": "bert", "note": "in ~"}
+    state = {"best_model_checkpoint": "checkpoint-3", "log": [{"at": "a b"}]}
+    assert read("trainer_state.json") == state
+    assert read("training_args.json") == {"output_dir": "run", "lr": 0.1}
+    assert (home / "out/predictions.tsv").read_text() == "cat.png\t1\nhttps://a.b/c\t2\n"
+    for name in ("tokenizer.json", "config.json"):  # As they were, to the byte.
+        assert (home / "out" / name).read_bytes() == (run / name).read_bytes()
+
+
+# ---- From a trainer ------------------------------------------------------------------------------
+
+
+def hub_settings(**settings):
+    return {"push_to_hub": True, "hub_model_id": "model"} | settings
+
+
+def test_a_trainer_without_a_token_says_so_before_it_trains(home, hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match="no Hugging Face token") as error:
+        train("new", "base", **hub_settings())
+    assert str(error.value).endswith("hf-losses publish new --repo model")
+    assert not Path("new").exists()
+
+
+def test_push_to_hub_of_a_trainer(home, hub):
+    trainer = train("new", "base")
+    trainer.train()
+    commit = trainer.push_to_hub(tasks="text-classification", language="en", private=True)
+    assert commit.commit_message == "End of training"
+    assert hub.private == {"me/new"}
+    published = hub.files["me/new"]
+    assert {"model.safetensors", "trainer_state.json", "tokenizer.json"} <= published.keys()
+    assert ModelCard(published["README.md"].decode()).data.language == ["en"]
+    job = trainer.push_to_hub(blocking=False)
+    assert job.result().oid == commit.oid
+    assert len(hub.commits["me/new"]) == 1
+
+    trainer.model.classifier.bias.data.zero_()
+    hub.faults = [Fault("POST", "/commit/", status=403)]
+    with pytest.raises(ValueError, match="no right to write to me/new") as error:
+        trainer.push_to_hub()
+    main(resume(str(error.value)))
+    assert hub.files["me/new"]["model.safetensors"] == Path("new/model.safetensors").read_bytes()
+
+
+def test_a_push_at_a_save_that_fails_does_not_stop_the_training(home, hub, caplog):
+    settings = {"save_strategy": "steps", "save_steps": 1, "hub_token": TOKEN}
+    trainer = train("new", "base", **hub_settings(**settings, hub_always_push=True))
+    hub.faults = [Fault("POST", COMMIT, status=403)]
+    trainer.train()
+    assert trainer.state.global_step == 3
+    (line,) = [r.getMessage() for r in caplog.records if "was not pushed" in r.getMessage()]
+    assert resume(line) == ["publish", "new/checkpoint-1", "--repo", REPO]
+    assert len(hub.commits[REPO]) == 2  # Of the steps after the first.
+    hub.faults = [Fault("POST", COMMIT, status=403)]
+    trainer.model.classifier.bias.data.zero_()
+    trainer.save_model()
+    assert "The model is saved but not pushed" in caplog.text
+    trainer.push_to_hub()
+    published = hub.files[REPO]
+    assert published["model.safetensors"] == Path("new/model.safetensors").read_bytes()
+    assert not load_file("new/model.safetensors")["classifier.bias"].any()
+    for text in [*published.values(), *hub.received, *map(Path.read_bytes, files("new"))]:
+        assert TOKEN.encode() not in text
+
+
+def files(folder):
+    return [path for path in Path(folder).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "folder"), [("checkpoint", "last-checkpoint"), ("all_checkpoints", "checkpoint-2")]
+)
+def test_a_checkpoint_to_go_on_from(home, hub, strategy, folder):
+    settings = {"save_strategy": "steps", "save_steps": 2, "hub_strategy": strategy}
+    trainer = train("new", "base", **hub_settings(**settings))
+    trainer.train()
+    published = hub.files[REPO]
+    whole = {path.name for path in files("new/checkpoint-2")}
+    found = {name.partition("/")[2] for name in published if name.startswith(f"{folder}/")}
+    assert "optimizer.pt" in found
+    assert found == whole - {"training_args.bin"}
+    assert not [name for name in published if "optimizer" in name and "/" not in name]
+    for name in found:
+        path = Path("downloaded") / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(published[f"{folder}/{name}"])
+    again = train("again", "base")
+    again.train(resume_from_checkpoint="downloaded")
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name])
