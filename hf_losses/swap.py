@@ -8,10 +8,7 @@ from typing import Any, NoReturn
 
 from transformers import Trainer
 
-from hf_losses.trainer import LossMixin
-
-# Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.
-SAME_LOSS = {"trl.trainer.sft_trainer.SFTTrainer": ("loss_type", "nll")}
+from hf_losses.trainer import SAME_LOSS, LossMixin, full_name
 
 
 @dataclass
@@ -48,7 +45,7 @@ class Swap:
             SystemExit: If `cls` computes a loss of its own.
         """
         for base in cls.__mro__[: cls.__mro__.index(Trainer) + 1]:
-            if base is LossMixin or _full_name(base) in SAME_LOSS:
+            if base is LossMixin or full_name(base) in SAME_LOSS:
                 break
             function = vars(base).get("compute_loss", self.stock_loss)
             if function is not self.stock_loss:
@@ -75,13 +72,6 @@ class _SwappedLoss(LossMixin):
             swap.refuse(
                 f"the script gives its {name} a compute_loss_func{_place(function)}; take it out"
             )
-        for base, (option, stock) in SAME_LOSS.items():
-            derived = base in map(_full_name, type(self).__mro__)
-            if derived and getattr(self.args, option) != stock:
-                swap.refuse(
-                    f"{option}={getattr(self.args, option)!r} asks {name} for another; "
-                    f"leave it at {stock!r}"
-                )
         self._given_loss = swap.loss
         for option, value in swap.settings.items():
             setattr(self.args, option, value)
@@ -105,10 +95,6 @@ class _SwappedLoss(LossMixin):
     def _loss_of_outputs(self, *args: Any, **kwargs: Any) -> Any:
         self._used = True
         return super()._loss_of_outputs(*args, **kwargs)
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _place(function: Any) -> str:

@@ -49,6 +49,8 @@ from hf_losses.schedule import target_share
 
 logger = logging.getLogger(__name__)
 
+# Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.
+SAME_LOSS = {"trl.trainer.sft_trainer.SFTTrainer": ("loss_type", "nll")}
 NOT_PUSHED = "This checkpoint was not pushed, the next one will be. %s"
 
 # Any trainer class may stand below; the type checker sees the stock one.
@@ -158,6 +160,13 @@ class LossMixin(_Base):  # type: ignore[misc]
                 "compute_loss_func would compete with this trainer's loss: pass it as loss=, "
                 "or use the stock Trainer"
             )
+        for base in map(full_name, type(self).__mro__):
+            option, stock = SAME_LOSS.get(base, ("", None))
+            if option and getattr(self.args, option) != stock:
+                raise ValueError(
+                    f"{option}={getattr(self.args, option)!r} asks {base} for another loss than "
+                    f"this trainer's: leave it at {stock!r}"
+                )
         if self.args.use_liger_kernel and (self.args.liger_kernel_config or {}).get(
             "fused_linear_cross_entropy", True
         ):
@@ -222,6 +231,8 @@ class LossMixin(_Base):  # type: ignore[misc]
                     labels=labels
                 )
         outputs = model(**inputs)
+        if torch.is_tensor(outputs):
+            outputs = (outputs,)  # Of a user's own module.
         if shifted is None:
             shifted = shift_left(labels) if self._loss_shifts_labels else labels
         loss = self.compute_loss_func(outputs, shifted, num_items_in_batch=num_items_in_batch)
@@ -584,27 +595,28 @@ class LossMixin(_Base):  # type: ignore[misc]
         self.push_in_progress = PushInProgress([*jobs, job])
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's model card, with the loss among tags and hyperparameters."""
-        super().create_model_card(*args, **kwargs)
-        if not self.is_world_process_zero():
-            return
-        path = os.path.join(self.args.output_dir, "README.md")
-        card, config = ModelCard.load(path), self.loss_config
-        tags = [*(card.data.tags or []), "hf_losses", f"loss:{config['name']}"]
-        card.data.tags = list(dict.fromkeys(tags))
-        # Trainer takes the empty name of a model that was not loaded for one of the Hub.
-        card.text = card.text.replace(
-            "is a fine-tuned version of [](https://huggingface.co/) on",
-            "was trained from scratch on",
-        )
-        intro = "The following hyperparameters were used during training:\n"
-        card.text = card.text.replace(intro, f"{intro}- loss: {json.dumps(config)}\n")
-        card.save(path)
+        """Writes `README.md` and its pictures: Trainer's metadata, and the text of this project.
+
+        Args:
+            *args: Those of `Trainer.create_model_card`.
+            **kwargs: The same.
+        """
+        # Where a dataset's files came from, Trainer takes for its name on the Hub: "imagefolder".
+        super().create_model_card(*args, **({"dataset_tags": []} | kwargs))
+        if self.is_world_process_zero():
+            self._write_records(self.args.output_dir)
+            self.state.save_to_json(os.path.join(self.args.output_dir, TRAINER_STATE_NAME))
+            write_card(Path(self.args.output_dir), repo_id=self.hub_model_id)
 
 
 def _warn_if_it_failed(job: Future[Any]) -> None:
     if error := job.exception():
         logger.warning(NOT_PUSHED, error)
+
+
+def full_name(cls: type) -> str:
+    """Module and name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 class LossTrainer(LossMixin, Trainer):  # type: ignore[misc]

@@ -331,6 +331,23 @@ def test_tuple_outputs_train_and_evaluate(build):
     by_tuple.train()
 
 
+def test_a_module_that_returns_its_logits_trains_and_evaluates(build):
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bert = tiny.bert()
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            return self.bert(input_ids, attention_mask).logits
+
+    bare, whole = build(Classifier(), loss="liberal_exp"), build(loss="liberal_exp")
+    assert bare.evaluate()["eval_loss"] == whole.evaluate()["eval_loss"]
+    bare.train()
+    whole.train()
+    for a, b in zip(bare.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_label_smoothing_factor_is_in_the_loss(build):
     trainer = build(args={"loss": "strict_l", "label_smoothing_factor": 0.1})
     assert trainer.loss_config == {"name": "strict_l", "label_smoothing": 0.1}

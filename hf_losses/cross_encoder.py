@@ -1,0 +1,142 @@
+"""Losses for sentence-transformers' `CrossEncoderTrainer`, which asks its loss for all it needs.
+
+It hands over texts, and its model card asks for the loss's config and citation.
+sentence-transformers (extra `integrations`) is imported when a loss is built.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_losses.criterion import MULTI_LABEL, get_loss
+from hf_losses.registry import get_spec
+
+if TYPE_CHECKING:
+    from sentence_transformers.cross_encoder import CrossEncoder
+
+LIBRARY = r"""
+@software{hf_losses,
+  title  = {{hf\_losses}: the loss as a hyperparameter of every Hugging Face fine-tuning job},
+  author = {{The hf\_losses authors}},
+  note   = {%s}
+}
+"""
+PAPER = """
+@article{noel2023alternate,
+  title   = {Alternate Loss Functions for Classification and Robust Regression Can Improve the Accuracy
+             of Artificial Neural Networks},
+  author  = {Noel, Mathew Mithra and Banerjee, Arindam and Amali D, Geraldine Bessie and
+             Muthiah-Nakarajan, Venkataraman},
+  journal = {arXiv preprint arXiv:2303.09935},
+  year    = {2023}
+}
+"""  # noqa: E501
+
+
+class CrossEncoderLoss(nn.Module):
+    """A registered loss in the form of sentence-transformers' own losses for a `CrossEncoder`.
+
+    Labels of a model with several outputs are classes (`[B]`), or with one number per output
+    (`[B, C]`) probabilities; with `problem_type="multi_label_classification"` one yes or no per
+    output. A model with one output, the default of `CrossEncoder`, takes a yes or no, or a
+    probability between: its logit has the margin of one of several yes/no labels, for which
+    `cross_entropy` is `BinaryCrossEntropyLoss`. Regression losses compare labels with the raw
+    outputs, as `MSELoss` does; `CrossEncoder.predict` puts a sigmoid on a single output unless it
+    is given another `activation_fn`.
+
+    Like all losses there, it is the mean over a micro-batch: accumulated micro-batches weigh alike.
+
+    Args:
+        model: The `CrossEncoder` to be trained.
+        loss: A registered name.
+        **params: See `get_loss`.
+
+    Raises:
+        ImportError: If sentence-transformers is missing.
+        ValueError: If the model is none, or loss or parameters are unknown or do not fit.
+
+    Example:
+        >>> trainer = CrossEncoderTrainer(model=model, loss=CrossEncoderLoss(model, "strict_l"))
+    """
+
+    def __init__(self, model: CrossEncoder, loss: str = "liberal_exp", **params: Any) -> None:
+        """See the class."""
+        super().__init__()
+        try:
+            from sentence_transformers.cross_encoder import CrossEncoder
+        except ImportError as error:
+            raise ImportError(
+                "CrossEncoderLoss needs sentence-transformers: "
+                "pip install 'hf-losses[integrations]'"
+            ) from error
+        if not isinstance(model, CrossEncoder):
+            raise ValueError(f"CrossEncoderLoss needs a CrossEncoder, got a {type(model).__name__}")
+        if params.get("reduction", "mean") != "mean":
+            raise ValueError(
+                f"reduction is {params['reduction']!r}, but CrossEncoderTrainer takes a mean"
+            )
+        if model.num_labels == 1 and get_spec(loss).task == "classification":
+            if params.setdefault("problem_type", MULTI_LABEL) != MULTI_LABEL:
+                raise ValueError(
+                    f"problem_type={params['problem_type']!r} needs a model with two outputs or "
+                    "more, this one has num_labels=1: leave problem_type out for yes/no labels"
+                )
+        # The trainer looks for a part by the name of `model`, and the model card for `loss`.
+        self.model = model
+        self.criterion = get_loss(loss, **params)
+
+    def forward(
+        self,
+        inputs: list[list[str]],
+        labels: Tensor | list[Tensor],
+        prompt: str | None = None,
+        task: str | None = None,
+    ) -> Tensor:
+        """Computes the loss of a batch of pairs.
+
+        Args:
+            inputs: The two columns of texts, `B` each.
+            labels: `[B]`, `[B, 1]` or `[B, C]`, or a list of its rows.
+            prompt: Put before each pair.
+            task: Of a model with several routes.
+
+        Returns:
+            The mean over the batch, a float32 scalar.
+
+        Raises:
+            ValueError: If there are not two columns of texts, or the labels do not fit.
+        """
+        from sentence_transformers.util import batch_to_device
+
+        if len(inputs) != 2:
+            raise ValueError(
+                "CrossEncoderLoss needs two columns of texts beside the label, "
+                f"the dataset has {len(inputs)}"
+            )
+        pairs = list(zip(*inputs, strict=True))
+        features = self.model.preprocess(pairs, prompt=prompt, task=task)
+        scores = self.model(batch_to_device(features, self.model.device))["scores"]
+        if isinstance(labels, list):
+            # The collator makes one of label columns with a list per row.
+            labels = torch.stack(labels)
+        if labels.numel() == scores.numel():
+            labels = labels.view_as(scores)  # One output: [B] or [B, 1].
+        elif labels.shape[1:] == (1,):
+            labels = labels.squeeze(1)
+        value: Tensor = self.criterion(scores, labels)
+        return value
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Name and parameters of the loss, for the model card."""
+        return self.criterion.config
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of this library and, where the loss refers to it, of the paper."""
+        spec = self.criterion.spec
+        note = f"{spec.name}: {spec.reference or spec.formula}".replace("_", r"\_")
+        refers = "2303.09935" in spec.reference or "the paper" in spec.reference
+        return LIBRARY % note + (PAPER if refers else "")
