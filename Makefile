@@ -1,4 +1,4 @@
-# Everything a fresh machine with Python >= 3.10 needs: `make demo`, `make test`.
+# Everything a fresh machine with Python >= 3.11 needs: `make demo`, `make test`.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo format lint type test test-slow test-all docs check clean
 
