@@ -19,7 +19,7 @@ from time import sleep
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, HfApi, get_session, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     parse_ratelimit_headers,
     validate_repo_id,
@@ -29,6 +29,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAM
 
 from hf_losses import __version__
 from hf_losses.checkpoint import ARGUMENTS_FILE, LOSS_FILE
+from hf_losses.model_card import write_card
 
 logger = logging.getLogger(__name__)
 
@@ -183,8 +184,6 @@ def stage(
     """
     run_dir, into = Path(run_dir), Path(into)
     _copy(run_dir, into, _published)
-    from hf_losses.model_card import write_card
-
     write_card(into, repo_id=repo_id)
     scrub = _Scrub(run_dir)
     secrets = [secret.encode() for secret in (token, get_token()) if secret]
@@ -465,8 +464,7 @@ def _cause(error: Exception) -> BaseException:
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in (408, 409, 429) or error.response.status_code >= 500
-    network = isinstance(error, (_HTTPError, ConnectionError, TimeoutError))
-    return network and not isinstance(error, OfflineModeIsEnabled)
+    return isinstance(error, _HTTPError)  # Not hf_xet's errors: it has tried again itself.
 
 
 def _was_retried(error: BaseException) -> bool:
@@ -512,4 +510,4 @@ def _explained(repo: str, then: str) -> Iterator[None]:
             message += f": {ways_out[status]}"
         refused = isinstance(cause, ValueError) or (status and not _may_pass(cause))
         kind = ValueError if refused else OSError
-        raise kind(f"{message}. {then}" if then else message) from error
+        raise kind(f"{message.rstrip('.')}. {then}" if then else message) from error

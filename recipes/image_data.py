@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import glob
 import gzip
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -20,6 +21,10 @@ from sklearn.datasets import load_digits
 from hf_losses.registry import nearest
 
 DIGITS = "digits"
+ABOUT_DIGITS = (
+    "the 1,797 handwritten digits of 8 × 8 pixels that scikit-learn ships (test set of the UCI's "
+    "Optical Recognition of Handwritten Digits), a fifth of them as test set"
+)
 # What the Hub calls the splits, and what idx files do.
 SPLITS = {
     "train": "train",
@@ -103,14 +108,16 @@ class DataArguments:
         Raises:
             ValueError: If it cannot be read, or an image, column or label does not fit.
         """
+        names: dict[str, str] = {}
         if self.dataset_name == DIGITS:
             splits, classes = _digits()
         elif self.dataset_name and _idx_files(self.dataset_name):
             splits, classes = _idx(self.dataset_name)
         else:
-            splits, classes = self._stored()
+            splits, classes, names = self._stored()
         if "validation" not in splits and self.train_val_split:
             splits["train"], splits["validation"] = splits["train"].parted(self.train_val_split)
+            names["validation"] = names.get("train", "")
         for name, split in splits.items():
             limit = self.max_train_samples if name == "train" else self.max_eval_samples
             splits[name] = split = split.sample(limit)
@@ -120,15 +127,36 @@ class DataArguments:
                 splits[name] = split.readable()
         check_two(splits["train"].labels, classes)
         order = [name for name in ("train", "validation", "test") if name in splits]
-        return ImageData({name: splits[name] for name in order}, classes)
+        origin = self._origin()
+        if self.on_hub:
+            origin["splits"] = {name: names[name] for name in order}
+            whole = {name: len(split) == len(split.source) for name, split in splits.items()}
+            origin["partial"] = [name for name in order if not whole[name]]
+        return ImageData({name: splits[name] for name in order}, classes, origin)
 
-    def _stored(self) -> tuple[dict[str, Images], list[str]]:
-        """Datasets of the library `datasets`."""
-        found = {}
+    def _origin(self) -> dict[str, Any]:
+        """Where the data come from; of files and folders the names alone."""
+        if self.dataset_name == DIGITS:
+            return {"name": "scikit-learn's digits", "about": ABOUT_DIGITS}
+        if self.on_hub:
+            config = self.dataset_config_name
+            return {"name": self.dataset_name, "id": self.dataset_name, "config": config}
+        if self.dataset_name:
+            return {"name": self.name, "about": f"files of the folder `{self.name}`"}
+        given = (self.train_dir, self.validation_dir, self.test_dir)
+        given += (self.train_file, self.validation_file, self.test_file)
+        kind = "folders" if self.train_dir else "files"
+        names = [f"`{Path(path).resolve().name}`" for path in given if path]
+        return {"name": self.name, "about": f"the {kind} {', '.join(names)}"}
+
+    def _stored(self) -> tuple[dict[str, Images], list[str], dict[str, str]]:
+        """Datasets of the library `datasets`, and what they call the splits."""
+        found, called = {}, {}
         if self.dataset_name:
             for split, rows in _load(self.dataset_name, self.dataset_config_name).items():
                 if split in SPLITS:
                     found[SPLITS[split]] = f"{self.dataset_name}, {split} set", rows
+                    called[SPLITS[split]] = split
         else:
             for split in ("train", "validation", "test"):
                 folder, file = getattr(self, f"{split}_dir"), getattr(self, f"{split}_file")
@@ -159,7 +187,7 @@ class DataArguments:
             check_complete(encoded, where, is_test=is_test)
             labels = None if None in encoded else np.array(encoded, dtype=np.int64)
             splits[split] = Images(Stored(rows, column, where), labels)
-        return splits, classes
+        return splits, classes, called
 
 
 @dataclass
@@ -169,10 +197,12 @@ class ImageData:
     Attributes:
         splits: `train`, perhaps `validation` and `test`.
         classes: Class names by id.
+        origin: Where they come from, see `output.dataset_facts`.
     """
 
     splits: dict[str, Images]
     classes: list[str]
+    origin: dict[str, Any] = field(default_factory=dict)
     options = "--dataset_name, --train_dir, --train_file"
 
     @property

@@ -29,6 +29,8 @@ CONTENTS = {
     "pytorch_model": "the model, for from_pretrained",
     "adapter_model.": "the LoRA adapter, for PeftModel.from_pretrained",
     "README.md": "model card",
+    "learning_curve.png": "picture of the model card",
+    "loss.png": "picture of the model card",
     "trainer_state.json": "log of the training",
     "checkpoint-": "to continue from, by --resume_from_checkpoint true",
 }
@@ -43,6 +45,7 @@ class Data(Protocol):
         inputs: What the model sees, in words.
         options: The flags that choose the data.
         skipped: Names of the rows that were left out.
+        origin: Where they come from, see `dataset_facts`.
     """
 
     splits: Any
@@ -50,6 +53,7 @@ class Data(Protocol):
     inputs: str
     options: str
     skipped: Sequence[str]
+    origin: dict[str, Any]
 
     def sets(self, kind: str) -> dict[str, Sized]:
         """The `validation` or the `test` sets by name."""
@@ -167,20 +171,37 @@ def write_predictions(
             table.writerow([index, value, classes[value]] if classes else [index, value])
 
 
+def dataset_facts(data: Data) -> dict[str, Any]:
+    """What `result.json` says of the data.
+
+    Args:
+        data: Its `origin` has `name` and, where they apply, `id` (of a dataset of the Hub),
+            `config`, `splits` (what that calls our sets), `partial` (sets that are no whole
+            split) and `about` (in words).
+
+    Returns:
+        All of these, and how many `rows` each set has. There is no path among them.
+    """
+    nothing = {"id": None, "config": None, "splits": {}, "partial": [], "about": None}
+    return nothing | data.origin | {"rows": {name: len(s) for name, s in data.splits.items()}}
+
+
 def write_result(
     trainer: Trainer,
     metrics: dict[str, dict[str, float]],
     training: dict[str, float],
     order: Sequence[str],
+    card: dict[str, Any],
     **facts: Any,
 ) -> None:
-    """Writes `result.json` and shows the metrics and where everything lies.
+    """Writes `result.json` and the model card, and shows the metrics and where everything lies.
 
     Args:
         trainer: After training.
         metrics: What `Trainer.predict` reported, by the name of the set, which is their prefix.
         training: What `Trainer.train` reported; empty if it did not run.
         order: The metrics to show first.
+        card: What `create_model_card` takes.
         **facts: What else belongs into the file, such as task and model.
     """
     args, state = trainer.args, trainer.state
@@ -224,6 +245,7 @@ def write_result(
     _result(args).write_text(
         json.dumps(_strict(result), indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
+    trainer.create_model_card(**card)
     _show(result["metrics"], order)
     print(f"\nIn {args.output_dir}:")
     for path in sorted(Path(args.output_dir).iterdir()):

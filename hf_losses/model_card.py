@@ -1,0 +1,566 @@
+"""The model card of a run: what it says of the loss, the results and how to use the model.
+
+It is made from files in the run's folder alone, so that a card that is made later, on another
+machine, says the same. Its text is `model_card.md`; matplotlib (extra `plots`) adds the pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from safetensors import safe_open
+from torch import Tensor
+from transformers import TrainingArguments
+from transformers.modelcard import TASK_MAPPING
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+
+from hf_losses import functional  # noqa: F401  (registers the losses)
+from hf_losses.checkpoint import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_KEY
+from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, get_loss
+from hf_losses.plots import COLORS, STYLE, loss_figure
+from hf_losses.registry import get_spec, list_losses, neutral_loss
+from hf_losses.table import LINKS
+
+TEMPLATE = Path(__file__).with_suffix(".md")
+PICTURES = ("loss.png", "learning_curve.png")
+MANY = 20  # classes, after which they are counted, not named
+
+PAPER = "arXiv:2303.09935"
+PAPER_CITATION = """\
+@article{noel2023alternate,
+  title   = {Alternate Loss Functions for Classification and Robust Regression Can Improve the Accuracy
+             of Artificial Neural Networks},
+  author  = {Noel, Mathew Mithra and Banerjee, Arindam and Amali D, Geraldine Bessie and
+             Muthiah-Nakarajan, Venkataraman},
+  journal = {arXiv preprint arXiv:2303.09935},
+  year    = {2023}
+}"""  # noqa: E501
+LIBRARY_CITATION = """\
+@software{hf_losses,
+  title  = {hf_losses: the loss as a hyperparameter of every Hugging Face fine-tuning job},
+  author = {{The hf_losses authors}}
+}"""
+
+KINDS = {
+    "neutral": "the baseline that the other losses are measured against",
+    "strict": "the gradient weight falls as p rises; hard examples weigh more than under "
+    "cross-entropy",
+    "liberal": "the gradient weight rises with p; hard examples weigh less than under "
+    "cross-entropy",
+    "robust": "large errors weigh less than under squared error",
+}
+# By the Hub's name of a task: the class that loads a model, PEFT's name, an example of the input.
+TASKS: dict[str, tuple[str, str | None, str]] = {
+    "text-classification": ("AutoModelForSequenceClassification", "SEQ_CLS", '"Some text."'),
+    "image-classification": ("AutoModelForImageClassification", None, '"photo.jpg"'),
+    "video-classification": ("AutoModelForVideoClassification", None, '"video.mp4"'),
+    "token-classification": ("AutoModelForTokenClassification", "TOKEN_CLS", '"Some text."'),
+    "text-generation": ("AutoModelForCausalLM", "CAUSAL_LM", '"Some text"'),
+    "fill-mask": ("AutoModelForMaskedLM", None, 'f"Some {pipe.tokenizer.mask_token}."'),
+    "text2text-generation": ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", '"Some text."'),
+}
+# By our names of metrics: the Hub's name, one to show, arguments.
+METRICS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+    "accuracy": ("accuracy", "Accuracy", None),
+    "f1": ("f1", "F1", None),
+    "f1_macro": ("f1", "F1 (macro)", {"average": "macro"}),
+    "precision": ("precision", "Precision", None),
+    "recall": ("recall", "Recall", None),
+    "matthews_correlation": ("matthews_correlation", "Matthews correlation", None),
+    "pearson": ("pearsonr", "Pearson correlation", None),
+    "pearsonr": ("pearsonr", "Pearson correlation", None),
+    "spearmanr": ("spearmanr", "Spearman correlation", None),
+    "mse": ("mse", "Mean squared error", None),
+    "mae": ("mae", "Mean absolute error", None),
+}
+NO_METRICS = ("runtime", "per_second", "_time", "epoch", "step")
+# Told where they are not transformers' default.
+OTHER_ARGUMENTS = (
+    *("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs"),
+    *("neftune_noise_alpha", "train_sampling_strategy", "gradient_checkpointing", "torch_compile"),
+    *("loss_warmup_ratio", "loss_warmup_steps", "loss_warmup_from", "data_seed"),
+)
+
+
+def write_card(folder: Path, *, repo_id: str | None = None) -> None:
+    """Writes `README.md` and its pictures into the folder of a run, from the files in it.
+
+    Read are `hf_losses.json`, `config.json` or `adapter_config.json`, `trainer_state.json`,
+    `training_args.json`, the recipes' `result.json`, and of an older `README.md` the metadata;
+    all but the first may be missing. The card holds no path of this machine.
+
+    Args:
+        folder: What `LossTrainer.save_model` wrote.
+        repo_id: The repository that the card's code loads from; without one, the folder's name.
+
+    Raises:
+        OSError: If there is no `hf_losses.json`, or the card cannot be written.
+    """
+    run = _Run(folder, repo_id)
+    metadata = run.metadata()
+    for name in PICTURES:  # Those of another run must not stay.
+        (folder / name).unlink(missing_ok=True)
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        run=run,
+        pictures=_draw(run),
+        example=TASKS[run.task][2] if run.task in TASKS else None,
+        score=_score,
+        TASKS=TASKS,
+        MANY=MANY,
+        PAPER=PAPER,
+        PAPER_CITATION=PAPER_CITATION,
+        LIBRARY_CITATION=LIBRARY_CITATION,
+    )
+    card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
+    card.save(folder / "README.md")
+
+
+class _Run:
+    """What the files of a folder say."""
+
+    def __init__(self, folder: Path, repo_id: str | None) -> None:
+        self.folder = folder
+        self.loss = json.loads((folder / LOSS_FILE).read_text(encoding="utf-8"))
+        # A loss that somebody registered elsewhere is not known here.
+        known = self.loss["name"] in list_losses()
+        self.spec = get_spec(self.loss["name"]) if known else None
+        self.config = self._json("config.json")
+        self.adapter = self._json("adapter_config.json")
+        self.state = self._json("trainer_state.json")
+        self.args = self._json(ARGUMENTS_FILE)
+        self.result = self._json("result.json")
+        readme = folder / "README.md"
+        self.old = ModelCardData()
+        if readme.is_file():
+            self.old = ModelCard.load(readme, ignore_metadata_errors=True).data
+        named = self.old.model_name or folder.resolve().name
+        self.title = repo_id.split("/")[-1] if repo_id else named
+        self.repo = repo_id or self.title
+        self.seed = self.result.get("seed", self.args.get("seed"))
+        problem = self.config.get("problem_type")
+        task = self.spec.task if self.spec else None
+        self.regression = "regression" in (problem, task)
+        self.multi_label = MULTI_LABEL in (problem, self.loss.get("problem_type"))
+        self.baseline = neutral_loss("regression" if self.regression else "classification")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    # ---- The model ---------------------------------------------------------------------------
+
+    @cached_property
+    def architecture(self) -> str | None:
+        mapping = self.adapter.get("auto_mapping") or {}
+        names = self.config.get("architectures") or [mapping.get("base_model_class")]
+        return str(names[0]) if names[0] else None
+
+    @cached_property
+    def task(self) -> str | None:
+        """What the Hub calls it, or None."""
+        name = self.architecture or ""
+        for task, (model_class, of_peft, _) in TASKS.items():
+            if (
+                (of_peft and of_peft == self.adapter.get("task_type"))
+                or name in TASK_MAPPING.get(task, {}).values()
+                or name.endswith(model_class.removeprefix("AutoModel"))
+            ):
+                return task
+        told: str | None = self.result.get("pipeline_tag") or self.old.pipeline_tag
+        return told
+
+    @cached_property
+    def model_class(self) -> str | None:
+        return TASKS[self.task][0] if self.task in TASKS else self.architecture
+
+    @cached_property
+    def processor_class(self) -> str:
+        return "AutoImageProcessor" if self.task == "image-classification" else "AutoTokenizer"
+
+    @cached_property
+    def has_processor(self) -> bool:
+        names = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+        return any((self.folder / name).is_file() for name in names)
+
+    @cached_property
+    def base(self) -> str | None:
+        """The Hub's name of the model that this one began as."""
+        # Not that in adapter_config.json: of a local folder only its name may be left there.
+        name: Any = self.result.get("base_model") if self.result else self.old.base_model
+        return name if _is_hub_name(name) else None
+
+    @cached_property
+    def base_name(self) -> str | None:
+        """The same, or the name of its folder."""
+        path = PureWindowsPath(self.adapter.get("base_model_name_or_path") or "")
+        return self.base or self.result.get("model") or path.name or None
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        labels = self.result.get("classes") or list((self.config.get("id2label") or {}).values())
+        unnamed = all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
+        return [] if self.regression or unnamed else list(labels)
+
+    @cached_property
+    def outputs(self) -> int | None:
+        """How many logits the head of an adapter has; None where it is the base model's."""
+        heads = set(self.adapter.get("modules_to_save") or [])
+        path = self.folder / ADAPTER_SAFE_WEIGHTS_NAME
+        if not heads or not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            names = [n for n in file.keys() if heads & {*n.split(".")} and n.endswith(".weight")]
+            widths = [file.get_slice(name).get_shape()[0] for name in names]
+        return min(widths, default=None)
+
+    @cached_property
+    def pairs(self) -> bool:
+        return len(self.result.get("columns") or []) == 2
+
+    # ---- Data and results --------------------------------------------------------------------
+
+    @cached_property
+    def dataset(self) -> dict[str, Any]:
+        """As in `result.json`; without one, what the older card's metadata say."""
+        empty: dict[str, Any] = dict.fromkeys(("name", "id", "config"))
+        empty |= {"splits": {}, "rows": {}, "partial": []}
+        if self.result:
+            return empty | (self.result.get("dataset") or {})
+        if self.old.eval_results:
+            first = self.old.eval_results[0]
+            # Trainer puts the configuration among the arguments.
+            args = first.dataset_args if isinstance(first.dataset_args, str) else None
+            return empty | {
+                "name": first.dataset_name,
+                "id": first.dataset_type,
+                "config": first.dataset_config or args,
+                "splits": {"evaluation": first.dataset_split} if first.dataset_split else {},
+            }
+        names = _hub_names(self.old.datasets)
+        # Of several, nobody has said which one the results are of.
+        return empty | {"name": ", ".join(names), "id": names[0] if len(names) == 1 else None}
+
+    @cached_property
+    def step(self) -> int | None:
+        """The step of the evaluation that is shown, if it was not the last one."""
+        return None if self._shown in (None, self.state.get("global_step")) else self._shown
+
+    @cached_property
+    def _evaluations(self) -> dict[int, dict[str, dict[str, float]]]:
+        """Metrics by step and set, as logged while the model was trained."""
+        found: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
+        for entry in self.state.get("log_history", []):
+            for key in entry:
+                prefix = key.removesuffix("_runtime")
+                if prefix in (key, "train"):
+                    continue
+                name = "evaluation" if prefix == "eval" else prefix.removeprefix("eval_")
+                found[entry["step"]][name] = {
+                    metric.removeprefix(f"{prefix}_"): value
+                    for metric, value in entry.items()
+                    if metric.startswith(f"{prefix}_") and not metric.endswith(NO_METRICS)
+                }
+        return dict(found)
+
+    @cached_property
+    def _shown(self) -> int | None:
+        if self.result.get("metrics") or not self._evaluations:
+            return None
+        best: int | None = self.state.get("best_global_step")
+        kept = self.args.get("load_best_model_at_end") and best in self._evaluations
+        return best if kept else list(self._evaluations)[-1]
+
+    @cached_property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Metrics by set."""
+        own: dict[str, dict[str, float]] | None = self.result.get("metrics")
+        return own or ({} if self._shown is None else self._evaluations[self._shown])
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        found = dict.fromkeys(metric for scores in self.scores.values() for metric in scores)
+        return sorted(found, key=lambda metric: (metric not in METRICS, metric))
+
+    def set_name(self, name: str) -> str:
+        """A set, with what the dataset calls it."""
+        split = self.dataset["splits"].get(name)
+        if name in self.dataset["partial"]:
+            return f"{name} (a part of `{split}`)" if split else f"{name} (a part)"
+        return name if split in (None, name) else f"{name} (`{split}`)"
+
+    # ---- Metadata ----------------------------------------------------------------------------
+
+    def metadata(self) -> ModelCardData:
+        """What the Hub reads, with what an older card says of licence, language and so on."""
+        ours = ("model-index", "eval_results", "model_name", "base_model", "datasets", "metrics")
+        old = self.old.to_dict()  # type: ignore[no-untyped-call]
+        kept = {key: value for key, value in old.items() if key not in ours}
+        tags = [tag for tag in _listed(self.old.tags) if not _is_path(tag.split(":")[-1])]
+        tags = [
+            t for t in tags if not t.startswith("loss:") and (self.base or ":adapter:" not in t)
+        ]
+        hub_id = self.dataset["id"]
+        kept |= {
+            "library_name": "peft" if self.adapter else "transformers",
+            "pipeline_tag": self.task,
+            "base_model": self.base,
+            "tags": [*dict.fromkeys([*tags, "hf_losses", f"loss:{self.loss['name']}"])],
+            "datasets": [hub_id] if hub_id or self.result else _hub_names(self.old.datasets),
+            "metrics": [*dict.fromkeys(METRICS[m][0] for m in self.metrics if m in METRICS)],
+        }
+        if results := self._eval_results():
+            kept |= {"model_name": self.title, "eval_results": results}
+        return ModelCardData(**{k: v for k, v in kept.items() if v not in (None, [], [None])})
+
+    def _eval_results(self) -> list[EvalResult]:
+        """Those on a dataset of the Hub, on whole splits of it: a part is another measurement."""
+        data, task = self.dataset, self.task
+        if not (data["id"] and task):
+            return []
+        return [
+            EvalResult(
+                task_type=task,
+                task_name=task.replace("-", " ").capitalize(),
+                dataset_type=data["id"],
+                dataset_name=data["name"],
+                dataset_config=data["config"],
+                dataset_split=data["splits"].get(name),
+                metric_type=METRICS[metric][0],
+                # Sets whose split is not known would all be one.
+                metric_name=METRICS[metric][1] + ("" if len(self.scores) == 1 else f" ({name})"),
+                metric_args=METRICS[metric][2],
+                metric_value=found[metric],
+            )
+            for name, found in self.scores.items()
+            if name not in data["partial"]
+            for metric in self.metrics
+            if metric in METRICS and _is_finite(found.get(metric))
+        ]
+
+    # ---- Tables ------------------------------------------------------------------------------
+
+    def loss_rows(self) -> dict[str, str]:
+        """The registry's record of the loss, with the values of this run."""
+        assert self.spec is not None  # The template asks.
+        spec, loss = self.spec, self.loss
+        rows = {"name": f"`{spec.name}`", "formula": f"`{spec.full_formula}`"}
+        if spec.weight_formula:
+            rows["gradient weight"] = f"`{spec.weight_formula}`"
+        rows["kind"] = f"{spec.kind}: {KINDS[spec.kind]}"
+        for name, parameter in spec.parameters.items():
+            rows[f"`{name}`"] = f"{loss.get(name, parameter.default):g} ({parameter.help})"
+        if "max_weight" in loss:
+            rows["`max_weight`"] = f"{loss['max_weight']} (the gradient weight goes no higher)"
+        if "label_smoothing" in loss:
+            rows["label smoothing"] = f"{loss['label_smoothing']:g}"
+        if weights := loss.get("weight"):
+            listed = ", ".join(f"{weight:g}" for weight in weights)
+            rows["class weights"] = listed if len(weights) <= MANY else f"{len(weights)} numbers"
+        if spec.reference:
+            rows["reference"] = re.sub(
+                r"(arXiv|doi):([\w./-]+)",
+                lambda m: f"[{m[0]}]({LINKS[m[1]]}{m[2]})",
+                spec.reference.replace("this project", "hf_losses"),
+            )
+        return _cells(rows)
+
+    def training_rows(self) -> dict[str, str]:
+        """Hyperparameters, and what was counted."""
+        args, state, run = self.args, self.state, self.result.get("training") or {}
+        rows: dict[str, Any] = {"loss": f"`{json.dumps(self.loss)}`"}
+        if args:
+            clip, warmup = args.get("max_grad_norm"), args.get("warmup_steps") or 0
+            size, times = args["per_device_train_batch_size"], args["gradient_accumulation_steps"]
+            devices = run.get("world_size")
+            batch = f"{size} per device × {times} accumulated"
+            if devices:
+                batch += f" × {devices} process{'es' * (devices > 1)} = {size * times * devices}"
+            rows |= {
+                "learning rate": f"{args['learning_rate']:g}, {args['lr_scheduler_type']}",
+                "warm-up": f"{100 * warmup:g} % of the steps"
+                if 0 < warmup < 1
+                else f"{warmup:g} steps",
+                "batch": batch,
+                "optimizer": f"{args['optim']}, weight decay {args['weight_decay']:g}",
+                "gradient clipping": f"at norm {clip:g}" if clip else "none",
+                "precision": next((name for name in ("bf16", "fp16") if args.get(name)), "float32"),
+                "seed": args["seed"],
+            }
+            defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+            for name in OTHER_ARGUMENTS:
+                value = args.get(name)
+                if value and value != defaults.get(name):
+                    rows[name] = value
+        if self.adapter.get("r"):
+            parts = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+            rows["adapter"] = ", ".join(f"{k} {self.adapter.get(v)}" for k, v in parts.items())
+            rows["adapted layers"] = ", ".join(sorted(_listed(self.adapter.get("target_modules"))))
+        if state:
+            rows["optimizer steps"] = f"{state['global_step']:,} ({state['epoch'] or 0:.4g} epochs)"
+        best = state.get("best_global_step")
+        if best and args.get("load_best_model_at_end"):
+            rows["weights"] = f"those of step {best:,}, the best by {args['metric_for_best_model']}"
+        record = state.get("stateful_callbacks", {}).get(STATE_KEY, {})
+        if (count := record.get("attributes", {}).get(COUNT_KEY)) is not None:
+            rows["steps with a gradient that was not finite"] = count
+        return _cells(rows)
+
+    def versions(self) -> str:
+        """Those that trained it, as far as the files tell."""
+        found = self.result.get("versions") or {
+            "transformers": self.config.get("transformers_version"),
+            "peft": self.adapter.get("peft_version"),
+        }
+        return ", ".join(f"{package} {version}" for package, version in found.items() if version)
+
+    def hardware(self) -> str:
+        """What trained it, and how long, if the recipes have noted it."""
+        hardware, run = self.result.get("hardware"), self.result.get("training") or {}
+        if not hardware:
+            return ""
+        where = f"{hardware['cpu_count']} CPU cores"
+        if hardware["gpu"]:
+            where = f"{run.get('world_size', 1)} × {hardware['gpu']}, {where}"
+        return where + (f"; {run['runtime']:,.0f} s of training" if run.get("runtime") else "")
+
+
+# ---- Pictures ------------------------------------------------------------------------------------
+
+
+def _draw(run: _Run) -> list[str]:
+    """Writes the pictures that there is something for, and says which; none without matplotlib."""
+    try:
+        import matplotlib.style
+    except ImportError:
+        return []
+    drawn = []
+    with matplotlib.style.context(["default", STYLE]):
+        for name, figure in zip(PICTURES, (_loss_figure(run), _curve_figure(run)), strict=True):
+            if figure is not None:
+                figure.savefig(run.folder / name, metadata={"Software": None})
+                drawn.append(name)
+    return drawn
+
+
+def _loss_figure(run: _Run) -> Any:
+    """The picture of the registered loss, with this run's parameters in place of the defaults."""
+    if run.spec is None:
+        return None
+    spec, figure = run.spec, loss_figure([run.spec.name])
+    own = {key: value for key, value in run.loss.items() if key in (*spec.parameters, "max_weight")}
+    if own and spec.name != run.baseline:
+        loss = get_loss(spec.name, reduction="none", **own)
+        for panel, part in zip(figure.axes, ("loss", "weight"), strict=True):
+            (line,) = (line for line in panel.lines if line.get_gid() == f"{spec.name}-{part}")
+            line.set_ydata(_curves(loss, torch.as_tensor(line.get_xdata()))[part])
+        for text in figure.legends[0].get_texts():
+            if text.get_text().startswith(spec.name):
+                values = ", ".join(f"{key}={value}" for key, value in own.items())
+                text.set_text(f"{spec.name} ({values})")
+        if not run.regression:
+            at = torch.tensor([0.1, 0.9], dtype=torch.float64)
+            low, high = sorted(_curves(loss, at)["weight"].tolist())
+            panel.set_ylim(min(0.1, max(low, 1e-3)), max(10.0, min(high, 1e3)))
+    return figure
+
+
+def _curves(loss: Any, x: Tensor) -> dict[str, Tensor]:
+    """As `hf_losses.plots.curves`, of a loss with parameters; of two classes."""
+    if not isinstance(loss, ClassificationLoss):
+        error = x.clone().requires_grad_()
+        values = loss(error, torch.zeros_like(error))
+        (slope,) = torch.autograd.grad(values.sum(), error)
+        return {"loss": values.detach(), "weight": slope}
+    logits = torch.stack([torch.logit(x), torch.zeros_like(x)], -1).requires_grad_()
+    values = loss(logits, torch.zeros(len(x), dtype=torch.long))
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    return {"loss": values.detach(), "weight": -gradient[:, 0] / (1 - x)}
+
+
+def _curve_figure(run: _Run) -> Any:
+    """The losses by epoch, and beside them the metric; None if nothing was logged twice."""
+    from matplotlib.figure import Figure
+
+    series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for entry in run.state.get("log_history", []):
+        for key, value in entry.items():
+            if (key == "loss" or key.startswith("eval_")) and not key.endswith(NO_METRICS):
+                if _is_finite(value):
+                    series[key].append((entry["epoch"], value))
+    series = {key: points for key, points in series.items() if len(points) > 1}
+    losses = [key for key in series if key == "loss" or key.endswith("_loss")]
+    wanted = str(run.args.get("metric_for_best_model") or "").removeprefix("eval_")
+    others = [key for key in series if key not in losses and not key.endswith(run.baseline)]
+    chosen = [key for key in others if key == f"eval_{wanted}"] or others[:1]
+    panels = [(names, title) for names, title in ((losses, "Loss"), (chosen, "Metric")) if names]
+    if not panels:
+        return None
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    drawn = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+    for axes, (names, title) in zip(drawn, panels, strict=True):
+        axes.set_prop_cycle(color=COLORS["strict"])
+        for name in names:
+            label = {"loss": "training", "eval_loss": "validation"}.get(name, name)
+            style = (
+                {"color": COLORS["liberal"][1]}
+                if name == "loss"
+                else {"linestyle": "--", "marker": "o"}
+            )
+            axes.plot(*zip(*series[name], strict=True), label=label.removeprefix("eval_"), **style)
+        axes.set(title=title, xlabel="epoch")
+        axes.locator_params(axis="x", integer=series[names[0]][-1][0] >= 2)
+        axes.legend(frameon=False)
+    return figure
+
+
+# ---- Values --------------------------------------------------------------------------------------
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(entry) for entry in value or []]
+
+
+def _is_path(value: str) -> bool:
+    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return absolute or value.startswith((".", "~"))
+
+
+def _is_hub_name(value: Any) -> bool:
+    if not isinstance(value, str) or os.path.isdir(value):
+        return False
+    try:
+        validate_repo_id(value)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _hub_names(value: Any) -> list[str]:
+    return [name for name in _listed(value) if _is_hub_name(name)]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _score(value: Any) -> str:
+    return f"{value:.4f}" if _is_finite(value) else "–"
+
+
+def _cells(rows: dict[str, Any]) -> dict[str, str]:
+    """Cells of a Markdown table, which a bar would end."""
+    return {key: str(value).replace("|", "\\|") for key, value in rows.items()}
