@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_losses.criterion import MULTI_LABEL, get_loss
+from hf_losses.model_card import PAPER, PAPER_CITATION
 from hf_losses.registry import get_spec
 
 if TYPE_CHECKING:
@@ -24,16 +25,6 @@ LIBRARY = r"""
   note   = {%s}
 }
 """
-PAPER = """
-@article{noel2023alternate,
-  title   = {Alternate Loss Functions for Classification and Robust Regression Can Improve the Accuracy
-             of Artificial Neural Networks},
-  author  = {Noel, Mathew Mithra and Banerjee, Arindam and Amali D, Geraldine Bessie and
-             Muthiah-Nakarajan, Venkataraman},
-  journal = {arXiv preprint arXiv:2303.09935},
-  year    = {2023}
-}
-"""  # noqa: E501
 
 
 class CrossEncoderLoss(nn.Module):
@@ -138,5 +129,4 @@ class CrossEncoderLoss(nn.Module):
         """BibTeX of this library and, where the loss refers to it, of the paper."""
         spec = self.criterion.spec
         note = f"{spec.name}: {spec.reference or spec.formula}".replace("_", r"\_")
-        refers = "2303.09935" in spec.reference or "the paper" in spec.reference
-        return LIBRARY % note + (PAPER if refers else "")
+        return LIBRARY % note + (f"{PAPER_CITATION}\n" if PAPER in spec.reference else "")

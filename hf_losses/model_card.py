@@ -61,7 +61,7 @@ KINDS = {
     "cross-entropy",
     "robust": "large errors weigh less than under squared error",
 }
-# By the Hub's name of a task: the class that loads a model, PEFT's name, an example of the input.
+# By the name of a task: the class that loads a model, PEFT's name, an example of the input.
 TASKS: dict[str, tuple[str, str | None, str]] = {
     "text-classification": ("AutoModelForSequenceClassification", "SEQ_CLS", '"Some text."'),
     "image-classification": ("AutoModelForImageClassification", None, '"photo.jpg"'),
@@ -171,7 +171,7 @@ class _Run:
 
     @cached_property
     def task(self) -> str | None:
-        """What the Hub calls it, or None."""
+        """What transformers calls it, or None."""
         name = self.architecture or ""
         for task, (model_class, of_peft, _) in TASKS.items():
             if (
@@ -182,6 +182,11 @@ class _Run:
                 return task
         told: str | None = self.result.get("pipeline_tag") or self.old.pipeline_tag
         return told
+
+    @property
+    def pipeline_tag(self) -> str | None:
+        """The same, without the name that the Hub has given up (huggingface.js#1590)."""
+        return "text-generation" if self.task == "text2text-generation" else self.task
 
     @cached_property
     def model_class(self) -> str | None:
@@ -316,7 +321,7 @@ class _Run:
         hub_id = self.dataset["id"]
         kept |= {
             "library_name": "peft" if self.adapter else "transformers",
-            "pipeline_tag": self.task,
+            "pipeline_tag": self.pipeline_tag,
             "base_model": self.base,
             "tags": [*dict.fromkeys([*tags, "hf_losses", f"loss:{self.loss['name']}"])],
             "datasets": [hub_id] if hub_id or self.result else _hub_names(self.old.datasets),
@@ -328,7 +333,7 @@ class _Run:
 
     def _eval_results(self) -> list[EvalResult]:
         """Those on a dataset of the Hub, on whole splits of it: a part is another measurement."""
-        data, task = self.dataset, self.task
+        data, task = self.dataset, self.pipeline_tag
         if not (data["id"] and task):
             return []
         return [

@@ -225,7 +225,9 @@ def test_idx_files(run, tmp_path, prefix, packed):
     assert result["metrics"]["test"]["accuracy"] >= 0.95
     assert result["model"] == "vit from scratch"
     card = (out / "README.md").read_text()
-    assert "This model was trained from scratch on the drawings dataset" in card
+    assert "`ViTForImageClassification`, trained from scratch for image classification" in card
+    assert " on drawings, with the loss `strict_m`" in card
+    assert "The data: files of the folder `drawings`. Examples: " in card
     assert "datasets:" not in card  # Nothing of that name is on the Hub.
 
 

@@ -667,8 +667,7 @@ def test_the_model_card_names_the_loss(build, tmp_path):
     trainer.train()
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
-    assert "- loss: {" in card
-    assert '"strict_m_power", "alpha": 0.3' in card
+    assert '| loss | `{"name": "strict_m_power", "alpha": 0.3}` |' in card
     assert "- hf_losses\n" in card
     assert "- loss:strict_m_power\n" in card
 
