@@ -125,7 +125,8 @@ def write_card(folder: Path, *, repo_id: str | None = None) -> None:
         PAPER_CITATION=PAPER_CITATION,
         LIBRARY_CITATION=LIBRARY_CITATION,
     )
-    card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
+    text = re.sub(r" +\n", "\n", card.text)
+    card.text = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
     card.save(folder / "README.md")
 
 

@@ -93,11 +93,14 @@ def publish(
         OSError: If the Hub cannot be reached. Like the former, it names the command that resumes.
     """
     check_run(run_dir)
-    _check_name(repo)
-    then = f"The local files are whole; to resume: {_command(run_dir, repo, private, revision)}"
-    # A run folder keeps hard links cheap; what starts with "_" is not published.
-    place = run_dir if os.access(run_dir, os.W_OK) else None
-    folder = tempfile.TemporaryDirectory(prefix="_publish-", dir=place)
+    validate_repo_id(repo)  # Its HFValidationError is a ValueError.
+    command = _command(run_dir, repo, private, revision, overwrite)
+    then = f"The local files are whole; to resume: {command}"
+    # Beside the run hard links are cheap, and nobody removes it together with an old checkpoint.
+    place = Path(run_dir).absolute().parent
+    folder = tempfile.TemporaryDirectory(
+        prefix="_publish-", dir=place if os.access(place, os.W_OK) else None
+    )
 
     def finish() -> CommitInfo:
         with folder:
@@ -215,7 +218,7 @@ def dry_run(
         ValueError: If `run_dir` is no finished run, holds a token, or the folder something else.
     """
     check_run(run_dir)
-    _check_name(repo)
+    validate_repo_id(repo)
     folder = Path(into or f"{os.path.normpath(run_dir)}-publish")
     if folder.exists() and not (folder / DRY_RUN).is_file():
         if not folder.is_dir() or any(folder.iterdir()):
@@ -402,12 +405,7 @@ def _open(
     repo: str, private: bool | None, revision: str | None, token: str | None, overwrite: bool
 ) -> tuple[str, list[str]]:
     """The repository's full name and its files."""
-    if not (token or get_token()):
-        raise ValueError(
-            "no Hugging Face token: log in by `hf auth login`, or set HF_TOKEN to one with the "
-            "right to write (https://huggingface.co/settings/tokens)"
-        )
-    api = HfApi(token=token, library_name="hf_losses", library_version=__version__)
+    api = _api(token)
     repo = _retried(lambda: api.create_repo(repo, private=private, exist_ok=True)).repo_id
     info = _retried(lambda: api.model_info(repo, revision=revision, timeout=TIMEOUT))
     files = [file.rfilename for file in info.siblings or []]
@@ -421,21 +419,27 @@ def _open(
     return repo, files
 
 
-def _check_name(repo: str) -> None:
-    validate_repo_id(repo)  # Its HFValidationError is a ValueError.
-
-
 def _api(token: str | None) -> HfApi:
+    if not (token or get_token()):
+        raise ValueError(
+            "no Hugging Face token: log in by `hf auth login`, or set HF_TOKEN to one with the "
+            "right to write (https://huggingface.co/settings/tokens)"
+        )
     return HfApi(token=token, library_name="hf_losses", library_version=__version__)
 
 
 def _command(
-    run_dir: str | os.PathLike[str], repo: str, private: bool | None, revision: str | None
+    run_dir: str | os.PathLike[str],
+    repo: str,
+    private: bool | None,
+    revision: str | None,
+    overwrite: bool,
 ) -> str:
     """The command line that publishes a run."""
     command = ["hf-losses", "publish", os.fspath(run_dir), "--repo", repo]
     command += ["--private"] if private else []
     command += ["--revision", revision] if revision else []
+    command += ["--overwrite"] if overwrite else []
     return shlex.join(command)
 
 
@@ -498,7 +502,7 @@ def _explained(repo: str, then: str) -> Iterator[None]:
     ways_out = {
         401: "the token is not valid or has expired: `hf auth login`, or set HF_TOKEN",
         403: f"the token has no right to write to {repo}: take one that has, or another name",
-        404: f"there is no {repo} that this token may see",
+        404: f"there is no {repo}, or no such branch of it, that this token may see",
     }
     try:
         yield

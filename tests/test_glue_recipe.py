@@ -657,6 +657,20 @@ def test_pushes_to_the_hub(tiny, tmp_path):
         assert str(tmp_path).encode() not in text
 
 
+@pytest.mark.parametrize("task", text_data.TASKS)
+def test_result_json_says_whose_data_they_are(tmp_path, monkeypatch, task):
+    if task in text_data.GLUE:
+        splits = {name: text_data._read([path]) for name, path in task_files(tmp_path, task)}
+        monkeypatch.setattr(text_data, "load_dataset", lambda *_: splits)
+    source = text_data.DataArguments(task_name=task, max_eval_samples=1)
+    facts = output.dataset_facts(source.load())
+    hub = ("nyu-mll/glue", task) if task in text_data.GLUE else (None, None)
+    assert (facts["id"], facts["config"]) == hub
+    assert set(facts["splits"]) == (set(facts["rows"]) if task in text_data.GLUE else set())
+    assert "train" not in facts["partial"]
+    assert {name for name in facts["rows"] if name != "train"} == set(facts["partial"])
+
+
 @pytest.mark.slow
 def test_the_one_command(tmp_path):
     launch(tmp_path, "--loss", "liberal_exp")

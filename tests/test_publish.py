@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from huggingface_hub.utils import _http
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 
 from hf_losses import LossTrainer, publish
 from hf_losses.__main__ import main
@@ -300,10 +305,11 @@ def test_after_five_more_tries_the_message_says_how_to_go_on(
     home, hub, refused, method, path, fault
 ):
     hub.faults = [Fault(method, path, times=100, **fault)]
-    line = refused([*PUBLISH, "--private"])
+    options = ["--private", "--revision", "main", "--overwrite"]
+    line = refused([*PUBLISH, *options])
     assert hub.counted(method, path) == 6
     assert len(hub.waits) == (5 if path == COMMIT else 0)
-    assert resume(line) == [*PUBLISH, "--private"]
+    assert resume(line) == [*PUBLISH, *options]
     stored = set(hub.blobs)
     hub.faults, hub.requests = [], []
     main(resume(line))
@@ -331,6 +337,7 @@ def test_without_a_token_nothing_is_sent(home, hub, refused, monkeypatch):
     line = refused(PUBLISH)
     assert "no Hugging Face token: log in by `hf auth login`" in line
     assert resume(line) == PUBLISH
+    assert "no Hugging Face token" in refused(["publish", "run", "--repo", "model"])
     assert hub.requests == []
 
 
@@ -529,6 +536,28 @@ def test_a_push_at_a_save_that_fails_does_not_stop_the_training(home, hub, caplo
     assert not load_file("new/model.safetensors")["classifier.bias"].any()
     for text in [*published.values(), *hub.received, *map(Path.read_bytes, files("new"))]:
         assert TOKEN.encode() not in text
+
+
+def test_a_checkpoint_that_is_removed_meanwhile_is_published_whole(home, hub, monkeypatch):
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    trainer = train("new", "base", **hub_settings(**settings))
+    gone = threading.Event()
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:  # Only the checkpoint of step 2 is left.
+                assert not Path("new/checkpoint-1").exists()
+                gone.set()
+
+    trainer.add_callback(Watch())
+    hub.faults = [Fault("POST", PREUPLOAD, status=503), Fault("POST", "/validate", status=503)]
+    monkeypatch.setattr(publish, "sleep", lambda seconds: gone.wait(60))
+    trainer.train()
+    trainer._finish_current_push()
+    assert hub.faults[1].times == 0
+    assert gone.is_set()
+    assert "model.safetensors" in hub.files[REPO]
+    assert {path.name for path in Path().iterdir()} == {"run", "new", "base"}
 
 
 def files(folder):
