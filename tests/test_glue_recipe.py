@@ -33,6 +33,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import glue  # noqa: E402
+import output  # noqa: E402
 import text_data  # noqa: E402
 
 GOOD = ["good", "fine", "great", "bright"]
@@ -657,18 +658,21 @@ def test_pushes_to_the_hub(tiny, tmp_path):
         assert str(tmp_path).encode() not in text
 
 
-@pytest.mark.parametrize("task", text_data.TASKS)
-def test_result_json_says_whose_data_they_are(tmp_path, monkeypatch, task):
-    if task in text_data.GLUE:
-        splits = {name: text_data._read([path]) for name, path in task_files(tmp_path, task)}
+@pytest.mark.parametrize("task", ["mrpc", "mnli", "movie_reviews", "movie_reviews_score"])
+@pytest.mark.parametrize("limit", [None, 2])
+def test_result_json_says_whose_data_they_are(tmp_path, monkeypatch, task, limit):
+    on_hub = task in text_data.GLUE
+    if on_hub:
+        splits = text_data._glue_splits(task, glue_folder(tmp_path / "glue", task)[0])
         monkeypatch.setattr(text_data, "load_dataset", lambda *_: splits)
-    source = text_data.DataArguments(task_name=task, max_eval_samples=1)
-    facts = output.dataset_facts(source.load())
-    hub = ("nyu-mll/glue", task) if task in text_data.GLUE else (None, None)
-    assert (facts["id"], facts["config"]) == hub
-    assert set(facts["splits"]) == (set(facts["rows"]) if task in text_data.GLUE else set())
-    assert "train" not in facts["partial"]
-    assert {name for name in facts["rows"] if name != "train"} == set(facts["partial"])
+    data = text_data.DataArguments(task_name=task, max_eval_samples=limit).load()
+    facts = output.dataset_facts(data)
+    assert (facts["id"], facts["config"]) == (("nyu-mll/glue", task) if on_hub else (None, None))
+    names = [name for name in data.splits if name != "train"]
+    assert facts["splits"] == ({name: name for name in data.splits} if on_hub else {})
+    assert facts["partial"] == (names if limit else [])
+    assert [facts["rows"][name] for name in names] == [len(data.splits[name]) for name in names]
+    assert "Pang and Lee" in (facts["about"] or "") or on_hub
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ import image_classification  # noqa: E402
 import image_data  # noqa: E402
 import image_pipeline  # noqa: E402
 import images  # noqa: E402
+import output  # noqa: E402
 
 CLASSES = ["blue", "green", "red"]
 
@@ -229,6 +230,29 @@ def test_idx_files(run, tmp_path, prefix, packed):
     assert " on drawings, with the loss `strict_m`" in card
     assert "The data: files of the folder `drawings`. Examples: " in card
     assert "datasets:" not in card  # Nothing of that name is on the Hub.
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_result_json_says_whose_images_they_are(tmp_path, monkeypatch, limit):
+    splits = {"train": folder(tmp_path / "a", 30), "test": folder(tmp_path / "b", 9, seed=1)}
+    splits = {name: image_data._load_folder(path) for name, path in splits.items()}
+    monkeypatch.setattr(image_data, "_load", lambda *_: splits)
+    data = image_data.DataArguments(dataset_name="me/pets", max_eval_samples=limit).load()
+    facts = output.dataset_facts(data)
+    assert (facts["id"], facts["name"], facts["config"]) == ("me/pets", "me/pets", None)
+    # A tenth of the training set is held out: neither it nor the rest is the dataset's split.
+    assert facts["splits"] == {"train": "train", "validation": "train", "test": "test"}
+    assert facts["partial"] == ["train", "validation", *(["test"] if limit else [])]
+    assert facts["rows"] == {"train": 27, "validation": limit or 3, "test": limit or 9}
+
+
+def test_local_images_have_no_name_of_the_hub(tmp_path):
+    path = folder(tmp_path / "photos", 30)
+    for source in ({"train_dir": path}, {"dataset_name": None}):
+        facts = output.dataset_facts(image_data.DataArguments(**source).load())
+        assert (facts["id"], facts["splits"]) == (None, {})
+        assert str(tmp_path) not in json.dumps(facts)
+        assert ("`photos`" if "train_dir" in source else "scikit-learn") in facts["about"]
 
 
 def test_no_held_out_images(run, tmp_path):

@@ -469,7 +469,7 @@ def test_no_path_and_no_token(folder, tmp_path):
     assert "base_model" not in data.to_dict()
     assert data.license == "mit"
     assert set(data.tags) == {"lora", "hf_losses", "loss:strict_l"}
-    assert 'from_pretrained("home"' in text
+    assert '    "home"\n' in text
 
 
 def test_the_citation_is_that_of_the_readme():
