@@ -368,6 +368,7 @@ def test_the_code_for_other_tasks(trained, model, label, task, loss):
         assert "without an estimate of their error" in text
     if label is tiny.yes_or_no_per_class:
         assert "(several labels per example)" in text
+        assert 'pipe("Some text.", top_k=None)' in text
         assert len(found["pipe"]("Some text.", top_k=None)) == tiny.CLASSES
 
 
@@ -414,6 +415,26 @@ def test_an_adapter_of_an_image_model_with_another_head(trained, tmp_path):
     assert torch.allclose(found["logits"], logits, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("loss", "shown"),
+    [
+        ({"name": "smae"}, "logits"),
+        ({"name": "strict_l"}, "logits.softmax(-1)"),
+        ({"name": "strict_l", "problem_type": "multi_label_classification"}, "logits.sigmoid()"),
+    ],
+)
+def test_an_adapter_shows_what_its_logits_mean(folder, no_pictures, loss, shown):
+    adapter = {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "base"}
+    path = folder(loss, adapter_config=adapter)
+    tokenizer().save_pretrained(path)
+    assert f"\nprint({shown})\n" in card_of(path)[0]
+
+
+def test_a_bar_does_not_end_a_cell(folder, no_pictures):
+    args = tiny.arguments("unused").to_dict() | {"optim": "a|b"}
+    assert "| optimizer | a\\|b, weight decay 0 |" in card_of(folder(training_args=args))[0]
+
+
 def test_pairs_of_texts(folder, no_pictures):
     path = folder(result=MRPC)
     tokenizer().save_pretrained(path)
@@ -447,7 +468,12 @@ def test_no_path_and_no_token(folder, tmp_path):
     home = str(tmp_path / "home")
     old = {
         "base_model": f"{home}/models/bert",
-        "tags": [f"base_model:adapter:{home}/models/bert", "lora", "base_model:adapter:./here"],
+        "tags": [
+            f"base_model:adapter:{home}/models/bert",
+            f"at:{home}",
+            "lora",
+            "base_model:adapter:./here",
+        ],
         "datasets": [f"{home}/data", "../data"],
         "license": "mit",
     }
