@@ -227,7 +227,7 @@ def test_the_loss_is_computed_in_float32(
     run, files, monkeypatch, flags, launcher, cast, weights, head
 ):
     monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
-    seen = {"head": set(), "margin": set()}
+    seen, at_the_end = {"head": set(), "margin": set()}, {}
 
     @register_loss("spy", kind="neutral", formula="-log(p)", reference="nobody")
     def spy(m):
@@ -243,10 +243,14 @@ def test_the_loss_is_computed_in_float32(
             )
             super().__init__(model=model, **kwargs)
 
+        def create_model_card(self, *args, **kwargs):
+            at_the_end.update({what: {*dtypes} for what, dtypes in seen.items()})
+            super().create_model_card(*args, **kwargs)  # It draws the loss in float64.
+
     monkeypatch.setattr(glue, "LossTrainer", Trainer)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
     _, out = run(*files, *flags, "--loss", "spy", "--logging_steps", "1")
-    assert seen == {"head": {head}, "margin": {torch.float32}}
+    assert at_the_end == {"head": {head}, "margin": {torch.float32}}
     state = json.loads((out / "trainer_state.json").read_text())
     logged = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert len(logged) == 2
