@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_losses.criterion import get_loss
+from hf_losses.loss_stats import check_stats_steps
 from hf_losses.registry import list_losses, parse_loss_kwargs
 from hf_losses.schedule import check_warmup
 
@@ -25,11 +26,14 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         loss_warmup_steps: The same as a number of optimizer steps.
         loss_warmup_from: The loss that training begins with; None is the baseline of the task. It
             shares class weights and label smoothing with `loss`.
+        loss_stats_steps: Every so many optimizer steps, logs quantiles over the items of that step:
+            of p_y, of the margin and of the gradient weight; see `hf_losses.loss_stats`. 0: never.
         allow_loss_change: Lets training resume from a checkpoint of another loss.
         logging_nan_inf_filter: False here, so that a loss that is not finite is seen.
 
     Raises:
-        ValueError: If the loss or one of its parameters is unknown or out of range.
+        ValueError: If the loss or one of its parameters is unknown or out of range, or another of
+            these settings is.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]  # noqa: RUF012
@@ -57,6 +61,13 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         default=None,
         metadata={"help": "The loss to begin with; by default cross_entropy (regression: mse)."},
     )
+    loss_stats_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Log quantiles of p_y, margin and gradient weight over the examples of every "
+            "N-th optimizer step, and the share of those at max_weight (0: off)."
+        },
+    )
     allow_loss_change: bool = field(
         default=False,
         metadata={"help": "Resume from a checkpoint that was trained with another loss."},
@@ -79,4 +90,5 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         check_warmup(
             self.loss, self.loss_warmup_ratio, self.loss_warmup_steps, self.loss_warmup_from
         )
+        check_stats_steps(self.loss_stats_steps)
         super().__post_init__()

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from hf_losses.calibration import calibration_bins, expected_calibration_error
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -36,6 +37,7 @@ from hf_losses.choice import (
 )
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.gradients import NonfiniteSteps
+from hf_losses.loss_stats import LossStats, check_stats, stats_due
 from hf_losses.model_card import write_card
 from hf_losses.normalise import (
     IGNORE,
@@ -91,12 +93,15 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._first: tuple[Any, SumFunction] | None = None
         self._neutral_losses: list[Tensor] | None = None
         self._neutral_of_batch: Tensor | None = None
+        self._bins: Tensor | None = None
         self._batch_has_loss = False
         self._unwrapped: tuple[Any, Any] | None = None
         self._nonfinite = NonfiniteSteps()
+        self._stats = LossStats()
+        self._stats_of_line: dict[str, float] = {}
         super().__init__(*args, **kwargs)
         self._check_trainer()
-        self._loss()
+        check_stats(self.args, self.criterion)
         if target_share(self.args, 0, 1) is not None:
             self._first_loss()
         # Trainer counts the items of a step only for a loss function that is set here.
@@ -286,10 +291,16 @@ class LossMixin(_Base):  # type: ignore[misc]
             if share is not None and share < 1:
                 loss = share * loss + (1 - share) * of_step(self._first_loss())
         self._batch_has_loss = True
+        if self.model.training and stats_due(self.args, self.state.global_step + 1):
+            self._stats.add(criterion, logits, labels)
         if self._neutral_losses is not None:
             neutral = self._neutral()
             same = neutral.config == self.loss_config
             self._neutral_of_batch = (loss if same else of_step(sum_over_items(neutral))).detach()
+            one_of_many = neutral.spec.task == "classification" and not labels.is_floating_point()
+            if one_of_many and logits.dim() == 2 and labels.dim() == 1:
+                bins = calibration_bins(logits.detach(), labels)
+                self._bins = bins if self._bins is None else self._bins + bins
         total: Tensor = loss + self._auxiliary(outputs)
         return total
 
@@ -324,6 +335,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         trained = super()._init_training_state(*args, **kwargs)
         record = self.state.stateful_callbacks.get(STATE_KEY, {})
         self._nonfinite = NonfiniteSteps(record.get("attributes", {}).get(COUNT_KEY, 0))
+        self._stats = LossStats()
         return trained
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
@@ -334,10 +346,20 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._nonfinite.add(norm, skipped)
         return norm
 
+    # ---- Logging -----------------------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's work after a step, and the figures of `loss_stats_steps`."""
+        self._stats_of_line = self._stats.take(self.criterion, self.accelerator)
+        if self._stats_of_line and not self.control.should_log:
+            self.log({})
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Trainer's log; its last line of a training has `train_nonfinite_grad_steps`.
 
         With a loss warm-up, `loss_warmup` is the target loss's share in the step before the line.
+        The figures of `loss_stats_steps` stand in the line of their step, or in one of their own.
         """
         if "train_runtime" in logs:
             logs[f"train_{COUNT_KEY}"] = self._nonfinite.count
@@ -348,19 +370,27 @@ class LossMixin(_Base):  # type: ignore[misc]
         share = target_share(self.args, self.state.global_step - 1, self.state.max_steps)
         if "loss" in logs and share is not None:
             logs["loss_warmup"] = share
+        logs.update(self._stats_of_line)
+        self._stats_of_line = {}
         super().log(logs, *args, **kwargs)
 
     # ---- Evaluation --------------------------------------------------------------------------
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's loop, which also reports the task's baseline, such as `eval_cross_entropy`."""
-        self._neutral_losses = []
+        """Trainer's loop, which also reports the task's baseline, such as `eval_cross_entropy`.
+
+        For a classifier it reports `eval_ece` too, see `expected_calibration_error`.
+        """
+        self._neutral_losses, self._bins = [], None
         try:
             output = super().evaluation_loop(*args, **kwargs)
             if self._neutral_losses:
                 prefix = kwargs.get("metric_key_prefix", "eval")
                 mean = torch.cat(self._neutral_losses).cpu().numpy().mean().item()
                 output.metrics[f"{prefix}_{self._neutral_name()}"] = mean
+                if self._bins is not None:
+                    bins = self.accelerator.reduce(self._bins)
+                    output.metrics.setdefault(f"{prefix}_ece", expected_calibration_error(bins))
         finally:
             self._neutral_losses = None
         return output

@@ -47,7 +47,8 @@ class RecipeTrainingArguments(LossTrainingArguments):
             )
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("--fp16 would have no effect on a CPU; use --bf16, or neither")
-        if self.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+        launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)
+        if launched and self.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
             torch.set_num_threads(CORES)  # 1 is the launchers' default, however many there are.
 
 

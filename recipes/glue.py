@@ -87,6 +87,39 @@ def load_model(path, options, data):
     return tokenizer, model
 
 
+def make_trainer(data, tokenizer, options, args, **model):
+    """The trainer of a `model` or a `model_init`, on data that it tokenizes."""
+
+    def tokenize(batch):
+        length = min(options.max_length, tokenizer.model_max_length)
+        return tokenizer(*map(batch.get, data.columns), truncation=True, max_length=length)
+
+    def decide(logits, labels):
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        return logits.argmax(-1) if data.classes else logits.squeeze(-1)
+
+    metric = GlueMetric(data.metric)
+
+    def compute_metrics(found):
+        return metric.compute(predictions=found.predictions, references=found.label_ids)
+
+    with args.main_process_first():
+        data.splits = data.splits.map(tokenize, batched=True)
+    validation = data.sets("validation")
+    if args.metric_for_best_model == "task":
+        first = f"{next(iter(validation))}_" if len(validation) > 1 else ""
+        args.metric_for_best_model = first + METRICS[data.metric][0]
+    return LossTrainer(
+        **model,
+        args=args,
+        train_dataset=data.splits["train"],
+        eval_dataset=validation if len(validation) > 1 else validation["validation"],
+        processing_class=tokenizer,
+        preprocess_logits_for_metrics=decide,
+        compute_metrics=compute_metrics,
+    )
+
+
 def main(argv=None):
     parser = HfArgumentParser(
         (DataArguments, ModelArguments, GlueTrainingArguments),
@@ -104,34 +137,7 @@ def main(argv=None):
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_model(path, options, data)
 
-        def tokenize(batch):
-            length = min(options.max_length, tokenizer.model_max_length)
-            return tokenizer(*map(batch.get, data.columns), truncation=True, max_length=length)
-
-        def decide(logits, labels):
-            logits = logits[0] if isinstance(logits, tuple) else logits
-            return logits.argmax(-1) if data.classes else logits.squeeze(-1)
-
-        metric = GlueMetric(data.metric)
-
-        def compute_metrics(found):
-            return metric.compute(predictions=found.predictions, references=found.label_ids)
-
-        with args.main_process_first():
-            data.splits = data.splits.map(tokenize, batched=True)
-        validation, tests = data.sets("validation"), data.sets("test")
-        if args.metric_for_best_model == "task":
-            first = f"{next(iter(validation))}_" if len(validation) > 1 else ""
-            args.metric_for_best_model = first + METRICS[data.metric][0]
-        trainer = LossTrainer(
-            model=model,
-            args=args,
-            train_dataset=data.splits["train"],
-            eval_dataset=validation if len(validation) > 1 else validation["validation"],
-            processing_class=tokenizer,
-            preprocess_logits_for_metrics=decide,
-            compute_metrics=compute_metrics,
-        )
+        trainer = make_trainer(data, tokenizer, options, args, model=model)
         if args.resume_from_checkpoint:
             trainer.check_same_loss(args.resume_from_checkpoint)
     except (ValueError, OSError) as error:
@@ -145,7 +151,8 @@ def main(argv=None):
         trainer.save_model()
         trainer.save_state()
     args.train_sampling_strategy = "random"  # Grouped, predictions would not be in the rows' order.
-    for name, split in (validation | tests).items():
+    tests = data.sets("test")
+    for name, split in (data.sets("validation") | tests).items():
         found = trainer.predict(split, metric_key_prefix=name)
         metrics[name] = found.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
@@ -159,6 +166,7 @@ def main(argv=None):
         output.write_result(trainer, metrics, training, METRICS[data.metric], card, **facts)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
+    trainer.accelerator.end_training()  # A process group that stays open can crash at the exit.
 
 
 if __name__ == "__main__":

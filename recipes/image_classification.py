@@ -176,6 +176,7 @@ def main(argv=None):
         output.write_result(trainer, metrics, training, METRICS["classification"], {}, **facts)
     if args.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.end_training()  # A process group that stays open can crash at the exit.
 
 
 if __name__ == "__main__":

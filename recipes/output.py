@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
-import json
-import math
 import os
 import platform
 import shutil
@@ -19,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_losses import ClassificationLoss, RegressionLoss
 from hf_losses.checkpoint import last_complete_checkpoint
+from hf_losses.pool import write_json
 
 PACKAGES = ("hf-losses", "torch", "transformers", "accelerate", "datasets", "peft")
 RESULT = "result.json"
@@ -219,7 +218,9 @@ def write_result(
         "loss": trainer.criterion.config,
         "kind": trainer.criterion.spec.kind,
         "seed": args.seed,
+        "metric": order[0],
         "metrics": {name: found for name, found in scores.items() if found},
+        "history": _history(state.log_history, list(scores)),
         "best": {
             "metric": args.metric_for_best_model,
             "value": state.best_metric,
@@ -229,6 +230,7 @@ def write_result(
             "global_step": state.global_step,
             "epochs": state.epoch,
             "runtime": training.get("train_runtime"),
+            "evaluation_runtime": sum(e.get("eval_runtime", 0.0) for e in state.log_history),
             "samples_per_second": training.get("train_samples_per_second"),
             "world_size": args.world_size,
             "batch_size": args.train_batch_size
@@ -242,9 +244,7 @@ def write_result(
             "gpu": torch.cuda.get_device_name(args.device) if cuda else None,
         },
     }
-    _result(args).write_text(
-        json.dumps(_strict(result), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_json(_result(args), result)
     trainer.create_model_card(**card)
     _show(result["metrics"], order)
     print(f"\nIn {args.output_dir}:")
@@ -252,6 +252,22 @@ def write_result(
         what = [text for start, text in CONTENTS.items() if path.name.startswith(start)]
         if what:
             print(f"  {path.name:26}{what[0]}")
+
+
+def _history(log: list[dict[str, float]], names: Sequence[str]) -> list[dict[str, float]]:
+    """The evaluations on the first validation set in the course of the training."""
+    several = [name for name in names if name.startswith("validation")][1:]
+    prefix = f"eval_{names[0]}_" if several else "eval_"
+    found = []
+    for entry in log:
+        scores = {
+            key.removeprefix(prefix): value
+            for key, value in entry.items()
+            if key.startswith(prefix) and not key.endswith(("_runtime", "_per_second", "_time"))
+        }
+        if scores:
+            found.append({"step": entry["step"], "epoch": entry["epoch"], **scores})
+    return found
 
 
 def _show(metrics: dict[str, dict[str, float]], order: Sequence[str]) -> None:
@@ -262,10 +278,3 @@ def _show(metrics: dict[str, dict[str, float]], order: Sequence[str]) -> None:
     for name, scores in metrics.items():
         cells = (f"  {scores[column]:{max(8, len(column))}.4f}" for column in columns)
         print(f"{name:{first}}" + "".join(cells))
-
-
-def _strict(value: Any) -> Any:
-    """Numbers that JSON does not have, such as an undefined correlation, as null."""
-    if isinstance(value, dict):
-        return {key: _strict(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

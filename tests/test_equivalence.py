@@ -200,7 +200,8 @@ def all_evaluations(folder, batch):
                     metrics = trainer.evaluate(data(size))
                     key = task, average, loss if isinstance(loss, str) else loss.__name__, size
                     baseline = "eval_mse" if task == "regression" else "eval_cross_entropy"
-                    found[key] = metrics["eval_loss"], metrics[baseline]
+                    calibration = metrics.get("eval_ece", 0.0)
+                    found[key] = metrics["eval_loss"], metrics[baseline], calibration
     return found
 
 
@@ -219,6 +220,43 @@ def nonfinite_steps(folder):
     return trainer.train().metrics["train_nonfinite_grad_steps"]
 
 
+def test_two_processes_log_the_figures_of_one(two_processes, tmp_path):
+    # Tokens without labels: the processes do not have equally many items.
+    one = all_figures(tmp_path, 8)
+    assert one.keys() == two_processes["figures"].keys()
+    for key, lines in one.items():
+        assert len(lines) == 3, key
+        for numbers, found in zip(lines, two_processes["figures"][key], strict=True):
+            assert found == pytest.approx(numbers, rel=1e-4, abs=1e-6), key
+
+
+def all_figures(folder, batch):
+    found = {}
+    for task, loss in (("bert", "strict_l"), ("bert-token", "liberal_exp"), ("mixup", "strict_m")):
+        trainer = LossTrainer(
+            model=TASKS[task][0](),
+            args=tiny.arguments(
+                folder,
+                loss=loss,
+                loss_stats_steps=1,
+                per_device_train_batch_size=batch,
+                gradient_accumulation_steps=2,
+                num_train_epochs=1,
+                max_steps=-1,
+                learning_rate=0.0,
+                train_sampling_strategy="sequential",
+            ),
+            train_dataset=TASKS[task][1](),
+        )
+        trainer.train()
+        lines = [
+            {key: value for key, value in line.items() if key.startswith("loss_stats/")}
+            for line in trainer.state.log_history
+        ]
+        found[task, loss] = [line for line in lines if line]
+    return found
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1]).parent
     found = {
@@ -226,6 +264,7 @@ if __name__ == "__main__":
         "incomplete": gradients_of_stock_and_ours(folder),
         "evaluations": all_evaluations(folder, 4),
         "nonfinite": nonfinite_steps(folder),
+        "figures": all_figures(folder, 4),
     }
     if os.environ["RANK"] == "0":
         torch.save(found, sys.argv[1])

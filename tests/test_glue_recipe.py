@@ -162,7 +162,13 @@ def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, c
         *files, "--test_file", test, "--loss", "liberal_exp", "--num_train_epochs", "20"
     )
     assert result["metrics"]["test"]["accuracy"] == 1.0
-    assert set(result["metrics"]["validation"]) == {"accuracy", "f1_macro", "loss", "cross_entropy"}
+    assert set(result["metrics"]["validation"]) == {
+        "accuracy",
+        "f1_macro",
+        "loss",
+        "cross_entropy",
+        "ece",
+    }
     assert result["loss"] == {"name": "liberal_exp"}
     assert (result["task"], result["model"], result["kind"]) == ("train", "tiny-bert", "liberal")
     assert result["best"]["metric"] == "accuracy"
@@ -274,7 +280,7 @@ def test_local_folder_of_every_glue_task(run, tmp_path, task):
         "qqp": {"accuracy", "f1"},
         "stsb": {"pearson", "spearmanr"},
     }.get(task, {"accuracy"})
-    both = {"loss", "mse"} if task == "stsb" else {"loss", "cross_entropy"}
+    both = {"loss", "mse"} if task == "stsb" else {"loss", "cross_entropy", "ece"}
     for name in validation:
         assert set(result["metrics"][name]) - both == own
     assert result["best"]["metric"].removeprefix(f"{validation[0]}_") in own

@@ -149,7 +149,13 @@ def test_trains_on_folders_and_says_where_everything_lies(run, photos, tmp_path,
         *("--num_train_epochs", "12", "--do_predict", "--augmentation", "none"),
     )
     assert result["metrics"]["test"]["accuracy"] == 1.0
-    assert set(result["metrics"]["validation"]) == {"accuracy", "f1_macro", "loss", "cross_entropy"}
+    assert set(result["metrics"]["validation"]) == {
+        "accuracy",
+        "f1_macro",
+        "loss",
+        "cross_entropy",
+        "ece",
+    }
     assert result["loss"] == {"name": "liberal_exp"}
     assert (result["task"], result["model"], result["kind"]) == ("train", "tiny-vit", "liberal")
     assert result["training"]["global_step"] == 24

@@ -22,16 +22,19 @@ MATHS = {
 }
 TRAINING = {
     "schedule": {"registry"},
-    "arguments": {"registry", "criterion", "schedule"},
-    "normalise": {*MATHS, "arguments"},
+    "normalise": set(MATHS),
+    "loss_stats": {*MATHS, "normalise"},
+    "arguments": {"registry", "criterion", "schedule", "loss_stats"},
     "choice": {*MATHS, "arguments"},
     "checkpoint": {"criterion"},
     "gradients": set(),
+    "calibration": {"normalise"},
     "model_card": {*MATHS, "checkpoint", "plots", "table"},
     "publish": {"__init__", "checkpoint", "model_card"},
     "trainer": {
         *(*MATHS, "schedule"),
-        *("arguments", "normalise", "choice", "checkpoint", "gradients", "model_card", "publish"),
+        *("arguments", "normalise", "choice", "calibration", "checkpoint", "gradients"),
+        *("loss_stats", "model_card", "publish"),
     },
 }
 

@@ -507,6 +507,7 @@ optimizer.register_step_pre_hook(lambda *_: steps.append(weight.grad.clone()))
 loader = DataLoader(TensorDataset(inputs, labels), 4)
 exec(code, {"model": model, "optimizer": optimizer, "loader": loader})
 torch.save([steps, accelerator.num_processes], f"{accelerator.process_index}.pt")
+accelerator.end_training()
 """
     (tmp_path / "loop.py").write_text(script, encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

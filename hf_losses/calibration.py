@@ -1,0 +1,47 @@
+"""Calibration: whether what a classifier predicts with probability 0.8 is right 8 times in 10."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_losses.normalise import IGNORE
+
+BINS = 15
+
+
+def calibration_bins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Predictions sorted into 15 equally wide bins by their probability.
+
+    Bins of several batches or processes add up to those of all.
+
+    Args:
+        logits: `[N, C]`, floating point.
+        labels: `[N]`, int64; -100 is left out.
+
+    Returns:
+        `[3, 15]`, float32: predictions, the sum of their probabilities, right ones.
+    """
+    kept = labels != IGNORE
+    scores, labels = logits[kept].float(), labels[kept]
+    highest, predicted = scores.max(-1)
+    probability = torch.exp(highest - scores.logsumexp(-1))
+    # A bin includes its upper limit; rounding may take a probability past 1.
+    bin_of = torch.ceil(probability * BINS).long().sub(1).clamp(0, BINS - 1)
+    of_each = torch.stack(
+        [torch.ones_like(probability), probability, (predicted == labels).float()]
+    )
+    return of_each.new_zeros(3, BINS).index_add_(1, bin_of, of_each)
+
+
+def expected_calibration_error(bins: Tensor) -> float:
+    """The mean distance of probability and accuracy over bins (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        bins: `[3, 15]`, see `calibration_bins`.
+
+    Returns:
+        From 0 to 1; NaN without predictions, or if a logit was NaN.
+    """
+    count, probability, right = bins.double()
+    return float((probability - right).abs().sum() / count.sum())

@@ -1,0 +1,348 @@
+"""Runs commands, some at a time, each in a folder of its own; killed anywhere, it can go on.
+
+A run's folder belongs to its script. Beside it lie `NAME.log` (what the run printed), `NAME.json`
+(how it ended, written in one piece when it did) and, while it runs, `NAME.pid`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+POLL = 0.05  # Seconds between two looks at the running processes.
+GRACE = 10.0  # Seconds that a process gets to end by itself.
+LONGEST_REASON = 300
+ERROR = re.compile(r"[\w.]*(Error|Exception)\b|[\w. -]*error:")
+ALIKE = 3  # So many first runs that fail for the same reason end it all.
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process to start.
+
+    Attributes:
+        folder: Its output folder.
+        command: Program and arguments.
+        about: What its record says beside how it ended.
+    """
+
+    folder: Path
+    command: Sequence[str]
+    about: Mapping[str, Any]
+
+    def beside(self, ending: str) -> Path:
+        """The file `NAME.ending` beside the folder."""
+        return self.folder.with_name(f"{self.folder.name}.{ending}")
+
+
+Record = dict[str, Any]
+Chain = Generator[Run, Record, None]
+
+
+class UsageError(ValueError):
+    """No run has ended well, and what the first ones say would hold for all others too."""
+
+
+class Pool:
+    """Runs chains: generators that yield a run, are sent its record, and yield the next.
+
+    Args:
+        jobs: How many run at a time.
+        environments: What each place adds to the environment; as many as `jobs`.
+        read: What a finished run's folder and `about` say as parts of its record. Raises a
+            ValueError if they do not say what they should.
+        done: Called with every record, those of earlier starts too (`new` is False for them).
+        keep_models: Whether weights and checkpoints of finished runs stay on disk.
+    """
+
+    def __init__(
+        self,
+        jobs: int,
+        environments: Sequence[Mapping[str, str]],
+        read: Callable[[Path, Mapping[str, Any]], Record],
+        done: Callable[[Record, bool], None],
+        keep_models: bool,
+    ) -> None:
+        """See the class."""
+        self.free = list(range(jobs))
+        self.environments, self.read, self.done = environments, read, done
+        self.keep_models = keep_models
+        self.running: dict[int, tuple[Run, Chain, Any, float]] = {}
+        self.proved = False  # Whether a run has ended well.
+        self.reasons: list[str] = []  # Why runs failed before one did.
+
+    def run(self, chains: Iterable[Chain]) -> None:
+        """Runs all chains to their ends, in their order.
+
+        Args:
+            chains: They are started in this order, as places become free.
+
+        Raises:
+            UsageError: If the first run that ends does so by exit code 2 or without results that
+                can be read, or the first three fail alike.
+        """
+        waiting = iter(chains)
+        exhausted = False
+        try:
+            while not exhausted or self.running:
+                with uninterrupted():  # A process that has just started must not get lost.
+                    while self.free and not exhausted:
+                        chain = next(waiting, None)
+                        exhausted = chain is None
+                        if chain is not None:
+                            self._advance(chain, None)
+                    for place, (run, chain, process, started) in list(self.running.items()):
+                        if (code := process.poll()) is not None:
+                            del self.running[place]
+                            self.free.append(place)
+                            seconds = time.monotonic() - started
+                            self._advance(chain, self._record(run, code, seconds))
+                if not self.free or (exhausted and self.running):
+                    time.sleep(POLL)
+        finally:
+            with uninterrupted():
+                for run, _, process, _ in self.running.values():
+                    end_tree(process.pid)
+                    process.poll()
+                    run.beside("pid").unlink(missing_ok=True)
+                self.running.clear()
+
+    def _advance(self, chain: Chain, record: Record | None) -> None:
+        """Sends a record, and starts the next run of the chain that has none yet."""
+        while True:
+            try:
+                run = next(chain) if record is None else chain.send(record)
+            except StopIteration:
+                return
+            record = stored(run)
+            if record is None:
+                self.free.sort()
+                place = self.free.pop(0)
+                process = start(run, self.environments[place])
+                self.running[place] = (run, chain, process, time.monotonic())
+                return
+            self.proved |= record["status"] != "failed"
+            self.done(record, False)
+
+    def _record(self, run: Run, code: int, seconds: float) -> Record:
+        found: Record = {"status": "failed"}
+        if code:
+            found["reason"] = failure(run.beside("log"), code)
+        else:
+            try:
+                found = self.read(run.folder, run.about)
+            except ValueError as error:
+                found["reason"] = str(error)
+        self.proved |= found["status"] != "failed"
+        if not self.proved:
+            self.reasons.append(found["reason"])
+            alike = len(self.reasons) >= ALIKE and len(set(self.reasons)) == 1
+            if alike or (code in (0, 2) and len(self.reasons) == 1):
+                run.beside("pid").unlink(missing_ok=True)
+                message = f"{found['reason']}; the command was: {shlex.join(run.command)}"
+                if alike:
+                    message += f"\nIts log ends:\n{last_lines(run.beside('log'))}"
+                raise UsageError(message)
+        record = {**run.about, **found, "wall_seconds": round(seconds, 2)}
+        if not self.keep_models:
+            remove_models(run.folder)
+        write_json(run.beside("json"), record)
+        run.beside("pid").unlink(missing_ok=True)
+        self.done(record, True)
+        return record
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts off Ctrl-C and SIGTERM until the block has ended."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for known, handler in before.items():
+            signal.signal(known, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def single(run: Run) -> Chain:
+    """A chain of one run."""
+    yield run
+
+
+def stored(run: Run) -> Record | None:
+    """The record of a run that has ended, in this start or an earlier one."""
+    path = run.beside("json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts a run from nothing, after ending what an earlier start has left of it.
+
+    Args:
+        run: The run.
+        environment: Variables beside those of this process.
+    """
+    import psutil
+
+    pid = run.beside("pid")
+    if pid.exists():  # Whoever started it was killed, and it may go on writing into the folder.
+        with suppress(psutil.NoSuchProcess, ValueError, KeyError):
+            left = json.loads(pid.read_text(encoding="utf-8"))
+            if psutil.Process(left["pid"]).create_time() == left["created"]:
+                end_tree(left["pid"])
+    shutil.rmtree(run.folder, ignore_errors=True)
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(run.beside("log"), "wb") as log:
+        process = subprocess.Popen(
+            run.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C is for us; we end it with its children.
+        )
+    with suppress(psutil.NoSuchProcess):
+        write_json(pid, {"pid": process.pid, "created": psutil.Process(process.pid).create_time()})
+    return process
+
+
+def end_tree(pid: int) -> None:
+    """Ends a process that leads a session, and all its children: asks first, then kills.
+
+    Args:
+        pid: Number of the process; one that has ended already is no error.
+    """
+    import psutil
+
+    try:
+        parent = psutil.Process(pid)
+        processes = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        # By the group, whose signal also reaches what is started at this very moment.
+        with suppress(ProcessLookupError):
+            os.killpg(pid, end)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getpgid(process.pid) != pid:
+                    process.send_signal(end)
+        processes = _alive({*processes, *_group(pid)})
+
+
+def _group(pid: int) -> list[Any]:
+    """The processes of a process group."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == pid:
+                found.append(process)
+    return found
+
+
+def _alive(processes: Iterable[Any]) -> list[Any]:
+    """Those that still run when the time of grace is over."""
+    end = time.monotonic() + GRACE
+    while alive := [process for process in processes if _runs(process)]:
+        if time.monotonic() > end:
+            break
+        time.sleep(POLL)
+    return alive
+
+
+def _runs(process: Any) -> bool:
+    """Whether a process runs: one that nobody has waited for, as in a container, does not."""
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def failure(log: Path, code: int) -> str:
+    """Why a process failed, in one line.
+
+    Args:
+        log: What it printed.
+        code: Its exit code, negative for a signal.
+    """
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    # Launchers and progress bars write on after the error itself.
+    errors = [line for line in lines if ERROR.match(line) and "CalledProcessError" not in line]
+    errors = errors or lines[-1:]
+    return (errors[-1] if errors else f"exit code {code}, and nothing was printed")[:LONGEST_REASON]
+
+
+def last_lines(log: Path, count: int = 20) -> str:
+    """The end of what a process printed.
+
+    Args:
+        log: The file.
+        count: How many lines.
+    """
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
+
+
+def remove_models(folder: Path) -> None:
+    """Removes weights and checkpoints, and keeps everything else.
+
+    Args:
+        folder: The output folder of a run.
+    """
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for pattern in WEIGHTS:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes strict JSON; the file appears whole or not at all.
+
+    Args:
+        path: The file.
+        content: What belongs into it; numbers that are not finite become null.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(strict(content), indent=1, allow_nan=False, ensure_ascii=False)
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def strict(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have.
+
+    Args:
+        value: Dicts, lists, tuples, text and numbers.
+    """
+    if isinstance(value, Mapping):
+        return {key: strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
