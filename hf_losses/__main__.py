@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from hf_losses import __version__, table
+from hf_losses import __version__, compare_command, table
 from hf_losses.registry import KINDS, TASKS, get_spec, list_losses, nearest
 
 
@@ -110,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "arguments", metavar="…", nargs=argparse.REMAINDER, help="the script's own arguments"
     )
     command.set_defaults(run=_run)
+
+    compare_command.add_commands(commands)
 
     arguments = parser.parse_args(argv)
     if arguments.command is None:

@@ -1,3 +1,5 @@
+import signal
+
 import hypothesis
 import pytest
 import torch
@@ -10,6 +12,9 @@ hypothesis.settings.register_profile(
     "tests", derandomize=True, database=None, deadline=None, max_examples=25
 )
 hypothesis.settings.load_profile("tests")
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would every script here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors here are tiny, and the tests may run in several processes.
 torch.set_num_threads(1)

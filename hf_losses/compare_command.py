@@ -1,0 +1,265 @@
+"""The commands `compare` and `report`: their arguments, progress, and what interrupts them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hf_losses.compare import RESULTS, collect, compare, environments
+from hf_losses.plan import PLAN, Plan, make_plan, open_folder
+from hf_losses.pool import Record, UsageError, stored, write_json
+from hf_losses.runs import planned_runs
+
+INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
+PACKAGES = ("statsmodels", "matplotlib")
+
+
+def add_commands(commands: Any) -> None:
+    """Adds both commands.
+
+    Args:
+        commands: What `add_subparsers` returned.
+    """
+    command = commands.add_parser(
+        "compare",
+        help="find the best loss: paired seeds, intervals and tests",
+        usage="hf-losses compare --losses LOSS [LOSS …] --seeds K --output_dir D [options] "
+        "-- SCRIPT [its own arguments]",
+        description="Runs a training script with several losses on the same seeds and says what "
+        "differs beyond the noise. The script takes --loss, --seed and --output_dir and writes "
+        "result.json, as recipes/glue.py does (see docs/compare.md). Interrupt it at any time; "
+        "the same command continues.",
+    )
+    command.add_argument(
+        "--losses",
+        nargs="+",
+        required=True,
+        metavar="LOSS",
+        help="names or wildcards, such as 'strict_*'; in quotes, flags of the script may follow "
+        "a name: 'liberal_exp --loss_warmup_ratio 0.1'",
+    )
+    command.add_argument(
+        "--baseline", metavar="LOSS", help="what the others are compared with; cross_entropy, mse"
+    )
+    command.add_argument("--seeds", type=int, metavar="K", help="paired runs of every loss")
+    command.add_argument(
+        "--screen", type=int, metavar="K", help="instead: choose on so many seeds the best …"
+    )
+    command.add_argument("--top", type=int, metavar="N", help="… N losses …")
+    command.add_argument(
+        "--confirm", type=int, metavar="K", help="… and test these alone, on K fresh seeds"
+    )
+    command.add_argument("--output_dir", required=True, type=Path, metavar="D", help="folder")
+    command.add_argument("--metric", metavar="M", help="compared metric; default: the task's")
+    command.add_argument(
+        "--lower_is_better",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="default: known for usual metrics, such as mse",
+    )
+    command.add_argument(
+        "--tune",
+        nargs="+",
+        default=[],
+        metavar="FLAG=LOW:HIGH",
+        help="flags that Optuna tunes for every loss on the validation set, such as "
+        "learning_rate=1e-5:1e-3, or learning_rate alone",
+    )
+    command.add_argument("--trials", type=int, default=0, metavar="N", help="of each loss")
+    command.add_argument(
+        "--launcher", default="", metavar="CMD", help="such as 'accelerate launch'; default: none"
+    )
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    command.add_argument("--keep_models", action="store_true", help="keep weights, checkpoints too")
+    command.add_argument("--retry_failed", action="store_true", help="run again what crashed")
+    command.add_argument("script", metavar="SCRIPT", help="behind --")
+    command.add_argument("arguments", metavar="…", nargs=argparse.REMAINDER, help="its arguments")
+    command.set_defaults(run=_compare)
+
+    command = commands.add_parser(
+        "report", help="make the table, report and pictures of a comparison again"
+    )
+    command.add_argument("folder", type=Path, metavar="D", help="output_dir of compare")
+    command.set_defaults(run=_report)
+
+
+def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
+    from filelock import FileLock, Timeout
+
+    for package in (*PACKAGES, "optuna") if arguments.tune else PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"compare needs {package}: pip install 'hf-losses[compare]'")
+    given = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
+    plan = make_plan(jobs=arguments.jobs, **given)
+    environments(plan, arguments.jobs)  # Says now what it would say later.
+    folder = arguments.output_dir
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose another --output_dir")
+    new = not (folder / PLAN).exists()
+    plan = open_folder(folder, plan)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with lock:
+            if arguments.retry_failed:
+                _forget_failed(plan, folder)
+            return _make_runs(plan, folder, arguments)
+    except Timeout:
+        raise ValueError(f"another hf-losses compare is at work in {folder}") from None
+    except UsageError:
+        if new:  # Nothing has come of it: the same folder shall serve the corrected command.
+            for name in (PLAN, "tuning.db", ".lock"):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "runs", ignore_errors=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+# What `make_plan` takes, beside `jobs`.
+_SETTINGS = {field.name for field in fields(Plan)} - {"threads"}
+
+
+def _make_runs(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Callable[[], int] | None:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Display(plan, folder, arguments.jobs) as display:
+            compare(
+                plan,
+                folder,
+                jobs=arguments.jobs,
+                keep_models=arguments.keep_models,
+                progress=display.done,
+                say=display.say,
+            )
+    except KeyboardInterrupt:
+        write_json(folder / RESULTS, collect(folder))
+        print(
+            f"interrupted; finished runs are kept in {folder}. The same command continues, and "
+            f"hf-losses report {shlex.quote(str(folder))} shows what there is.",
+            file=sys.stderr,
+        )
+        return lambda: INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    arguments.folder = folder
+    _report(arguments)
+    return None
+
+
+def _forget_failed(plan: Plan, folder: Path) -> None:
+    """Removes the records of crashed runs; a trial's stays, since others were built on it."""
+    for run in planned_runs(plan, folder):
+        record = stored(run)
+        if record and record["status"] == "failed" and record["stage"] != "tune":
+            run.beside("json").unlink()
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from hf_losses.report import read_results, text_table, write_report
+
+    folder = arguments.folder
+    # A published comparison has results.json alone.
+    if (folder / PLAN).exists() or not (folder / RESULTS).exists():
+        write_json(folder / RESULTS, collect(folder))
+    files = write_report(folder)
+    print(text_table(read_results(folder)))
+    print(f"\nIn {folder}: {', '.join(path.name for path in files)}")
+
+
+class Display:
+    """Progress on the terminal: a line per finished run, and below them how much is left.
+
+    Args:
+        plan: The plan.
+        folder: The comparison's folder.
+        jobs: Runs at a time.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, jobs: int) -> None:
+        """See the class."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+
+        self.plan, self.folder, self.jobs = plan, folder, jobs
+        # Lines that go into a file are not broken.
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            Elapsed(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=plan.runs, left="")
+        self.seconds: list[float] = []
+        self.kept = 0
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._say_kept()
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """Prints a text above the progress bar.
+
+        Args:
+            text: Plain text.
+        """
+        self._say_kept()
+        self.console.print(text, markup=False)
+
+    def done(self, record: Record, new: bool) -> None:
+        """Shows a run that has ended.
+
+        Args:
+            record: Its record.
+            new: False if an earlier start has made it.
+        """
+        self.seconds.append(record["wall_seconds"])
+        remaining = self.plan.runs - len(self.seconds)
+        mean = sum(self.seconds) / len(self.seconds)
+        left = timedelta(seconds=round(mean * remaining / self.jobs))
+        self.progress.update(self.task, advance=1, left=f"about {left} left")
+        if not new:
+            self.kept += 1
+            return
+        self._say_kept()
+        what = f"trial of {record['parameters']}" if record["stage"] == "tune" else ""
+        what = what or f"seed {record['seed']}"
+        if record["status"] == "finished":
+            metric = record["metric"]
+            how = f"{metric['name']} {record['value']:.4f} ({metric['set']})"
+        else:
+            how = f"{record['status']}: {record['reason']}"
+        self.console.print(
+            f"{len(self.seconds)}/{self.plan.runs} {record['loss']}, {what}: {how}, "
+            f"{record['wall_seconds']:.0f} s",
+            markup=False,
+        )
+
+    def _say_kept(self) -> None:
+        if self.kept:
+            text = "1 finished run is" if self.kept == 1 else f"{self.kept} finished runs are"
+            self.console.print(f"{text} kept from before")
+            self.kept = 0

@@ -1,0 +1,303 @@
+"""The plan of a comparison: what `hf-losses compare` was asked for, checked before any run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hf_losses import functional  # noqa: F401  (registers the losses)
+from hf_losses.pool import write_json
+from hf_losses.registry import get_spec, list_losses, nearest, neutral_loss
+
+PLAN = "plan.json"
+OURS = ("loss", "seed", "output_dir")  # The flags that compare gives to the script.
+# Smaller is better for these; whatever else is compared, larger is.
+LOWER_IS_BETTER = ("loss", "cross_entropy", "ece", "mse", "mae", "rmse", "perplexity", "wer", "cer")
+TUNING_SEED = 0  # Test results come from seeds 1, 2, …
+FIRST_SEED = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what a comparison finds; the same until it is complete.
+
+    Attributes:
+        script: The script.
+        arguments: Its own flags.
+        losses: A registered name each, perhaps followed by further flags of the script.
+        baseline: The one of them that the others are compared with.
+        launcher: What starts the script instead of this Python, such as `accelerate launch`.
+        seeds: Paired runs of every loss; None with `screen`.
+        screen: Runs of every loss that decide which are worth more.
+        confirm: Runs on fresh seeds of the baseline and the best losses.
+        top: How many those are.
+        tune: Lowest and highest value by the flag that is tuned.
+        trials: Runs of each loss that tune them.
+        metric: The compared metric; None is the one that the script names.
+        lower_is_better: None: known by its name.
+        threads: CPU threads of every run.
+    """
+
+    script: str
+    arguments: list[str]
+    losses: list[str]
+    baseline: str
+    launcher: list[str] = field(default_factory=list)
+    seeds: int | None = None
+    screen: int | None = None
+    confirm: int | None = None
+    top: int | None = None
+    tune: dict[str, list[float]] = field(default_factory=dict)
+    trials: int = 0
+    metric: str | None = None
+    lower_is_better: bool | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks everything that can be checked before a run."""
+        for argument in self.arguments:
+            flag = argument.partition("=")[0].removeprefix("--")
+            if argument.startswith("--") and flag in (*OURS, *self.tune):
+                raise ValueError(f"compare itself gives --{flag} to the script; leave it out there")
+        if len(self.losses) < 2:
+            raise ValueError(f"a comparison needs two losses or more, got {', '.join(self.losses)}")
+        if self.baseline not in self.losses:
+            raise ValueError(
+                f"the baseline {self.baseline!r} is not among the losses: add it to --losses, or "
+                f"choose one by --baseline: {', '.join(self.losses)}"
+            )
+        self._check_seeds()
+        self._check_tuning()
+
+    def _check_seeds(self) -> None:
+        stages = {"screen": self.screen, "confirm": self.confirm, "top": self.top}
+        given = [name for name, value in stages.items() if value is not None]
+        if bool(given) == (self.seeds is not None):
+            raise ValueError("give either --seeds K, or --screen K --confirm K --top N")
+        for name, value in {"seeds": self.seeds, **stages}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if given and len(given) < 3:
+            missing = ", ".join(f"--{name}" for name in stages if name not in given)
+            raise ValueError(f"--screen, --confirm and --top go together; add {missing}")
+        if self.top is not None and self.top >= len(self.losses) - 1:
+            raise ValueError(
+                f"--top {self.top} of {len(self.losses) - 1} losses beside the baseline leaves "
+                "none out: use --seeds, or a smaller --top"
+            )
+
+    def _check_tuning(self) -> None:
+        if bool(self.tune) != bool(self.trials):
+            raise ValueError("--tune and --trials go together")
+        if self.trials < 0:
+            raise ValueError(f"--trials must be at least 1, got {self.trials}")
+        for name, (low, high) in self.tune.items():
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(f"--tune {name}={low}:{high} is no range; give LOW:HIGH")
+
+    def seeds_of(self, stage: str) -> list[int]:
+        """The seeds of a stage: `main`, `screen`, or `confirm`, which has none of the others."""
+        first = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
+        count = {"main": self.seeds, "screen": self.screen, "confirm": self.confirm}[stage] or 0
+        return list(range(first, first + count))
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are in all."""
+        tests = len(self.losses) * ((self.seeds or 0) + (self.screen or 0))
+        return tests + (self.confirm or 0) * (1 + (self.top or 0)) + len(self.losses) * self.trials
+
+
+def make_plan(
+    script: str,
+    arguments: Sequence[str],
+    losses: Sequence[str],
+    *,
+    baseline: str | None = None,
+    launcher: str = "",
+    tune: Sequence[str] = (),
+    jobs: int = 1,
+    **settings: Any,
+) -> Plan:
+    """A plan from what a user types.
+
+    Args:
+        script: The script.
+        arguments: Its own flags.
+        losses: Names or wildcards, each perhaps followed by flags for the script.
+        baseline: One of them; by default the baseline of the task.
+        launcher: A command line.
+        tune: `NAME=LOW:HIGH`, or `learning_rate`.
+        jobs: Runs at a time, among which the cores are divided.
+        **settings: Further fields of `Plan`.
+
+    Raises:
+        ValueError: If anything does not fit; names the value, the valid ones and the way out.
+    """
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    if not Path(script).is_file():
+        raise ValueError(f"there is no script {script!r}; it stands behind --, its flags after it")
+    command = shlex.split(launcher)
+    if command:
+        find_program(command[0])
+    found, baseline = expand(losses, baseline)
+    return Plan(
+        script=script,
+        arguments=list(arguments),
+        losses=found,
+        baseline=baseline,
+        launcher=command,
+        tune=dict(map(parse_range, tune)),
+        threads=max(1, (os.cpu_count() or 1) // jobs),
+        **settings,
+    )
+
+
+def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]:
+    """Wildcards replaced by the names that match, and the baseline.
+
+    Args:
+        losses: Names or wildcards, each perhaps followed by flags for the script.
+        baseline: One of them; None is the baseline of the task.
+
+    Returns:
+        The losses, the baseline first, and the baseline.
+
+    Raises:
+        ValueError: If one is unknown or for another task than the baseline.
+    """
+    entries = [shlex.split(entry) for entry in losses]
+    if not all(entries):
+        raise ValueError(f"--losses has an empty entry; choose from: {', '.join(list_losses())}")
+    if baseline is None:
+        regression = not any(list_losses(name, task="classification") for name, *_ in entries)
+        baseline = neutral_loss("regression" if regression else "classification")
+    task = get_spec(shlex.split(baseline)[0]).task if baseline.strip() else ""
+    found = []
+    for name, *flags in entries:
+        names = list_losses(name, task=task)
+        if not names:
+            if not any(wildcard in name for wildcard in "*?["):
+                get_spec(name)  # Names what is unknown.
+            valid = list_losses(task=task)
+            raise ValueError(
+                f"no {task} loss matches {name!r}.{nearest(name, valid)} Choose from: "
+                f"{', '.join(valid)}; the baseline is {baseline}"
+            )
+        found += [shlex.join([match, *flags]) for match in names]
+    baseline = shlex.join(shlex.split(baseline))
+    unique = list(dict.fromkeys(found))
+    return sorted(unique, key=lambda loss: loss != baseline), baseline
+
+
+def parse_range(text: str) -> tuple[str, list[float]]:
+    """Reads `NAME=LOW:HIGH`; `learning_rate` alone has a range of its own.
+
+    Args:
+        text: What follows `--tune`.
+
+    Raises:
+        ValueError: If it is not of that form.
+    """
+    name, equals, limits = text.removeprefix("--").partition("=")
+    if name == "learning_rate" and not equals:
+        return name, [1e-5, 1e-2]
+    low, colon, high = limits.partition(":")
+    try:
+        if not (name and colon):
+            raise ValueError
+        return name, [float(low), float(high)]
+    except ValueError:
+        raise ValueError(
+            f"--tune takes NAME=LOW:HIGH, such as learning_rate=1e-5:1e-3, got {text!r}"
+        ) from None
+
+
+def open_folder(folder: Path, plan: Plan) -> Plan:
+    """Begins or continues a comparison.
+
+    Args:
+        folder: Its folder; made if it is missing.
+        plan: The flags of now.
+
+    Returns:
+        The plan to go on with: how many threads a run has stays as it was at the first start.
+
+    Raises:
+        ValueError: If the folder belongs to another comparison, or to something else.
+    """
+    path = folder / PLAN
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds something else; choose another --output_dir")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(plan))
+        return plan
+    before = read_plan(folder)
+    differ = [
+        f"{field.name} was {old!r} and is {new!r}"
+        for field in fields(Plan)
+        if field.name != "threads"
+        and (old := getattr(before, field.name)) != (new := getattr(plan, field.name))
+    ]
+    if differ:
+        raise ValueError(
+            f"{folder} holds a comparison with other flags: {'; '.join(differ)}. Take those to "
+            "continue it, or another --output_dir"
+        )
+    return before
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of a comparison that has begun.
+
+    Args:
+        folder: Its folder.
+
+    Raises:
+        ValueError: If there is none, or it cannot be read.
+    """
+    path = folder / PLAN
+    try:
+        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no comparison: there is no {PLAN}") from None
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); begin anew in another folder") from None
+
+
+def lower_is_better(plan: Plan, metric: Mapping[str, str] | None) -> bool:
+    """Whether a smaller value of the compared metric is the better one.
+
+    Args:
+        plan: Says so, or not.
+        metric: The metric, where it is known.
+    """
+    if plan.lower_is_better is not None:
+        return plan.lower_is_better
+    name = plan.metric or (metric["name"] if metric else "")
+    return name in LOWER_IS_BETTER
+
+
+def find_program(name: str) -> str:
+    """Where a launcher lies: beside this Python first, as in an environment not activated.
+
+    Args:
+        name: Its name or path.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if found := shutil.which(name, path=path):
+        return found
+    raise ValueError(f"there is no program {name!r} for --launcher, which takes a command line")

@@ -1,0 +1,337 @@
+"""Pictures of a comparison: differences, learning curves, time to the baseline, gradient weights.
+
+Every function returns a matplotlib figure, or None if the results have nothing to draw. matplotlib
+(extra `plots`) is imported when a picture is made.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hf_losses.plots import COLORS, STYLE, loss_figure
+from hf_losses.registry import list_losses
+
+OWN_STYLE = {**STYLE, "axes.titlelocation": "left", "legend.frameon": False}
+# Told apart by shape first; the colours differ in lightness too.
+MARKERS: dict[str | None, dict[str, Any]] = {
+    "better": {"marker": "^", "color": "#0B5FA5", "label": "better"},
+    "worse": {"marker": "v", "color": "#B3261E", "label": "worse"},
+    "tie": {"marker": "o", "color": "#4D4D4D", "label": "tie"},
+    "incomplete": {"marker": "x", "color": "#8C8C8C", "label": "incomplete"},
+    None: {"marker": "s", "color": "#4D4D4D", "label": "not tested (screening)"},
+}
+BASELINE = "#000000"
+LOSS = COLORS["liberal"][1]
+WIDTH = 8.0  # Inches.
+COLUMNS = 3
+LABEL = 30  # Characters, after which the label of a loss goes on in a new line.
+TITLES = {"main": "", "screen": "Screening (not tested)", "confirm": "Confirmation on fresh seeds"}
+
+
+def differences_figure(results: Mapping[str, Any]) -> Any:
+    """The paired differences to the baseline: mean and interval, each seed a faint dot.
+
+    Args:
+        results: With `statistics`.
+
+    Returns:
+        A figure with a panel per stage, or None if there is no pair.
+    """
+    panels = []
+    for stage in results["statistics"]["stages"]:
+        rows = [
+            (entry["loss"], entry["comparison"])
+            for entry in stage["losses"]
+            if entry["comparison"] and entry["comparison"]["pairs"]
+        ]
+        if rows:
+            panels.append((stage, sorted(rows, key=lambda row: row[1]["difference"])))
+    if not panels:
+        return None
+    figure, drawn = _stacked([len(rows) for _, rows in panels], sharex=True)
+    plan = results["plan"]
+    for axes, (stage, rows) in zip(drawn, panels, strict=True):
+        axes.axvline(0, color=BASELINE, linewidth=1.2)
+        for place, (_, found) in enumerate(rows):
+            style = {k: v for k, v in MARKERS[found["verdict"]].items() if k != "label"}
+            if found["interval"]:
+                axes.plot(found["interval"], [place] * 2, color=style["color"], linewidth=2.2)
+            axes.plot(found["difference"], place, markersize=8, markeredgewidth=2, **style)
+            seeds = list(found["differences"].values())
+            below = [place - 0.26] * len(seeds)
+            axes.plot(seeds, below, "o", color=style["color"], alpha=0.4, ms=4, mew=0)
+        _rows(axes, [loss for loss, _ in rows])
+        axes.set_title(TITLES[stage["stage"]])
+    sign = f"baseline minus loss in {_metric(results)}" if plan["lower_is_better"] else ""
+    sign = sign or f"difference in {_metric(results)}"
+    drawn[-1].set_xlabel(f"worse ←  {sign} against {plan['baseline']}  → better")
+    used = [v for v in MARKERS if any(f["verdict"] == v for _, rows in panels for _, f in rows)]
+    _legend(figure, [{**MARKERS[verdict], "linewidth": 2.2} for verdict in used])
+    return figure
+
+
+def curves_figure(results: Mapping[str, Any]) -> Any:
+    """The compared metric on the validation set during training, a panel per loss.
+
+    Args:
+        results: With `statistics`.
+
+    Returns:
+        A figure; None if no run of a loss was evaluated while it trained. What was confirmed is
+        shown by its confirmation, the other losses by their screening.
+    """
+    baseline = results["plan"]["baseline"]
+    panels: dict[str, tuple[str, dict[int, list[float]], dict[int, list[float]]]] = {}
+    for stage in reversed(results["statistics"]["stages"]):
+        name = stage["stage"]
+        reference = _course(results, name, baseline)
+        for entry in stage["losses"]:
+            loss = entry["loss"]
+            course = _course(results, name, loss)
+            if course and loss != baseline and loss not in panels:
+                title = f"{loss} (screening)" if name == "screen" else loss
+                panels[loss] = title, course, reference
+    if not panels:
+        return None
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(WIDTH, 0.6 + 2.2 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.remove()
+            # The panel above is the lowest one of its column.
+            grid[lines - 2, place % columns].tick_params(labelbottom=True)
+            continue
+        title, course, reference = list(panels.values())[place]
+        if reference:
+            axes.plot(*_mean(reference), color=BASELINE, linestyle=(0, (4, 1.5)), lw=1.6)
+        if any(len(values) > 1 for values in course.values()):
+            low, high = (list(map(limit, course.values())) for limit in (min, max))
+            axes.fill_between(list(course), low, high, color=LOSS, alpha=0.25, linewidth=0)
+        marker = "o" if len(course) == 1 else ""
+        axes.plot(*_mean(course), color=LOSS, linewidth=2, marker=marker)
+        axes.set_title(_wrapped(title, LABEL), fontsize=9)
+        axes.locator_params(axis="x", nbins=4, integer=True)
+        axes.locator_params(axis="y", nbins=5)
+    figure.supxlabel("optimizer step", fontsize=10)
+    figure.supylabel(f"{results['metric']['name']} on the validation set", fontsize=10)
+    entries: list[dict[str, Any]] = [
+        {"color": LOSS, "linewidth": 2, "label": "mean of the loss; band: lowest to highest seed"}
+    ]
+    if any(reference for *_, reference in panels.values()):
+        line = {"color": BASELINE, "linestyle": (0, (4, 1.5)), "linewidth": 1.6}
+        entries.append({**line, "label": f"mean of {baseline}"})
+    _legend(figure, entries)
+    return figure
+
+
+def time_figure(results: Mapping[str, Any]) -> Any:
+    """The steps that each loss takes to the baseline's best value on the validation set.
+
+    Args:
+        results: With `statistics`.
+
+    Returns:
+        A figure; None if no run was evaluated while it trained. Of two stages it shows the
+        confirmation.
+    """
+    for stage in reversed(results["statistics"]["stages"]):
+        rows = [entry for entry in stage["losses"] if entry["time_to_baseline"]]
+        if rows:
+            break
+    else:
+        return None
+
+    def median(entry: Mapping[str, Any]) -> float:
+        steps = entry["time_to_baseline"]["steps"]
+        return math.inf if steps is None else float(steps)
+
+    rows.sort(key=lambda entry: (median(entry), -entry["time_to_baseline"]["reached"]))
+    rows.reverse()  # The first row is drawn lowest.
+    reached = [s for e in rows for s in e["time_to_baseline"]["by_seed"].values() if s is not None]
+    edge = 1.1 * max(reached, default=1)
+    figure, (axes,) = _stacked([len(rows)], sharex=False)
+    entries: dict[str, dict[str, Any]] = {
+        "median": {"marker": "D", "color": "#0B3C8C", "markersize": 7, "linestyle": "none"},
+        "a seed": {"marker": "o", "color": LOSS, "alpha": 0.55, "mew": 0, "linestyle": "none"},
+        "seeds that never reached it, and how many": {
+            "marker": "x",
+            "color": "#B3261E",
+            "linestyle": "none",
+        },
+    }
+    for place, entry in enumerate(rows):
+        steps = entry["time_to_baseline"]["by_seed"].values()
+        there = [step for step in steps if step is not None]
+        axes.plot(there, _spread(there, place), **entries["a seed"])
+        if never := len(steps) - len(there):
+            axes.plot(edge, place, **entries["seeds that never reached it, and how many"])
+            note = {"xytext": (7, 0), "textcoords": "offset points", "annotation_clip": False}
+            axes.annotate(
+                f"{never} of {len(steps)}", (edge, place), va="center", fontsize=9, **note
+            )
+        if math.isfinite(median(entry)):
+            axes.plot(median(entry), place, **entries["median"])
+    axes.axvline(edge, color=MARKERS["worse"]["color"], linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, 1.04 * edge)
+    ticks = [tick for tick in axes.get_xticks() if 0 <= tick < 0.95 * edge]
+    axes.set_xticks([*ticks, edge], [*(f"{tick:g}" for tick in ticks), "never"])
+    _rows(axes, [entry["loss"] for entry in rows])
+    baseline = results["plan"]["baseline"]
+    axes.set_xlabel(f"optimizer steps to what {baseline} reaches at its best with the same seed")
+    _legend(figure, [{**style, "label": label} for label, style in entries.items()])
+    return figure
+
+
+def weights_figure(results: Mapping[str, Any]) -> Any:
+    """The compared losses themselves, each beside its gradient weight or slope.
+
+    Args:
+        results: What `compare.collect` returns.
+
+    Returns:
+        A figure, or None if none of them is registered here. Losses that differ in flags of the
+        script alone are drawn once, with default parameters.
+    """
+    names = [label.split()[0] for label in results["plan"]["losses"]]
+    known = [name for name in dict.fromkeys(names) if name in list_losses()]
+    return loss_figure(known) if known else None
+
+
+FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "differences.png": differences_figure,
+    "learning_curves.png": curves_figure,
+    "time_to_baseline.png": time_figure,
+    "gradient_weights.png": weights_figure,
+}
+
+
+def draw(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Writes the pictures that there is something for, and removes old ones of the others.
+
+    Args:
+        results: With `statistics`.
+        folder: Where to.
+
+    Returns:
+        By name, the address of the same picture as an SVG that is its own address (`data:…`);
+        empty without matplotlib.
+    """
+    for name in FIGURES:  # Those of other results must not stay.
+        (folder / name).unlink(missing_ok=True)
+    try:
+        import matplotlib.style
+    except ImportError:
+        return {}
+    drawn = {}
+    # "default": the user's own matplotlib settings must not change a picture.
+    with matplotlib.style.context(["default", OWN_STYLE]):
+        for name, make in FIGURES.items():
+            if (figure := make(results)) is None:
+                continue
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", metadata={"Software": None})
+            write(folder / name, picture.getvalue())
+            picture = io.BytesIO()
+            metadata = {"Date": None, "Creator": None}
+            figure.savefig(picture, format="svg", metadata=metadata, transparent=True)
+            text = base64.b64encode(picture.getvalue()).decode()
+            drawn[name] = f"data:image/svg+xml;base64,{text}"
+    return drawn
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Args:
+        path: The file.
+        content: What belongs into it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stacked(heights: list[int], sharex: bool) -> tuple[Any, list[Any]]:
+    """A figure with panels one below another, of so many rows each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.5 * sum(heights) + 0.5 * len(heights)))
+    figure.set_layout_engine("constrained")
+    ratios = [height + 0.5 for height in heights]
+    drawn = figure.subplots(len(heights), 1, sharex=sharex, squeeze=False, height_ratios=ratios)
+    return figure, list(drawn[:, 0])
+
+
+def _rows(axes: Any, losses: list[str]) -> None:
+    axes.set_yticks(range(len(losses)), [_wrapped(loss, LABEL) for loss in losses])
+    axes.set_ylim(-0.6, len(losses) - 0.4)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+
+
+def _legend(figure: Any, entries: Iterable[Mapping[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **entry) for entry in entries]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=9)
+
+
+def _course(results: Mapping[str, Any], stage: str, loss: str) -> dict[int, list[float]]:
+    """The metric of every seed, by the steps at which all finished runs were evaluated."""
+    metric = (results["metric"] or {}).get("name")
+    runs = [
+        {entry["step"]: entry[metric] for entry in run["history"] if _number(entry.get(metric))}
+        for run in results["runs"]
+        if (run["stage"], run["loss"], run["status"]) == (stage, loss, "finished")
+    ]
+    values = defaultdict(list)
+    for run in runs:
+        for step, value in run.items():
+            values[step].append(value)
+    return {step: values[step] for step in sorted(values) if len(values[step]) == len(runs)}
+
+
+def _mean(course: Mapping[int, list[float]]) -> tuple[list[int], list[float]]:
+    return list(course), list(map(fmean, course.values()))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _spread(steps: list[Any], place: int) -> list[float]:
+    """Heights for the dots of a row, so that equal ones lie beside each other."""
+    step_up = 0.09 if steps and max(map(steps.count, steps)) <= 8 else 0.6 / max(len(steps), 1)
+    seen: dict[Any, int] = defaultdict(int)
+    heights = []
+    for step in steps:
+        number = seen[step]
+        heights.append(place + step_up * ((number + 1) // 2) * (-1) ** number)
+        seen[step] += 1
+    return heights
+
+
+def _metric(results: Mapping[str, Any]) -> str:
+    metric = results["metric"]
+    return f"{metric['name']} ({metric['set']})"
+
+
+def _wrapped(label: str, width: int) -> str:
+    """The name of a loss in one line, its flags in further ones."""
+    return "\n".join(textwrap.wrap(label, width, break_on_hyphens=False, break_long_words=False))

@@ -1,0 +1,145 @@
+"""The runs of a comparison: their folders and commands, and the contract with the script.
+
+What is compared is any script that takes `--loss`, `--seed` and `--output_dir` and writes
+`result.json` into that folder, with
+
+- `metrics`: `{"validation": {"accuracy": 0.8, …}, "test": {…}}`; compared is the first set whose
+  name begins with `test`, without one the first of all; tuning takes the first `validation` set;
+- `metric`: the name of the task's metric (not needed with `--metric`);
+- `history` (optional): evaluations on the validation set, `[{"step": 50, "accuracy": 0.7}, …]`;
+- `training` (optional): `global_step`, `runtime` and `evaluation_runtime` in seconds;
+- `task`, `model`, `versions`, `hardware` (optional): for the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_losses.plan import TUNING_SEED, Plan, find_program
+from hf_losses.pool import Record, Run
+from hf_losses.registry import nearest
+
+
+def run_folder(folder: Path, loss: str, name: str) -> Path:
+    """Where a run of a loss lies.
+
+    Args:
+        folder: That of the comparison.
+        loss: A loss, perhaps with flags.
+        name: Such as `seed-1`.
+    """
+    slug = re.sub(r"[^\w.=-]+", "_", loss).strip("_")
+    if slug != loss:  # Flags that differ in nothing but signs must not share a folder.
+        slug = f"{slug[:80]}-{hashlib.sha256(loss.encode()).hexdigest()[:6]}"
+    return folder / "runs" / slug / name
+
+
+def make_run(
+    plan: Plan,
+    folder: Path,
+    loss: str,
+    stage: str,
+    seed: int,
+    parameters: Mapping[str, float],
+    trial: int | None = None,
+) -> Run:
+    """The process of one loss and one seed.
+
+    Args:
+        plan: The comparison's plan.
+        folder: Its folder.
+        loss: A loss, perhaps with flags.
+        stage: `main`, `screen`, `confirm` or `tune`.
+        seed: The script's seed.
+        parameters: Values of the tuned flags.
+        trial: Number of the trial, for `tune`.
+    """
+    place = run_folder(folder, loss, f"seed-{seed}" if trial is None else f"trial-{trial}")
+    name, *flags = shlex.split(loss)
+    for key, value in parameters.items():
+        flags += [f"--{key}", repr(value)]
+    given = ["--loss", name, *flags, "--seed", str(seed), "--output_dir", str(place)]
+    start = [sys.executable]
+    if plan.launcher:
+        start = [find_program(plan.launcher[0]), *plan.launcher[1:]]
+    about = {"loss": loss, "stage": stage, "seed": seed, "parameters": dict(parameters)}
+    return Run(place, [*start, plan.script, *plan.arguments, *given], about)
+
+
+def planned_runs(plan: Plan, folder: Path) -> list[Run]:
+    """Every run that may have a record, in the order of the results.
+
+    Args:
+        plan: The plan.
+        folder: The comparison's folder.
+    """
+    runs = [
+        make_run(plan, folder, loss, "tune", TUNING_SEED, {}, trial)
+        for loss in plan.losses
+        for trial in range(plan.trials)
+    ]
+    for stage in ("main", "screen", "confirm"):
+        for loss in plan.losses:
+            runs += [make_run(plan, folder, loss, stage, s, {}) for s in plan.seeds_of(stage)]
+    return runs
+
+
+def read_result(folder: Path, about: Mapping[str, Any], plan: Plan) -> Record:
+    """What a run that ended well has found.
+
+    Args:
+        folder: Its folder.
+        about: Its stage.
+        plan: Which metric is compared.
+
+    Returns:
+        Status, value, metrics, history, steps and seconds, as in `results.json`, and the facts of
+        the run.
+
+    Raises:
+        ValueError: If `result.json` is missing or does not say what it should.
+    """
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        metrics = result["metrics"]
+        names = [name for name, found in metrics.items() if found]
+        name = plan.metric or result["metric"]
+    except FileNotFoundError:
+        raise ValueError("the script ended well, but wrote no result.json") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"result.json does not hold to the contract: {error!r}") from None
+    first = "validation" if about["stage"] == "tune" else "test"
+    chosen = next((n for n in names if n.startswith(first)), None)
+    if chosen is None and (about["stage"] == "tune" or not names):
+        raise ValueError(f"result.json has metrics of {', '.join(names) or 'no set'}, not {first}")
+    chosen = chosen or names[0]
+    if name not in metrics[chosen]:
+        valid = metrics[chosen]
+        raise ValueError(
+            f"there is no metric {name!r}.{nearest(name, valid)} Choose --metric from: "
+            f"{', '.join(valid)}"
+        )
+    value = metrics[chosen][name]
+    finite = isinstance(value, int | float) and math.isfinite(value)
+    training = result.get("training") or {}
+    runtime = training.get("runtime")
+    return {
+        "status": "finished" if finite else "diverged",
+        "reason": None if finite else f"{name} on the {chosen} set is not finite",
+        "value": value if finite else None,
+        "metric": {"set": chosen, "name": name},
+        "metrics": metrics,
+        "history": result.get("history") or [],
+        "steps": training.get("global_step"),
+        "seconds": runtime and round(runtime - (training.get("evaluation_runtime") or 0), 2),
+        "facts": {key: result.get(key) for key in ("task", "model", "versions", "hardware")},
+    }

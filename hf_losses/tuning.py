@@ -1,0 +1,57 @@
+"""The tuning of `hf-losses compare`: every loss gets the same number of Optuna's trials."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from hf_losses.plan import TUNING_SEED, Plan, lower_is_better
+from hf_losses.pool import Chain
+from hf_losses.runs import make_run
+
+STORE = "tuning.db"
+
+
+def trials(plan: Plan, folder: Path, loss: str) -> Chain:
+    """The trials of one loss, one after the other, each on what the earlier ones have found.
+
+    A trial depends on the loss's earlier ones and its own number alone, so that a comparison which
+    was cut short goes on as it would have; the first trials of all losses are the same.
+
+    Args:
+        plan: The comparison's plan.
+        folder: Its folder; the trials are stored in its `tuning.db`.
+        loss: The loss.
+
+    Yields:
+        The runs.
+
+    Raises:
+        ImportError: If Optuna is missing.
+    """
+    try:
+        import optuna
+        from optuna.trial import TrialState
+    except ImportError as error:
+        raise ImportError("--tune needs Optuna: pip install 'hf-losses[compare]'") from error
+    optuna.logging.set_verbosity(logging.WARNING)
+    space: dict[str, optuna.distributions.BaseDistribution] = {
+        name: optuna.distributions.FloatDistribution(low, high, log=low > 0 and high >= 10 * low)
+        for name, (low, high) in plan.tune.items()
+    }
+    study = optuna.create_study(
+        study_name=loss, storage=f"sqlite:///{folder / STORE}", load_if_exists=True
+    )
+    for number in range(plan.trials):
+        if number >= len(study.trials):
+            # A sampler's state is not in the store: a seed of its own makes each trial repeatable.
+            study.sampler = optuna.samplers.TPESampler(seed=number)
+            study.ask(space)
+        trial = study.trials[number]
+        record = yield make_run(plan, folder, loss, "tune", TUNING_SEED, trial.params, number)
+        if trial.state == TrialState.RUNNING:  # It may have been told before we were cut short.
+            if record["status"] == "finished":
+                sign = 1 if lower_is_better(plan, record["metric"]) else -1
+                study.tell(number, sign * record["value"])
+            else:
+                study.tell(number, state=TrialState.FAIL)

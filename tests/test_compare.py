@@ -1,0 +1,663 @@
+"""`hf-losses compare`: paired runs that can be interrupted anywhere, and that fail one by one."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+
+import hf_losses
+from hf_losses import pool
+from hf_losses.__main__ import main
+from hf_losses.compare import best_losses, environments
+from hf_losses.plan import Plan, expand, make_plan, parse_range
+from hf_losses.pool import failure, strict
+from hf_losses.runs import run_folder
+
+SCRIPT = str(Path(__file__).with_name("compare_script.py"))
+ROOT = Path(hf_losses.__file__).parents[1]
+LOSSES = ["cross_entropy", "strict_l", "liberal_exp"]
+
+
+def command(folder, *flags, losses=LOSSES, script=SCRIPT, own=()):
+    """The arguments of `hf-losses`."""
+    flags = flags or ("--seeds", "2")
+    return [
+        *("compare", "--losses", *losses, *flags, "--output_dir", str(folder)),
+        *("--", script, *own),
+    ]
+
+
+def start(arguments):
+    """The same in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "hf_losses", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def timeless(folder):
+    """The results without what no two comparisons have in common."""
+    found = results(folder)
+    for run in found["runs"]:
+        del run["wall_seconds"]
+    return found
+
+
+def runs(folder, stage="main"):
+    return [run for run in results(folder)["runs"] if run["stage"] == stage]
+
+
+def refused(arguments, capsys):
+    """The message of a comparison that is not even begun."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def runs_still(pid):
+    """Whether a process runs; a zombie that a container's first process never reaps does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def records(folder):
+    return [path for path in folder.glob("runs/*/*.json") if not path.name.startswith(".")]
+
+
+# ---- What a comparison does ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare") / "two seeds"
+    assert main(command(folder)) == 0
+    return folder
+
+
+def test_every_loss_runs_on_every_seed(two_seeds):
+    found = results(two_seeds)
+    assert [(r["loss"], r["seed"], r["status"]) for r in found["runs"]] == [
+        (loss, seed, "finished") for loss in LOSSES for seed in (1, 2)
+    ]
+    assert found["metric"] == {"set": "test", "name": "accuracy"}
+    assert (found["task"], found["model"]) == ("toy", "none")
+    for run in found["runs"]:
+        own = run_folder(two_seeds, run["loss"], f"seed-{run['seed']}")
+        script = json.loads((own / "result.json").read_text())
+        assert run["value"] == script["metrics"]["test"]["accuracy"]
+        assert run["metrics"] == script["metrics"]
+        assert run["history"] == script["history"]
+        assert run["steps"] == 100
+        assert run["wall_seconds"] > 0
+
+
+def test_the_best_loss_stands_first_after_the_baseline(two_seeds):
+    (stage,) = results(two_seeds)["statistics"]["stages"]
+    assert [entry["loss"] for entry in stage["losses"]] == [
+        "cross_entropy",
+        "liberal_exp",
+        "strict_l",
+    ]
+    # Two seeds find nothing, however large it is.
+    assert {e["comparison"]["verdict"] for e in stage["losses"][1:]} == {"tie"}
+
+
+def test_table_report_and_pictures_are_written(two_seeds):
+    files = {path.name for path in two_seeds.iterdir()}
+    assert {"plan.json", "results.json", "table.md", "report.html"} <= files
+    assert any(name.endswith(".png") for name in files)
+    assert "liberal_exp" in (two_seeds / "table.md").read_text()
+
+
+def test_logs_stay_and_weights_go(two_seeds):
+    own = run_folder(two_seeds, "strict_l", "seed-2")
+    assert "threads" in own.with_name("seed-2.log").read_text()
+    assert {path.name for path in own.iterdir()} == {"result.json"}
+    assert not list(two_seeds.rglob("*.pid"))
+
+
+def test_cores_are_shared_among_the_jobs(tmp_path):
+    folder = tmp_path / "x"
+    assert main(command(folder, "--seeds", "1", "--jobs", "2", losses=LOSSES[:2])) == 0
+    log = run_folder(folder, "strict_l", "seed-1").with_name("seed-1.log").read_text()
+    assert log == f"threads {max(1, os.cpu_count() // 2)}\n"
+
+
+def test_what_can_be_shown_is_said_before_anything_runs(tmp_path, capfd):
+    main(command(tmp_path / "x", "--seeds", "6", losses=["*_exp", *LOSSES]))
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith("6 paired seeds, 2 losses against the baseline")
+    assert "0.062" in lines[0]
+    assert "takes 7 seeds" in lines[0]
+    assert lines[1].startswith("1/18 cross_entropy, seed 1: accuracy 0.")
+    main(command(tmp_path / "y", "--seeds", "7", losses=LOSSES))
+    out = capfd.readouterr().out
+    spread = next(i for i, line in enumerate(out.splitlines()) if "By the first 3 seeds" in line)
+    assert out.splitlines()[spread - 1].startswith("9/21 ")
+
+
+def test_weights_are_kept_on_demand(tmp_path):
+    main(command(tmp_path / "x", "--seeds", "1", "--keep_models", losses=LOSSES[:2]))
+    own = run_folder(tmp_path / "x", "strict_l", "seed-1")
+    assert {path.name for path in own.iterdir()} == {
+        "checkpoint-10",
+        "model.safetensors",
+        "result.json",
+    }
+
+
+def test_the_scripts_flags_and_those_behind_a_loss_reach_it(tmp_path):
+    folder = tmp_path / "x"
+    losses = ["cross_entropy", "strict_l", "strict_l --bonus 0.5"]
+    main(command(folder, "--seeds", "1", losses=losses, own=["--learning_rate", "0.3"]))
+    plain, flagged = (r["value"] for r in runs(folder) if r["loss"].startswith("strict_l"))
+    assert flagged - plain == pytest.approx(0.5)
+    assert len(list(folder.glob("runs/*"))) == 3
+    main(command(tmp_path / "y", "--seeds", "1", losses=losses))
+    assert runs(folder)[0]["value"] - runs(tmp_path / "y")[0]["value"] == pytest.approx(0.04)
+
+
+def test_a_launcher_starts_the_script(tmp_path):
+    launcher = f"{shlex.quote(sys.executable)} -X utf8"
+    folder = tmp_path / "x"
+    main(command(folder, "--seeds", "1", "--launcher", launcher, losses=LOSSES[:2]))
+    assert [run["status"] for run in runs(folder)] == ["finished", "finished"]
+    assert results(folder)["plan"]["launcher"] == [sys.executable, "-X", "utf8"]
+
+
+def test_another_metric_where_less_is_more(tmp_path):
+    folder = tmp_path / "x"
+    main(command(folder, "--seeds", "2", "--metric", "cross_entropy"))
+    found = results(folder)
+    assert found["plan"]["lower_is_better"] is True
+    assert found["metric"]["name"] == "cross_entropy"
+    best = found["statistics"]["stages"][0]["losses"][1]
+    assert best["loss"] == "liberal_exp"
+    assert best["comparison"]["difference"] == pytest.approx(0.05, abs=0.01)
+
+
+# ---- Screening and tuning --------------------------------------------------------------------
+
+
+def test_the_best_of_a_screening_are_tested_on_fresh_seeds(tmp_path, capfd):
+    folder = tmp_path / "x"
+    losses = ["strict_*", "liberal_exp", "cross_entropy"]
+    main(command(folder, "--screen", "2", "--top", "1", "--confirm", "6", losses=losses))
+    assert {run["seed"] for run in runs(folder, "screen")} == {1, 2}
+    assert {(run["loss"], run["seed"]) for run in runs(folder, "confirm")} == {
+        (loss, seed) for loss in ("cross_entropy", "liberal_exp") for seed in range(3, 9)
+    }
+    screen, confirm = results(folder)["statistics"]["stages"]
+    assert {e["comparison"]["p"] for e in screen["losses"] if e["comparison"]} == {None}
+    assert confirm["comparisons"] == 1
+    (comparison,) = [e["comparison"] for e in confirm["losses"] if e["comparison"]]
+    assert comparison["p"] == comparison["p_holm"] == 2 / 2**6
+    assert comparison["verdict"] == "better"
+    assert "Screening leaves: cross_entropy, liberal_exp" in capfd.readouterr().out
+
+
+def test_a_loss_that_failed_is_not_among_the_best():
+    plan = Plan("x.py", [], LOSSES, "cross_entropy", screen=2, confirm=2, top=1)
+    record = {"stage": "screen", "status": "finished", "metric": {"set": "test", "name": "mse"}}
+    found = [
+        record | {"loss": "strict_l", "value": 0.1},
+        record | {"loss": "strict_l", "status": "failed", "value": None},
+        record | {"loss": "liberal_exp", "value": 0.9},
+        record | {"loss": "cross_entropy", "value": 0.5},
+    ]
+    assert best_losses(plan, found) == ["cross_entropy", "liberal_exp"]
+    found[1] |= {"status": "finished", "value": 0.2}
+    assert best_losses(plan, found) == ["cross_entropy", "strict_l"]  # Of mse, less is more.
+
+
+TUNE = ("--tune", "learning_rate=0.1:0.5", "--trials", "6", "--seeds", "1")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "x"
+    assert main(command(folder, *TUNE, losses=LOSSES[:2])) == 0
+    return folder
+
+
+def test_every_loss_is_tuned_on_the_validation_set(tuned):
+    found = results(tuned)
+    for loss in LOSSES[:2]:
+        trials = [run for run in runs(tuned, "tune") if run["loss"] == loss]
+        assert len(trials) == 6
+        assert {run["seed"] for run in trials} == {0}
+        for run in trials:
+            assert run["value"] == run["metrics"]["validation"]["accuracy"]
+            assert 0.1 <= run["parameters"]["learning_rate"] <= 0.5
+        best = max(trials, key=lambda run: run["value"])
+        assert found["tuned"][loss] == {"parameters": best["parameters"], "value": best["value"]}
+        (test,) = [run for run in runs(tuned) if run["loss"] == loss]
+        assert test["parameters"] == best["parameters"]
+        assert test["seed"] == 1
+        assert abs(best["parameters"]["learning_rate"] - 0.3) < 0.1
+    first = [r["parameters"] for r in runs(tuned, "tune") if r["loss"] == LOSSES[0]]
+    other = [r["parameters"] for r in runs(tuned, "tune") if r["loss"] == LOSSES[1]]
+    assert first[0] == other[0]
+
+
+def test_tuning_that_was_killed_goes_on_as_it_would_have(tuned, tmp_path):
+    folder = tmp_path / "x"
+    arguments = command(folder, *TUNE, losses=LOSSES[:2])
+    process = start(arguments)
+    wait_for(lambda: len(records(folder)) >= 3)
+    process.kill()
+    process.communicate()
+    assert main(arguments) == 0
+    assert timeless(folder) == timeless(tuned)
+
+
+# ---- What goes wrong in a run ----------------------------------------------------------------
+
+
+def test_a_run_that_crashes_or_diverges_is_a_row(tmp_path, capfd):
+    folder = tmp_path / "x"
+    losses = [*LOSSES, "strict_m"]
+    own = ["--crash", "liberal_exp:2", "--diverge", "strict_m"]
+    assert main(command(folder, losses=losses, own=own)) == 0
+    found = {(run["loss"], run["seed"]): run for run in runs(folder)}
+    crashed = found["liberal_exp", 2]
+    assert crashed["status"] == "failed"
+    assert crashed["reason"] == "RuntimeError: liberal_exp does not like | seed 2"
+    assert found["strict_m", 1]["status"] == "diverged"
+    assert found["strict_m", 1]["reason"] == "accuracy on the test set is not finite"
+    assert sum(run["status"] == "finished" for run in found.values()) == 5
+    verdicts = {
+        entry["loss"]: entry["comparison"]["verdict"]
+        for entry in results(folder)["statistics"]["stages"][0]["losses"]
+        if entry["comparison"]
+    }
+    assert verdicts == {"strict_l": "tie", "liberal_exp": "incomplete", "strict_m": "incomplete"}
+    out = capfd.readouterr().out
+    assert "liberal_exp, seed 2: failed: RuntimeError: liberal_exp does not like" in out
+
+
+def test_what_crashed_is_run_again_on_demand(tmp_path):
+    folder, repaired = tmp_path / "x", tmp_path / "repaired"
+    own = ["--crash", "strict_l:2", "--unless", str(repaired)]
+    main(command(folder, own=own))
+    kept = {p.name: p.stat().st_mtime_ns for p in records(folder) if "cross" in str(p)}
+    repaired.touch()
+    main(command(folder, own=own))
+    assert [r["status"] for r in runs(folder)].count("failed") == 1
+    main(command(folder, "--seeds", "2", "--retry_failed", own=own))
+    assert {run["status"] for run in runs(folder)} == {"finished"}
+    assert kept == {p.name: p.stat().st_mtime_ns for p in records(folder) if "cross" in str(p)}
+
+
+def test_flags_that_the_script_refuses_end_it_at_once(tmp_path, capsys):
+    folder = tmp_path / "x"
+    message = refused(command(folder, own=["--lerning_rate", "1"]), capsys)
+    assert "error: unrecognized arguments: --lerning_rate 1; the command was: " in message
+    assert f"{SCRIPT} --lerning_rate 1 --loss cross_entropy --seed 1" in message
+    assert not folder.exists()
+    main(command(folder))  # The corrected command takes the same folder.
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1]", "contract"),
+        ('{"metrics": {"test": {"accuracy": 1}}}', "contract: KeyError('metric')"),
+        ('{"metrics": {}, "metric": "accuracy"}', "metrics of no set"),
+        ('{"metrics": {"test": {"acuracy": 1}}, "metric": "accuracy"}', "Did you mean 'acuracy'?"),
+    ],
+)
+def test_results_that_do_not_hold_to_the_contract_end_it_at_once(tmp_path, capsys, text, says):
+    assert says in refused(command(tmp_path / "x", own=["--result", text]), capsys)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_documented_contract_is_the_contract(tmp_path):
+    text = (ROOT / "docs" / "compare.md").read_text()
+    documented = text.split("```json\n")[1].split("```")[0]
+    folder = tmp_path / "x"
+    main(command(folder, "--seeds", "1", losses=LOSSES[:2], own=["--result", documented]))
+    expected = json.loads(documented)
+    for run in runs(folder):
+        assert run["value"] == expected["metrics"]["test"]["accuracy"]
+        assert run["history"] == expected["history"]
+        assert run["steps"] == expected["training"]["global_step"]
+        assert run["seconds"] == pytest.approx(61.5 - 4.1)
+    found = results(folder)
+    assert all(found[key] == expected[key] for key in ("task", "model", "versions", "hardware"))
+    # The least that a script may write.
+    least = json.dumps({"metrics": {"x": {"accuracy": 0.5}}})
+    flags = ("--seeds", "1", "--metric", "accuracy")
+    main(command(tmp_path / "y", *flags, losses=LOSSES[:2], own=["--result", least]))
+    assert [run["value"] for run in runs(tmp_path / "y")] == [0.5, 0.5]
+
+
+def test_a_script_without_results_ends_it_at_once(tmp_path, capsys):
+    script = tmp_path / "empty.py"
+    script.touch()
+    message = refused(command(tmp_path / "x", script=str(script)), capsys)
+    assert "the script ended well, but wrote no result.json" in message
+
+
+def test_three_runs_that_fail_alike_end_it(tmp_path, capsys):
+    script = tmp_path / "broken.py"
+    script.write_text("import no_such_package")
+    message = refused(command(tmp_path / "x", script=str(script)), capsys)
+    assert "ModuleNotFoundError: No module named 'no_such_package'" in message
+    assert "Its log ends: Traceback" in message
+
+
+def test_a_metric_that_there_is_not_is_named(tmp_path, capsys):
+    message = refused(command(tmp_path / "x", "--seeds", "1", "--metric", "accurcy"), capsys)
+    assert "there is no metric 'accurcy'. Did you mean 'accuracy'? Choose --metric from" in message
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "reason"),
+    [
+        ("a\nValueError: b\n", 1, "ValueError: b"),
+        ("torch.cuda.OutOfMemoryError: all gone\nW1 elastic\n", 1, "torch.cuda.OutOfMemoryError"),
+        ("x.py: error: bad\n", 2, "x.py: error: bad"),
+        ("ValueError: b\nsubprocess.CalledProcessError: Command '…'\n", 1, "ValueError: b"),
+        ("what is this\n", 3, "what is this"),
+        ("", 3, "exit code 3, and nothing was printed"),
+        ("", -9, "ended by SIGKILL (out of memory?)"),
+        ("ValueError: " + "x" * 999, 1, "ValueError: xxx"),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(tmp_path, log, code, reason):
+    (tmp_path / "log").write_text(log)
+    found = failure(tmp_path / "log", code)
+    assert found.startswith(reason)
+    assert len(found) <= 300
+    assert "\n" not in found
+
+
+# ---- Stopped and continued -------------------------------------------------------------------
+
+
+def test_killed_and_started_again_it_finds_the_same(tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    own = ["--sleep", "0.3"]
+    process = start(command(killed, own=own))
+    wait_for(lambda: len(records(killed)) >= 2)
+    wait_for(lambda: list(killed.rglob("seed-*.pid")))
+    before = {path: path.stat().st_mtime_ns for path in records(killed)}
+    process.kill()
+    process.communicate()
+    assert 2 <= len(before) < 6
+    assert main(command(killed, own=own)) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # Kept, not made again.
+    assert main(command(whole, own=own)) == 0
+    assert timeless(killed) == timeless(whole)
+    for name in ("table.md", "plan.json"):
+        mine, other = ((folder / name).read_text() for folder in (killed, whole))
+        assert mine.replace(str(killed), "") == other.replace(str(whole), "")
+
+
+def test_what_a_killed_comparison_left_running_is_ended(tmp_path):
+    folder = tmp_path / "x"
+    own = ["--sleep", "60", "--child"]
+    process = start(command(folder, own=own))
+    log = run_folder(folder, "cross_entropy", "seed-1").with_name("seed-1.log")
+    wait_for(lambda: log.exists() and "child" in log.read_text())
+    process.kill()
+    process.communicate()
+    child = psutil.Process(int(log.read_text().split()[1]))
+    assert child.is_running()
+    again = start(command(folder, own=own))
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: "child" in log.read_text())
+    again.terminate()
+    again.communicate()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_keeps_what_is_finished(tmp_path, stop):
+    folder = tmp_path / "x"
+    own = ["--sleep", "0.5", "--child"]
+    process = start(command(folder, own=own))
+    wait_for(lambda: len(records(folder)) >= 1)
+    logs = [path for path in folder.rglob("*.log")]
+    wait_for(lambda: len(list(folder.rglob("*.log"))) > len(logs) or len(records(folder)) > 1)
+    process.send_signal(stop)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "The same command continues" in err
+    assert "Traceback" not in err
+    assert not list(folder.rglob("*.pid"))
+    for log in folder.rglob("*.log"):
+        for line in log.read_text().splitlines():
+            if line.startswith("child"):
+                assert not runs_still(int(line.split()[1]))
+    finished = len(runs(folder))
+    assert 1 <= finished < 6
+    again = start(command(folder, own=own))
+    out, err = again.communicate(timeout=60)
+    assert (again.returncode, err) == (0, "")
+    kept = "1 finished run is kept" if finished == 1 else f"{finished} finished runs are kept"
+    assert f"{kept} from before" in out
+    assert len(runs(folder)) == 6
+
+
+def test_interrupted_at_the_start_of_a_run_nothing_goes_on(tmp_path, monkeypatch):
+    processes, start_alone = [], pool.start
+
+    def start_and_interrupt(run, environment):
+        processes.append(start_alone(run, environment))
+        signal.raise_signal(signal.SIGINT)
+        return processes[-1]
+
+    monkeypatch.setattr(pool, "start", start_and_interrupt)
+    run = pool.Run(tmp_path / "x", [sys.executable, "-c", "import time; time.sleep(60)"], {})
+    runs = pool.Pool(1, [{}], lambda *_: {}, lambda *_: None, keep_models=True)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run([pool.single(run)])
+    assert len(processes) == 1
+    assert not runs_still(processes[0].pid)
+    assert not list(tmp_path.glob("*.pid"))
+
+
+def test_other_flags_under_the_same_folder_are_an_error(two_seeds, capsys):
+    before = {path: path.read_bytes() for path in two_seeds.glob("*.*")}
+    message = refused(command(two_seeds, "--seeds", "3", own=["--bonus", "1"]), capsys)
+    assert "holds a comparison with other flags" in message
+    assert "seeds" in message
+    assert "arguments" in message
+    assert "losses" not in message.split("other flags: ")[1].split(". Take")[0]
+    assert {path: path.read_bytes() for path in two_seeds.glob("*.*")} == before
+    # How many runs there are at a time does not matter for what is found.
+    assert main([*command(two_seeds, "--seeds", "2", "--jobs", "2")]) == 0
+
+
+def test_two_comparisons_in_one_folder_are_an_error(two_seeds, capsys):
+    with FileLock(two_seeds / ".lock"):
+        assert "another hf-losses compare is at work in" in refused(command(two_seeds), capsys)
+
+
+def test_the_report_is_made_again_from_the_files(two_seeds, capsys):
+    table = (two_seeds / "table.md").read_text()
+    for name in ("results.json", "table.md", "report.html"):
+        (two_seeds / name).unlink()
+    assert main(["report", str(two_seeds)]) == 0
+    assert (two_seeds / "table.md").read_text() == table
+    assert (two_seeds / "report.html").exists()
+    assert "liberal_exp" in capsys.readouterr().out
+    assert "holds no comparison" in refused(["report", str(two_seeds.parent)], capsys)
+
+
+# ---- What is refused before anything runs ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--seeds", "0"), "--seeds must be at least 1, got 0"),
+        (("--seeds", "2", "--jobs", "0"), "--jobs must be at least 1, got 0"),
+        (("--seeds", "2", "--screen", "2"), "give either --seeds K, or --screen K"),
+        (("--baseline", "cross_entropy"), "give either --seeds K, or --screen K"),
+        (("--screen", "2", "--top", "1"), "go together; add --confirm"),
+        (("--screen", "2", "--top", "2", "--confirm", "3"), "--top 2 of 2 losses"),
+        (("--seeds", "2", "--trials", "3"), "--tune and --trials go together"),
+        (("--seeds", "2", "--tune", "learning_rate"), "--tune and --trials go together"),
+        (("--seeds", "2", "--tune", "bonus", "--trials", "2"), "NAME=LOW:HIGH"),
+        (("--seeds", "2", "--tune", "bonus=2:1", "--trials", "2"), "no range"),
+        (("--seeds", "2", "--baseline", "strict_m"), "not among the losses"),
+        (("--seeds", "2", "--baseline", "strict_k"), "Did you mean"),
+        (("--seeds", "2", "--baseline", "mse"), "no regression loss matches 'cross_entropy'"),
+        (("--seeds", "2", "--launcher", "acelerate launch"), "no program 'acelerate'"),
+        (("--seeds", "two"), "invalid int value: 'two'"),
+    ],
+)
+def test_flags_that_do_not_fit(tmp_path, capsys, flags, says):
+    assert says in refused(command(tmp_path / "x", *flags), capsys)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        (["strict_k", "cross_entropy"], "Did you mean"),
+        (["medium_*", "cross_entropy"], "no classification loss matches 'medium_*'"),
+        (["smae", "cross_entropy"], "no classification loss matches 'smae'"),
+        (["cross_entropy"], "needs two losses or more"),
+        (["strict_l", "strict_m"], "add it to --losses"),
+        (["", "cross_entropy"], "empty entry"),
+    ],
+)
+def test_losses_that_do_not_fit(tmp_path, capsys, losses, says):
+    assert says in refused(command(tmp_path / "x", losses=losses), capsys)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("own", [["--seed", "3"], ["--loss=smae"], ["--output_dir", "x"]])
+def test_flags_that_compare_gives_itself(tmp_path, capsys, own):
+    message = refused(command(tmp_path / "x", own=own), capsys)
+    assert f"compare itself gives {own[0].partition('=')[0]} to the script" in message
+
+
+def test_files_that_do_not_fit(tmp_path, capsys):
+    missing = str(tmp_path / "missing.py")
+    assert "there is no script" in refused(command(tmp_path / "x", script=missing), capsys)
+    (tmp_path / "file").touch()
+    assert "is a file" in refused(command(tmp_path / "file"), capsys)
+    assert "holds something else" in refused(command(tmp_path), capsys)
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, capsys, monkeypatch):
+    find = hf_losses.compare_command.importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "optuna" else find(name)
+    )
+    message = refused(command(tmp_path / "x", *TUNE), capsys)
+    assert "compare needs optuna: pip install 'hf-losses[compare]'" in message
+
+
+# ---- Its parts -------------------------------------------------------------------------------
+
+
+def test_wildcards_and_flags_of_losses():
+    losses, baseline = expand(["strict_l* --a 'b c'", "liberal_exp", "cross_entropy"], None)
+    assert baseline == "cross_entropy"
+    assert losses == [
+        "cross_entropy",
+        "strict_l --a 'b c'",
+        "strict_l_full --a 'b c'",
+        "liberal_exp",
+    ]
+    losses, baseline = expand(["smae", "mse"], None)
+    assert (losses[0], baseline) == ("mse", "mse")
+    assert expand(["strict_l", "strict_m"], "strict_m")[0] == ["strict_m", "strict_l"]
+
+
+def test_ranges():
+    assert parse_range("learning_rate") == ("learning_rate", [1e-5, 1e-2])
+    assert parse_range("--weight_decay=0:0.1") == ("weight_decay", [0.0, 0.1])
+
+
+def test_losses_never_share_a_folder(tmp_path):
+    names = [
+        "strict_l",
+        "strict_l --a 1",
+        "strict_l --a -1",
+        "strict_l --a=1",
+        "strict_l --a ../../b",
+    ]
+    folders = [run_folder(tmp_path, name, "seed-1") for name in names]
+    assert len(set(folders)) == len(names)
+    assert all(folder.parents[1] == tmp_path / "runs" for folder in folders)
+
+
+def test_each_job_has_its_gpus(monkeypatch):
+    plan = make_plan(SCRIPT, [], LOSSES, seeds=1)
+    launched = make_plan(SCRIPT, [], LOSSES, seeds=1, launcher=sys.executable)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def visible(plan, jobs):
+        return [found["CUDA_VISIBLE_DEVICES"] for found in environments(plan, jobs)]
+
+    assert visible(plan, 2) == ["0", "1"]
+    assert visible(plan, 4) == ["0", "1", "2", "0"]
+    assert visible(launched, 2) == ["0,2", "1"]
+    with pytest.raises(ValueError, match="--jobs 4 leaves some without a GPU; there are 3"):
+        environments(launched, 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert visible(plan, 3) == ["5", "7", "5"]
+
+
+def test_numbers_that_json_does_not_have_become_null():
+    found = strict({"a": [float("nan"), 1.5], "b": (float("inf"), {"c": -float("inf")})})
+    assert found == {"a": [None, 1.5], "b": [None, {"c": None}]}
+
+
+# ---- The recipes -----------------------------------------------------------------------------
+
+
+def test_a_recipe_holds_to_the_contract(tmp_path):
+    folder = tmp_path / "x"
+    own = ["--config_overrides", "hidden_size=16,num_hidden_layers=1", "--max_train_samples", "64"]
+    own += ["--max_eval_samples", "32", "--num_train_epochs", "2", "--use_cpu"]
+    own += ["--dataloader_num_workers", "0"]
+    flags = ("--seeds", "1", "--jobs", "2")
+    recipe = str(ROOT / "recipes" / "image_classification.py")
+    assert main(command(folder, *flags, losses=LOSSES[:2], script=recipe, own=own)) == 0
+    found = results(folder)
+    assert found["task"] == "digits"
+    assert found["metric"] == {"set": "test", "name": "accuracy"}
+    assert found["versions"]["torch"]
+    for run in found["runs"]:
+        assert run["status"] == "finished"
+        assert [entry["step"] for entry in run["history"]] == [2, 4]
+        assert {"accuracy", "cross_entropy", "ece"} <= run["history"][0].keys()
+        assert {"accuracy", "cross_entropy", "ece"} <= run["metrics"]["test"].keys()
+        assert 0 < run["seconds"] <= run["wall_seconds"]
+    (stage,) = found["statistics"]["stages"]
+    assert all(entry["ece"] is not None for entry in stage["losses"])

@@ -1,0 +1,415 @@
+"""A report says what the results say, to anyone and everywhere: numbers, failures, no more."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import matplotlib
+import pytest
+from PIL import Image
+
+from hf_losses.report import text_table, write_report
+
+FLAGS = "liberal_parabolic --loss_warmup_ratio 0.3"
+PICTURES = [
+    "differences.png",
+    "learning_curves.png",
+    "time_to_baseline.png",
+    "gradient_weights.png",
+]
+
+
+def make_results(values, *, metric="accuracy", lower=False, history=True, screened=()):
+    """Results of runs with these values, by loss; the first loss is the baseline.
+
+    A text in place of a value is why the run failed, None a run that has not been made. The first
+    `screened` seeds are a screening.
+    """
+    losses = list(values)
+    count = len(values[losses[0]])
+    plan = {
+        "script": "recipes/glue.py",
+        "arguments": ["--task_name", "mrpc"],
+        "launcher": ["accelerate", "launch"],
+        "losses": losses,
+        "baseline": losses[0],
+        "seeds": count,
+        "screen": None,
+        "confirm": None,
+        "top": None,
+        "tune": {},
+        "trials": 0,
+        "metric": None,
+        "lower_is_better": lower,
+        "threads": 1,
+    }
+    if screened:
+        plan |= {"seeds": None, "screen": screened, "confirm": count - screened, "top": 1}
+    runs = []
+    for loss, of_loss in values.items():
+        for seed, value in enumerate(of_loss, 1):
+            if value is None:
+                continue
+            failed = isinstance(value, str)
+            stage = ("screen" if seed <= screened else "confirm") if screened else "main"
+            course = []
+            if history and not failed:
+                course = [{"step": 50 * k, metric: value - 0.1 / k} for k in (1, 2, 3, 4)]
+            runs.append(
+                {
+                    "loss": loss,
+                    "stage": stage,
+                    "seed": seed,
+                    "status": "failed" if failed else "finished",
+                    "reason": value if failed else None,
+                    "value": None if failed else value,
+                    "metrics": {}
+                    if failed
+                    else {"test": {metric: value, "cross_entropy": 0.4321, "ece": 0.0567}},
+                    "history": course,
+                    "parameters": {},
+                    "steps": 200,
+                    "seconds": 20.0,
+                    "wall_seconds": 25.0,
+                }
+            )
+    return {
+        "plan": plan,
+        "task": "movie_reviews",
+        "model": "all-MiniLM-L6-v2",
+        "metric": {"set": "test", "name": metric},
+        "versions": {"torch": "2.13.0"},
+        "hardware": {"cpu_count": 2, "gpu": None},
+        "same_everywhere": True,
+        "tuned": {},
+        "runs": runs,
+    }
+
+
+BASE = [0.80, 0.81, 0.79, 0.82, 0.80, 0.81, 0.80, 0.79]
+FOUND = {  # By hand: differences of strict_l 0.010 and 0.012 in turn, of the other ±0.001.
+    "cross_entropy": BASE,
+    "strict_l": [v + 0.010 + 0.002 * (i % 2) for i, v in enumerate(BASE)],
+    FLAGS: [v + 0.001 * (-1) ** i for i, v in enumerate(BASE)],
+}
+
+
+def report(folder, results):
+    (folder / "results.json").write_text(json.dumps(results))
+    return write_report(folder)
+
+
+def table_of(folder, heading):
+    """The first Markdown table below a heading, as dicts."""
+    text = (folder / "table.md").read_text(encoding="utf-8").split(f"## {heading}\n", 1)[1]
+    lines = text[text.index("|") :].split("\n\n", 1)[0].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+class Page(HTMLParser):
+    """The tags of a page, its addresses and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.addresses, self.alts, self.words = [], [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        names = ("src", "href", "srcset", "data", "poster", "action")
+        self.addresses += [v for name, v in attributes if name in names]
+        self.alts += [v for name, v in attributes if name == "alt"]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("found")
+    return folder, report(folder, make_results(FOUND))
+
+
+def test_the_table_has_the_numbers(found):
+    baseline, best, other = table_of(found[0], "Losses")
+    assert baseline["loss"] == "`cross_entropy`"
+    assert baseline["accuracy ± sd"] == "0.8025 ± 0.0104"
+    assert baseline["verdict"] == "baseline"
+    assert baseline["p"] == baseline["difference [95 % interval]"] == "–"
+    assert best["difference [95 % interval]"].startswith("+0.0110 [+0.01")
+    # All of eight differences have one sign: 2 of 2^8 patterns, twice for two losses.
+    assert (best["p"], best["p (Holm)"]) == ("0.00781", "0.0156")
+    assert (best["P(better)"], best["verdict"]) == ("1.00", "better")
+    assert (best["NLL"], best["ECE"]) == ("0.4321", "0.0567")
+    # From 0.1/k below its value: 0.010 - 0.1/3 is above the baseline's best, -0.1/4.
+    assert (best["steps"], best["seconds"]) == ("150 (8/8)", "15.0")
+    assert other["loss"] == f"`{FLAGS}`"
+    assert (other["difference [95 % interval]"][:7], other["verdict"]) == ("+0.0000", "tie")
+
+
+def test_every_seed_is_in_the_table(found):
+    text = (found[0] / "table.md").read_text(encoding="utf-8")
+    assert "| 2 | 0.8100 | 0.8220 | 0.8090 |" in text.split("<details>")[1]
+
+
+def test_words_say_what_the_verdicts_say(found):
+    text = (found[0] / "table.md").read_text(encoding="utf-8")
+    assert "`strict_l` is better than `cross_entropy`." in text
+    assert f"`{FLAGS}` cannot be told from `cross_entropy`" in text
+    assert "smallest p value possible is 0.016" in text
+    assert "a true difference of 0.00" in text
+
+
+def test_statistics_are_stored_and_files_named(found):
+    folder, files = found
+    stored = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert stored["statistics"]["stages"][0]["losses"][1]["comparison"]["verdict"] == "better"
+    assert [path.name for path in files] == ["table.md", "report.html", *PICTURES]
+    assert {path.name for path in folder.iterdir()} == {"results.json", *(p.name for p in files)}
+
+
+def test_pictures_can_be_opened(found):
+    for name in PICTURES:
+        with Image.open(found[0] / name) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 200
+            low, high = picture.convert("L").getextrema()
+            assert (low < 50, high) == (True, 255), f"{name} is empty"
+
+
+def test_page_asks_nobody_and_runs_nothing(found):
+    page = Page(found[0] / "report.html")
+    assert len([a for a in page.addresses if a.startswith("data:image/svg+xml;")]) == len(PICTURES)
+    assert all(a.startswith(("data:", "#")) for a in page.addresses)
+    tags = [tag for tag, _ in page.tags]
+    assert not {"script", "link", "iframe", "object", "embed"} & set(tags)
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    text = (found[0] / "report.html").read_text(encoding="utf-8")
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_page_can_be_read_without_seeing_it(found):
+    page = Page(found[0] / "report.html")
+    assert ("html", {"lang": "en"}) in page.tags
+    assert "title" in [tag for tag, _ in page.tags]
+    assert len(page.alts) == len(set(page.alts)) == len(PICTURES)
+    assert "▲ better" in page.text
+    assert "strict_l is better than cross_entropy." in page.text.replace(" .", ".")
+    assert "hf-losses compare --losses cross_entropy strict_l" in page.text
+    assert "torch 2.13.0" in page.text
+    assert "2 CPU cores" in page.text
+
+
+def test_the_command_is_told_whole(found):
+    text = (found[0] / "table.md").read_text(encoding="utf-8")
+    command = text.split("```sh\n")[1].split("\n")[0]
+    assert command == (
+        f"hf-losses compare --losses cross_entropy strict_l '{FLAGS}' --baseline cross_entropy "
+        "--seeds 8 --launcher 'accelerate launch' --output_dir FOLDER -- recipes/glue.py "
+        "--task_name mrpc"
+    )
+
+
+def test_the_same_results_give_the_same_files_whatever_the_users_settings(found, tmp_path):
+    with matplotlib.rc_context({"font.size": 30, "lines.marker": "o", "svg.hashsalt": "x"}):
+        report(tmp_path, make_results(FOUND))
+    for path in found[1]:
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_few_seeds_say_that_nothing_can_be_found(tmp_path):
+    values = {"cross_entropy": [0.8, 0.7, 0.8], "strict_l": [0.9, 0.9, 0.95]}
+    results = make_results(values, history=False)
+    report(tmp_path, results)
+    for text in ((tmp_path / "table.md").read_text(encoding="utf-8"), text_table(results)):
+        plain = " ".join(text.replace("`", "").split())
+        assert "No loss can be told from cross_entropy with these seeds." in plain
+        assert "no difference, however large, can be significant" in plain
+        assert "is better than" not in plain
+
+
+def test_a_tie_does_not_speak_for_what_is_incomplete():
+    values = {"cross_entropy": [0.8, 0.7], "strict_l": [0.9, 0.6], "strict_m": [0.9, None]}
+    plain = " ".join(text_table(make_results(values)).split())
+    assert "No loss that has all its seeds can be told from cross_entropy" in plain
+    assert "runs are missing: strict_m." in plain
+
+
+def test_failed_and_missing_runs_are_told_and_cannot_break_the_table(tmp_path):
+    reason = "ValueError: a | b <script>x</script> `c` *d*\nmore"
+    values = {
+        **FOUND,
+        "strict_m": [*FOUND["strict_l"][:5], reason, reason, None],
+        "strict_l_full --note a|b": [reason] * 8,
+    }
+    results = make_results(values)
+    results["runs"][-1] |= {"status": "diverged"}
+    report(tmp_path, results)
+    by_loss = {row["loss"]: row for row in table_of(tmp_path, "Losses")}
+    assert by_loss["`strict_m`"]["verdict"] == "incomplete: 2 failed, 1 missing of 8 seeds"
+    assert by_loss[r"`strict_l_full --note a\|b`"]["verdict"] == "incomplete: 8 failed of 8 seeds"
+    assert by_loss[r"`strict_l_full --note a\|b`"]["accuracy ± sd"] == "–"
+    failed = table_of(tmp_path, "Failed runs")
+    assert len(failed) == 10
+    assert failed[-1]["status"] == "diverged"
+    escaped = r"ValueError: a \| b &lt;script&gt;x&lt;/script&gt; \`c\` \*d\* more"
+    assert {row["reason"] for row in failed} == {escaped}
+    page = Page(tmp_path / "report.html")
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert "a | b <script>x</script> `c` *d* more" in page.text
+    terminal = text_table(results)
+    assert "strict_m, main, seed 6 failed: ValueError: a | b <script>" in terminal
+    assert "Not judged, since runs are missing: strict_m and strict_l_full --note a|b." in " ".join(
+        terminal.split()
+    )
+
+
+def test_no_run_finished(tmp_path):
+    results = make_results({"cross_entropy": ["KeyError: x"] * 2, "strict_l": ["KeyError: x"] * 2})
+    results |= {"metric": None, "task": None, "model": None, "versions": {}, "hardware": {}}
+    report(tmp_path, results)
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "No run has finished, so nothing was found." in text
+    assert len(table_of(tmp_path, "Failed runs")) == 4
+    assert not (tmp_path / "differences.png").exists()
+    assert "KeyError: x" in text_table(results)
+
+
+def test_no_history_leaves_pictures_out_and_old_ones_go(tmp_path):
+    for name in PICTURES:
+        (tmp_path / name).write_bytes(b"old")
+    files = report(tmp_path, make_results(FOUND, history=False))
+    drawn = [path.name for path in files if path.suffix == ".png"]
+    assert drawn == ["differences.png", "gradient_weights.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(drawn)
+    assert "steps" not in table_of(tmp_path, "Losses")[0]
+    assert "Learning curves" not in Page(tmp_path / "report.html").text
+
+
+def test_a_screening_only_chooses(tmp_path):
+    values = {loss: of_loss + of_loss for loss, of_loss in FOUND.items()}
+    values[FLAGS] = values[FLAGS][:4] + [None] * 12
+    results = make_results(values, screened=4)
+    report(tmp_path, results)
+    screened, confirmed = table_of(tmp_path, "Screening"), table_of(tmp_path, "Confirmation")
+    assert len(screened) == 3
+    assert not {"p", "p (Holm)", "verdict"} & set(screened[0])
+    assert [row["verdict"] for row in confirmed] == ["baseline", "better"]
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "These seeds only chose which losses were confirmed." in text
+    assert "--screen 4 --confirm 12 --top 1" in text
+    assert text_table(results).index("Screening.") < text_table(results).index("Confirmation.")
+
+
+def test_lower_is_better(tmp_path):
+    values = {"mse": [10 * v for v in BASE], "huber": [10 * v for v in FOUND["strict_l"]]}
+    results = make_results(values, metric="mse", lower=True)
+    for run in results["runs"]:
+        run["metrics"]["test"] = {"mse": run["value"]}
+    report(tmp_path, results)
+    _, row = table_of(tmp_path, "Losses")
+    assert row["verdict"] == "worse"
+    assert row["difference [95 % interval]"].startswith("−0.110 [")
+    assert row["P(better)"] == "0.00"
+    assert not {"NLL", "ECE"} & set(row)
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "`huber` is worse than `mse`." in text
+    assert "lower is better" in text
+    assert "lower_is_better" not in text  # Known by the name mse.
+    results["metric"]["name"] = "mistakes"
+    for run in results["runs"]:
+        run["metrics"]["test"] = {"mistakes": run["value"]}
+    report(tmp_path, results)
+    assert "--lower_is_better" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_terminal_table_is_narrow_and_loses_nothing():
+    text = text_table(make_results(FOUND))
+    assert max(map(len, text.splitlines())) <= 100
+    row = next(line for line in text.splitlines() if line.startswith("strict_l "))
+    assert row.split()[-3:] == ["0.0156", "1.00", "better"]
+    assert "+0.0110 [+0.01" in row
+    assert "--loss_warmup_ratio" in text
+    given = make_results(FOUND)
+    before = copy.deepcopy(given)
+    text_table(given)
+    assert given == before
+
+
+def test_large_values_have_fewer_decimals_and_small_p_a_limit(tmp_path):
+    base = [80 + v for v in BASE] * 2
+    values = {"cross_entropy": base, "strict_l": [v + 1 + 0.01 * i for i, v in enumerate(base)]}
+    values["strict_m"] = [v - 1e-6 for v in base]
+    report(tmp_path, make_results(values, history=False))
+    _, row, equal = table_of(tmp_path, "Losses")
+    assert equal["difference [95 % interval]"].startswith("+0.00 [")
+    assert row["accuracy ± sd"].startswith("81.88 ± 0.")
+    assert row["p"] == "&lt;0.001"
+
+
+def test_tuned_parameters_and_different_machines_are_told(tmp_path):
+    results = make_results(FOUND, history=False) | {"same_everywhere": False}
+    results["plan"] |= {"tune": {"learning_rate": [1e-5, 1e-2]}, "trials": 3}
+    results["tuned"] = {"strict_l": {"parameters": {"learning_rate": 0.00012345}, "value": 0.81}}
+    report(tmp_path, results)
+    assert table_of(tmp_path, "Tuned parameters") == [
+        {"loss": "`strict_l`", "learning_rate": "0.0001234", "validation": "0.8100"}
+    ]
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "--tune learning_rate=1e-05:0.01 --trials 3" in text
+    assert "runs differ in versions or hardware" in text
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", "{}", "\x00"])
+def test_what_is_no_comparison_says_the_way_out(tmp_path, content):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json.*hf-losses report again"):
+        write_report(tmp_path)
+    assert not (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize("name", ["results.json", "table.md", "differences.png", "report.html"])
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, name):
+    (tmp_path / "table.md").write_text("old")
+    (tmp_path / "report.html").write_text("old")
+    replace = os.replace
+
+    def refuse(source, target):
+        if target.name == name:
+            raise OSError("no space")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="no space"):
+        report(tmp_path, make_results(FOUND, history=False))
+    assert not list(tmp_path.glob(".*"))
+    assert not (tmp_path / "differences.png").exists() or name == "report.html"
+    if name.endswith(("md", "html")):
+        assert (tmp_path / name).read_text() == "old"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_is_no_wider_than_the_window(tmp_path, width):
+    report(tmp_path, make_results(FOUND | {"strict_m": ["x" * 300] * 8}))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "report.html").write_text(page.replace("<details>", "<details open>"))
+    # The page has no script: its frame measures it.
+    (tmp_path / "frame.html").write_text(
+        f'<iframe src="report.html" width="{width}" height="800" onload="document.title = '
+        'this.contentDocument.documentElement.scrollWidth"></iframe>'
+    )
+    flags = ["--headless", "--no-sandbox", "--allow-file-access-from-files", "--dump-dom"]
+    frame = (tmp_path / "frame.html").as_uri()
+    command = ["chromium", *flags, f"--user-data-dir={tmp_path}/profile", frame]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    measured = int(dom.split("<title>")[1].split("<")[0])
+    assert 0 < measured <= width
