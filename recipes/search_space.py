@@ -1,0 +1,93 @@
+"""What a search chooses from: losses by name or wildcard, and ranges of numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from arguments import option
+
+from hf_losses import get_loss
+from hf_losses.registry import get_spec, list_losses, nearest
+
+
+@dataclass
+class SearchArguments:
+    """What is searched."""
+
+    losses: list[str] | None = field(
+        default=None, metadata={"help": "names or wildcards; without: all that fit the task"}
+    )
+    n_trials: int = option(10, "trials in all, also of a search that was stopped and goes on")
+    learning_rate_range: list[float] = field(
+        default_factory=lambda: [2e-5, 5e-4], metadata={"help": "the lowest and the highest"}
+    )
+    loss_ranges: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "LOSS.PARAMETER=LOW:HIGH, such as strict_l.max_weight=2:50; without: a fifth "
+            "to five times the default of the losses' own parameters, such as strict_m_power.alpha"
+        },
+    )
+
+    def expand(self, kind: str) -> list[str]:
+        """The losses, wildcards replaced by the names that match.
+
+        Args:
+            kind: `classification` or `regression`.
+
+        Raises:
+            ValueError: If nothing of that kind matches one of them.
+        """
+        valid, found = list_losses(task=kind), []
+        for pattern in self.losses or ["*"]:
+            names = list_losses(pattern, task=kind)
+            if not names:
+                raise ValueError(
+                    f"--losses: no {kind} loss matches {pattern!r}.{nearest(pattern, valid)} "
+                    f"Choose from: {', '.join(valid)}; or give a wildcard, such as '*_l*'"
+                )
+            found += names
+        return list(dict.fromkeys(found))
+
+    def ranges(self, losses: list[str]) -> dict[str, list[float]]:
+        """Lowest and highest value of `learning_rate` and of every `LOSS.PARAMETER`.
+
+        Args:
+            losses: The losses of the search.
+
+        Raises:
+            ValueError: If a range is none, or a loss does not take the parameter or its values.
+        """
+        found = {"learning_rate": self.learning_rate_range}
+        for loss in losses:
+            for name, own in get_spec(loss).parameters.items():
+                scale = own.default - own.above
+                found[f"{loss}.{name}"] = [own.above + scale / 5, own.above + scale * 5]
+        for text in self.loss_ranges or []:
+            name, _, limits = text.partition("=")
+            loss, _, parameter = name.partition(".")
+            try:
+                low, high = map(float, limits.split(":"))
+            except ValueError:
+                raise ValueError(
+                    "--loss_ranges takes LOSS.PARAMETER=LOW:HIGH, such as "
+                    f"strict_l.max_weight=2:50, got {text!r}"
+                ) from None
+            if loss not in losses:
+                raise ValueError(
+                    f"--loss_ranges {text}: {loss!r} is not among the losses of this search."
+                    f"{nearest(loss, losses)} They are: {', '.join(losses)}"
+                )
+            for value in (low, high):
+                get_loss(loss, **{parameter: value})  # Says what is unknown or out of range.
+            found[name] = [low, high]
+        for name, limits in found.items():
+            lowest = 0 if name == "learning_rate" else -math.inf
+            if len(limits) != 2 or not lowest < limits[0] <= limits[1] < math.inf:
+                shown = " ".join(f"{value:g}" for value in limits)
+                raise ValueError(
+                    f"{name}: {shown} is no range; give the lowest and the highest value, such as "
+                    f"{'--learning_rate_range 2e-5 5e-4' if lowest == 0 else f'{name}=0.1:1'}"
+                )
+        return found

@@ -1,0 +1,137 @@
+"""The study of a search: opened, continued, and shown at the end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from output import PACKAGES
+
+from hf_losses.pool import write_json
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+NAME = "search"
+RESULT = "search.json"
+
+
+def open_study(storage: str, settings: dict[str, Any]) -> tuple[Study, list[int]]:
+    """Opens a new study, or the one that was stopped: its unfinished trials are marked as failed.
+
+    Args:
+        storage: URL of its database.
+        settings: Whatever decides what it finds, as JSON.
+
+    Returns:
+        The study, and the numbers of the trials that did not come to their end, of all starts.
+
+    Raises:
+        ValueError: If it was begun with other settings; names the differences.
+    """
+    import optuna
+
+    study = optuna.create_study(
+        storage=storage, study_name=NAME, direction="maximize", load_if_exists=True
+    )
+    before = study.user_attrs.get("settings", settings)
+    differ = [
+        f"{name} was {before.get(name, 'not given')} and is {settings.get(name, 'not given')}"
+        for name in before | settings
+        if before.get(name) != settings.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"the search there has other flags: {'; '.join(differ)}. Take those to go on with it, "
+            "or another --output_dir"
+        )
+    study.set_user_attr("settings", settings)
+    running = study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+    interrupted = [*study.user_attrs.get("interrupted", []), *(trial.number for trial in running)]
+    study.set_user_attr("interrupted", interrupted)
+    for trial in running:
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    return study, interrupted
+
+
+def arguments_of(params: dict[str, Any]) -> dict[str, Any]:
+    """Training arguments from a trial's parameters, which name a loss's own `LOSS.PARAMETER`.
+
+    Args:
+        params: They hold `loss` and `learning_rate`.
+    """
+    # A loss without parameters gets {}: Trainer turns it into the last trial's type, and there is
+    # no dict(None).
+    own = {name.partition(".")[2]: value for name, value in params.items() if "." in name}
+    return {"loss": params["loss"], "loss_kwargs": own, "learning_rate": params["learning_rate"]}
+
+
+def report(
+    study: Study, folder: Path, script: str, flags: dict[str, Any], metric: str, **facts: Any
+) -> None:
+    """Writes `search.json`, and shows the trials and the command that trains the winner.
+
+    Args:
+        study: After its trials.
+        folder: Where the file belongs.
+        script: The recipe that trains the winner.
+        flags: What it takes beside the loss, its parameters and the learning rate.
+        metric: Name of the values.
+        **facts: What else belongs into the file, such as task and model.
+
+    Raises:
+        SystemExit: If no trial came to a value.
+    """
+    trials = [
+        {"trial": trial.number, "state": trial.state.name, "value": trial.value}
+        | {"params": trial.params, "seconds": trial.duration.total_seconds()}
+        for trial in study.trials
+    ]
+    # Of equal ones the earliest is the best, as in Optuna.
+    ranked = sorted(trials, key=lambda t: math.inf if t["value"] is None else -t["value"])
+    best = ranked[0] if ranked[0]["value"] is not None else None
+    command = _command(script, best["params"], flags) if best else None
+    cuda = torch.cuda.is_available()
+    result = facts | {
+        "metric": metric,
+        "best": best,
+        "command": command,
+        "trials": trials,
+        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, "optuna")}
+        | {"python": platform.python_version()},
+        "hardware": {
+            "cpu_count": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+        },
+    }
+    write_json(folder / RESULT, result)
+    width = max(8, len(metric))
+    print(f"\ntrial  {metric:>{width}}  loss")
+    for trial in ranked:
+        value = trial["state"] if trial["value"] is None else f"{trial['value']:.4f}"
+        params = dict(trial["params"])
+        loss = params.pop("loss", "")  # A killed trial may have got none.
+        numbers = (f"{name.rpartition('.')[2]} {number:.3g}" for name, number in params.items())
+        print(f"{trial['trial']:5}  {value:>{width}}  {loss:17}  {', '.join(numbers)}")
+    print(f"\nAll of it is in {folder / RESULT}.")
+    if command is None:
+        sys.exit("No trial came to a value; its log says why.")
+    print(f"This trains the winner on all of the data:\n\n{command}")
+
+
+def _command(script: str, params: dict[str, Any], flags: dict[str, Any]) -> str:
+    found = arguments_of(params)
+    kwargs = found.pop("loss_kwargs")
+    found |= {"loss_kwargs": json.dumps(kwargs)} if kwargs else {}
+    words = ["python", script]
+    for name, value in (found | flags).items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
