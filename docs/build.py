@@ -7,6 +7,7 @@ judged by the digest of its content in its metadata, so another matplotlib does 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,32 @@ RESULTS = ROOT / "results"
 def tables() -> dict[str, str]:
     """The README's generated tables by the name in their markers."""
     fashion = (RESULTS / "fashion_mnist_one_epoch" / "table.md").read_text(encoding="utf-8")
-    return {"losses": as_markdown(list_losses()), "fashion_mnist": fashion.strip()}
+    return {
+        "losses": as_markdown(list_losses()),
+        "fashion_mnist": fashion.strip(),
+        "which_loss": which_loss(),
+    }
+
+
+def which_loss() -> str:
+    """What the comparisons under `results/which_loss` confirmed on fresh seeds."""
+    lines = [
+        "| data | loss | accuracy ± sd | difference [95 % interval] | p (Holm) | verdict |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("which_loss/*/results.json")):
+        stage = json.loads(path.read_text(encoding="utf-8"))["statistics"]["stages"][-1]
+        link = f"[{path.parent.name}](results/which_loss/{path.parent.name}/table.md)"
+        for entry in stage["losses"]:
+            found = entry["comparison"]
+            cells = ["–", "–", "baseline"]
+            if found:
+                low, high = found["interval"]
+                limits = f"{found['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+                cells = [limits, f"{found['p_holm']:.2g}", found["verdict"]]
+            mean = f"{entry['mean']:.4f} ± {entry['sd']:.4f}"
+            lines.append("| " + " | ".join([link, f"`{entry['loss']}`", mean, *cells]) + " |")
+    return "\n".join(lines).replace("-0.", "−0.")
 
 
 def readme() -> str:
