@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hf_losses.criterion import ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.linear import linear_loss
 from hf_losses.registry import LossSpec, Parameter, get_spec, list_losses, register_loss
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "compute_loss_func",
     "get_loss",
     "get_spec",
+    "linear_loss",
     "list_losses",
     "load_loss",
     "register_loss",

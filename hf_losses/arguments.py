@@ -26,6 +26,8 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         loss_warmup_steps: The same as a number of optimizer steps.
         loss_warmup_from: The loss that training begins with; None is the baseline of the task. It
             shares class weights and label smoothing with `loss`.
+        fused_linear: Trains a causal language model without its logits in memory: the last layer,
+            the loss and their gradients are made some rows at a time (see `hf_losses.linear`).
         loss_stats_steps: Every so many optimizer steps, logs quantiles over the items of that step:
             of p_y, of the margin and of the gradient weight; see `hf_losses.loss_stats`. 0: never.
         allow_loss_change: Lets training resume from a checkpoint of another loss.
@@ -60,6 +62,10 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
     loss_warmup_from: str | None = field(
         default=None,
         metadata={"help": "The loss to begin with; by default cross_entropy (regression: mse)."},
+    )
+    fused_linear: bool = field(
+        default=False,
+        metadata={"help": "Causal LMs: fuse the last layer with the loss; no logits in memory."},
     )
     loss_stats_steps: int = field(
         default=0,

@@ -29,6 +29,16 @@ LABELLERS = (
     "ForMaskedLM",
     "ForConditionalGeneration",
 )
+# Causal language models whose names do not say so: transformers calls their loss None, and takes
+# that of causal language models.
+CAUSAL = (
+    "BertGenerationDecoder",
+    "BertLMHeadModel",
+    "CTRLLMHeadModel",
+    "GPT2LMHeadModel",
+    "OpenAIGPTLMHeadModel",
+    "ReformerModelWithLMHead",
+)
 
 
 def check_head(model: Any, label_names: list[str]) -> None:
@@ -72,6 +82,11 @@ def settle_problem_type(model: Any, labels: Tensor) -> None:
     if _is_classifier(model) and model.config.problem_type is None:
         many = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
         model.config.problem_type = REGRESSION if model.config.num_labels == 1 else many
+
+
+def is_causal(model: Any) -> bool:
+    """Whether a model, without wrappers, learns the next token from labels that are not shifted."""
+    return _loss_type(model) == "ForCausalLM"
 
 
 def builtin_loss(model: Any) -> str:
@@ -165,7 +180,10 @@ def _task(problem: str | None) -> str:
 
 
 def _loss_type(model: Any) -> str | None:
-    return getattr(model, "loss_type", None)
+    own = getattr(model, "loss_type", None)
+    if own is None and {cls.__name__ for cls in type(model).__mro__} & {*CAUSAL}:
+        return "ForCausalLM"
+    return own
 
 
 def _is_classifier(model: Any) -> bool:

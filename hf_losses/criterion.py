@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_losses import functional  # noqa: F401  (registers the losses)
+from hf_losses.fused import DTYPES, Fused, Kernel, full, sparse
 from hf_losses.margin import class_margin, class_margins, poison
 from hf_losses.registry import LossSpec, as_number, get_spec, nearest
 
@@ -82,9 +83,8 @@ def _weight_boundary(function: ScalarFunction, max_weight: float) -> float:
     return high
 
 
-def _bounded(function: ScalarFunction, max_weight: float) -> ScalarFunction:
+def _bounded(function: ScalarFunction, max_weight: float, boundary: float) -> ScalarFunction:
     """The function with its gradient weight capped: linear in log p, slope `max_weight`, beyond."""
-    boundary = _weight_boundary(function, max_weight)
     if boundary == -math.inf:
         return function
 
@@ -133,12 +133,12 @@ class _Loss(nn.Module):
         out: Tensor = node.apply(x, self._function)  # type: ignore[no-untyped-call]
         return out
 
-    def _reduce(self, losses: Tensor, count: Tensor) -> Tensor:
+    def _reduce(self, losses: Tensor, own: Tensor, count: Tensor | float | None) -> Tensor:
         if self.reduction == "none":
             return losses
         if self.reduction == "sum":
             return losses.sum()
-        return losses.sum() / torch.where(count == 0, 1, count)
+        return losses.sum() / (_at_least_one(own) if count is None else count)
 
     def extra_repr(self) -> str:
         """The configuration, for `print(loss)`."""
@@ -147,7 +147,20 @@ class _Loss(nn.Module):
 
 def _accurate(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.to(_accurate_dtype(x))
+
+
+def _accurate_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def _at_least_one(count: Tensor) -> Tensor:
+    return torch.where(count == 0, 1, count)
+
+
+def _one_hot(z: Tensor, target: Tensor) -> Tensor:
+    # scatter rather than F.one_hot: torch.func.vmap takes it too.
+    return torch.zeros_like(z).scatter(-1, target.unsqueeze(-1), 1.0)
 
 
 class ClassificationLoss(_Loss):
@@ -165,6 +178,9 @@ class ClassificationLoss(_Loss):
             exceed this, the loss goes on linearly in log p with this slope: finite, and never a
             zero gradient. The weights of the other losses are bounded by themselves at small p.
         problem_type: `single_label_classification` or `multi_label_classification`.
+        overwrite_logits: Allows the loss to leave anything in the logits after it was computed with
+            gradients: less time and memory for training steps that need them no more. PyTorch says
+            so if a backward pass would have needed them.
         **params: The loss's own parameters, such as `alpha`.
 
     Raises:
@@ -179,6 +195,7 @@ class ClassificationLoss(_Loss):
         "label_smoothing",
         "max_weight",
         "problem_type",
+        "overwrite_logits",
     )
     weight: Tensor | None
 
@@ -192,6 +209,7 @@ class ClassificationLoss(_Loss):
         label_smoothing: float = 0.0,
         max_weight: float = 1e4,
         problem_type: str = SINGLE_LABEL,
+        overwrite_logits: bool = False,
         **params: Any,
     ) -> None:
         """See the class."""
@@ -217,8 +235,24 @@ class ClassificationLoss(_Loss):
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.problem_type = problem_type
+        self.overwrite_logits = overwrite_logits
+        self.kernel: Kernel | None = self._fused_kernel()
+
+    def _fused_kernel(self) -> Kernel | None:
+        """How the loss is made straight from logits; None if there is no such way."""
+        boundary = -math.inf
         if self.spec.kind == "strict":
-            self._function = _bounded(self._function, self.max_weight)
+            boundary = _weight_boundary(self._function, self.max_weight)
+            self._function = _bounded(self._function, self.max_weight, boundary)
+        if self.label_smoothing or self.problem_type != SINGLE_LABEL:
+            return None
+        if not self.spec.is_full:
+            return functools.partial(sparse, function=self._function)
+        # Of the wrong classes, only the top one may lie beyond the bound.
+        if self.spec.wrong_class_function is None or boundary > 0:
+            return None
+        wrong = functools.partial(self.spec.wrong_class_function, **self.params)
+        return functools.partial(full, function=self._function, wrong=wrong)
 
     def _options(self) -> dict[str, Any]:
         options = super()._options()
@@ -235,13 +269,16 @@ class ClassificationLoss(_Loss):
             options["problem_type"] = self.problem_type
         return options
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, count: Tensor | float | None = None
+    ) -> Tensor:
         """Computes the loss.
 
         Args:
             logits: `[..., C]`, any floating dtype; computed in float32 (float64 stays).
             target: `[...]` integer class indices, or `[..., C]` floating probabilities; for
                 multi-label problems `[..., C]` in [0, 1], any dtype.
+            count: What a mean divides by; None: as told of `weight` above.
 
         Returns:
             A scalar, or with `reduction="none"` one value per item: `[...]`, and `[..., C]` for
@@ -250,34 +287,36 @@ class ClassificationLoss(_Loss):
         Raises:
             ValueError: If shapes or dtypes do not fit, or a class index is out of range.
         """
-        z = _accurate(logits)
-        weight = None if self.weight is None else self.weight.to(z)
-        if weight is not None and weight.shape != z.shape[-1:]:
-            raise ValueError(
-                f"weight has {weight.numel()} entries, one per class, for logits of shape "
-                f"{tuple(z.shape)}"
-            )
+        shape = tuple(logits.shape)
+        weight = self.weight
+        if weight is not None:
+            if weight.shape != logits.shape[-1:]:
+                raise ValueError(
+                    f"weight has {weight.numel()} entries, one per class, for logits of shape "
+                    f"{shape}"
+                )
+            weight = weight.to(logits.device, _accurate_dtype(logits))
         if self.problem_type == MULTI_LABEL:
-            return self._multi_label(z, target, weight)
-        if z.dim() == 0 or z.shape[-1] < 2:
+            return self._multi_label(_accurate(logits), target, weight, count)
+        if len(shape) == 0 or shape[-1] < 2:
             raise ValueError(
-                f"logits of shape {tuple(z.shape)} have fewer than two classes; for a single "
+                f"logits of shape {shape} have fewer than two classes; for a single "
                 "yes/no output set problem_type='multi_label_classification', for a number "
                 "use a regression loss such as 'mse'"
             )
-        if target.is_floating_point() and target.shape == z.shape:
-            return self._probabilities(z, target, weight)
-        if target.is_floating_point() or target.dtype == torch.bool or target.shape != z.shape[:-1]:
+        if target.is_floating_point() and target.shape == shape:
+            return self._probabilities(_accurate(logits), target, weight, count)
+        if target.is_floating_point() or target.dtype == torch.bool or target.shape != shape[:-1]:
             raise ValueError(
                 f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit "
-                f"logits of shape {tuple(z.shape)}: give integer class indices of shape "
-                f"{tuple(z.shape[:-1])}, or floating probabilities of shape {tuple(z.shape)}"
+                f"logits of shape {shape}: give integer class indices of shape "
+                f"{shape[:-1]}, or floating probabilities of shape {shape}"
             )
         try:
-            return self._class_indices(z, target.long(), weight)
+            return self._class_indices(logits, target.long(), weight, count)
         except RuntimeError as error:
             # Asking first would make every step on a GPU wait; there, the device itself asserts.
-            self.check_indices(target, z.shape[-1], error)
+            self.check_indices(target, shape[-1], error)
             raise
 
     def check_indices(self, target: Tensor, classes: int, cause: Exception) -> None:
@@ -290,29 +329,77 @@ class ClassificationLoss(_Loss):
                 f"out with {self.ignore_index}"
             ) from cause
 
-    def _class_indices(self, z: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        keep = target != self.ignore_index
-        target = target.where(keep, 0)
-        # gather and scatter rather than weight[target] and F.one_hot: torch.func.vmap takes both.
-        index = target.unsqueeze(-1)
-        of_item = keep.to(z.dtype)
-        if weight is not None:
-            of_item = of_item * weight.expand_as(z).gather(-1, index).squeeze(-1)
-        if self.label_smoothing or self.spec.is_full:
-            share = torch.zeros_like(z).scatter(-1, index, 1.0).where(keep.unsqueeze(-1), 0.0)
-            losses = self._all_classes(z, self._smooth(share), weight)
+    def _class_indices(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
+    ) -> Tensor:
+        given = target
+        target, of_item = self.weigh(target, weight, _accurate_dtype(logits))
+        if self._is_fused(logits):
+            return self._fused(logits, target, of_item, count)
+        z = _accurate(logits)
+        if self.label_smoothing:
+            keep = (given != self.ignore_index).unsqueeze(-1)
+            share = self._smooth(_one_hot(z, target).where(keep, 0.0))
+            losses = self._all_classes(z, share, weight)
         else:
-            # An ignored item must not send back 0 · inf either, hence the where inside.
-            losses = of_item * self._scalar(class_margin(z, target).where(keep, 0.0))
-        return self._reduce(losses, of_item.sum())
+            losses = self._one_by_one(z, target, of_item)
+        return self._reduce(losses, of_item.sum(), count)
 
-    def _probabilities(self, z: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    def weigh(
+        self, target: Tensor, weight: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The targets with 0 for ignored ones, and what each of them weighs: 0 for those."""
+        ignored = target == self.ignore_index
+        target = target.masked_fill(ignored, 0)
+        of_item = (~ignored).to(dtype)
+        if weight is not None:
+            # gather rather than weight[target]: torch.func.vmap takes it too.
+            of_item = of_item * weight.gather(0, target.reshape(-1)).reshape(target.shape)
+        return target, of_item
+
+    def _one_by_one(self, logits: Tensor, target: Tensor, of_item: Tensor) -> Tensor:
+        """The losses of the items, times their weights, as PyTorch differentiates them."""
+        z = _accurate(logits)
+        counts = of_item != 0
+        if self.spec.is_full:
+            share = _one_hot(z, target).where(counts.unsqueeze(-1), 0.0)
+            return of_item * self._all_classes(z, share, None)
+        # An ignored item must not send back 0 · inf either, hence the where inside.
+        return of_item * self._scalar(class_margin(z, target).where(counts, 0.0))
+
+    def _is_fused(self, logits: Tensor) -> bool:
+        """Whether value and gradient are made straight from the logits: the one place to decide."""
+        return (
+            self.kernel is not None
+            and logits.dtype in DTYPES
+            and not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+        )
+
+    def _fused(
+        self, logits: Tensor, target: Tensor, of_item: Tensor, count: Tensor | float | None
+    ) -> Tensor:
+        scale = of_item
+        if self.reduction == "mean":
+            scale = of_item / (_at_least_one(of_item.sum()) if count is None else count)
+        differentiate = torch.is_grad_enabled() and logits.requires_grad
+        options = (self.reduction != "none", differentiate, self.overwrite_logits)
+        out: Tensor = Fused.apply(  # type: ignore[no-untyped-call]
+            logits, target, scale, self.kernel, self._one_by_one, options
+        )
+        return out
+
+    def _probabilities(
+        self, z: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
+    ) -> Tensor:
         keep = target[..., 0] != self.ignore_index
         share = self._smooth(target.to(z.dtype).where(keep.unsqueeze(-1), 0.0))
         losses = self._all_classes(z, share, weight)
-        return self._reduce(losses, keep.sum())
+        return self._reduce(losses, keep.sum(), count)
 
-    def _multi_label(self, z: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    def _multi_label(
+        self, z: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
+    ) -> Tensor:
         if target.shape != z.shape:
             raise ValueError(
                 f"multi-label targets must have the logits' shape {tuple(z.shape)}, "
@@ -323,7 +410,7 @@ class ClassificationLoss(_Loss):
         yes = yes * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = self._mix(z.where(keep, 0.0), yes, 1 - yes) + poison(z)
         losses = losses if weight is None else losses * weight
-        return self._reduce(losses.where(keep, 0.0), keep.sum())
+        return self._reduce(losses.where(keep, 0.0), keep.sum(), count)
 
     def _smooth(self, share: Tensor) -> Tensor:
         total = share.sum(-1, keepdim=True) if self.label_smoothing else 0.0
@@ -363,13 +450,16 @@ class RegressionLoss(_Loss):
         """See the class."""
         super().__init__(name, reduction, params)
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, prediction: Tensor, target: Tensor, count: Tensor | float | None = None
+    ) -> Tensor:
         """Computes the loss.
 
         Args:
             prediction: `[...]` or `[..., 1]`, any floating dtype; computed in float32 (float64
                 stays).
             target: `[...]`, the same shape up to a trailing 1, any real dtype.
+            count: What a mean divides by; None: the number of items.
 
         Returns:
             A scalar, or with `reduction="none"` one value per number in the target's shape.
@@ -386,7 +476,7 @@ class RegressionLoss(_Loss):
                 f"target of shape {tuple(target.shape)}"
             )
         losses = self._scalar(x - target.to(x.dtype))
-        return self._reduce(losses, torch.tensor(losses.numel(), device=x.device))
+        return self._reduce(losses, torch.tensor(losses.numel(), device=x.device), count)
 
 
 def get_loss(name: str, **params: Any) -> ClassificationLoss | RegressionLoss:

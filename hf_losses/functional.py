@@ -77,11 +77,26 @@ def strict_l(m: Tensor) -> Pair:
     return q * q / (root * (1 + root)), -q * q / (p.sqrt() * (1 + q) ** 1.5)
 
 
+def strict_m_wrong(q: Tensor) -> Pair:
+    """q/(1 - q) = t, which is its own derivative by the margin; t/(1 - q) = t + t²."""
+    t = q / (1 - q)
+    return t, torch.addcmul(t, t, t)
+
+
+def strict_l_wrong(q: Tensor) -> Pair:
+    """1/sqrt(1 - q²) - 1 = g/(1 + r) with r = 1/sqrt(1 - q²) and g = q²r²; the slope is g·r."""
+    square = q * q
+    r = (1 - square).rsqrt_()
+    g = square.mul_(r).mul_(r)
+    return g / (1 + r), g * r
+
+
 register_loss(
     "strict_m_full",
     kind="strict",
     formula="1/p - 1",
     wrong_class_formula="q/(1 - q)",
+    wrong_class_function=strict_m_wrong,
     reference=f"{PAPER} (CustomMFullLoss)",
 )(strict_m)
 
@@ -90,6 +105,7 @@ register_loss(
     kind="strict",
     formula="1/sqrt(p*(2 - p)) - 1",
     wrong_class_formula="1/sqrt(1 - q**2) - 1",
+    wrong_class_function=strict_l_wrong,
     reference=f"{PAPER} (CustomLFullLoss, less its constant 1)",
 )(strict_l)
 

@@ -25,18 +25,19 @@ from hf_losses.criterion import (
 
 IGNORE = -100
 
-SumFunction = Callable[[Tensor, Tensor], Tensor]
+# Of logits, labels and the number to divide the sum by.
+SumFunction = Callable[[Tensor, Tensor, Tensor | float], Tensor]
 
 
 def sum_over_items(loss: Callable[..., Tensor]) -> SumFunction:
-    """Makes of any loss the sum over the items of a batch.
+    """Makes of any loss the sum over the items of a batch, divided by a given number.
 
     Args:
         loss: A loss of this project, a loss module of PyTorch, or a callable `loss(logits, labels)`
             that returns a mean over the items that are not -100, or one value per item.
 
     Returns:
-        A function of logits and labels that returns a scalar.
+        A function of logits, labels and the divisor that returns a scalar.
 
     Raises:
         ValueError: If the loss sums already, or normalises by something else than the items.
@@ -59,32 +60,34 @@ def sum_over_items(loss: Callable[..., Tensor]) -> SumFunction:
     if isinstance(loss, ClassificationLoss) and loss.spec.name == "cross_entropy":
         return _cross_entropy(loss)
     if isinstance(loss, ClassificationLoss | RegressionLoss):
-        return _with_sum(loss)
+        mean: SumFunction = _reduced(loss, "mean")
+        return mean
     if isinstance(loss, nn.modules.loss._Loss):
-        return _on_flat(_with_sum(loss))
-    return _on_flat(_scaled_to_sum(loss))
+        return _divided(_reduced(loss, "sum"))
+    return _divided(_scaled_to_sum(loss))
 
 
-def _with_sum(loss: nn.Module) -> SumFunction:
-    summed: Any = copy.copy(loss)
-    summed.reduction = "sum"
-    return summed  # type: ignore[no-any-return]
+def _reduced(loss: nn.Module, reduction: str) -> Any:
+    again: Any = copy.copy(loss)
+    again.reduction = reduction
+    return again
 
 
 def _cross_entropy(loss: ClassificationLoss) -> SumFunction:
-    own = _with_sum(loss)
+    own = _reduced(loss, "mean")
     kernel = nn.CrossEntropyLoss(loss.weight, reduction="sum", label_smoothing=loss.label_smoothing)
 
-    def summed(logits: Tensor, labels: Tensor) -> Tensor:
+    def summed(logits: Tensor, labels: Tensor, divisor: Tensor | float) -> Tensor:
         if labels.is_floating_point() or loss.problem_type == MULTI_LABEL:
-            return own(logits, labels)
+            mean: Tensor = own(logits, labels, divisor)
+            return mean
         # PyTorch's kernel, so that the baseline is the stock Trainer's to the last bit.
         try:
             value: Tensor = kernel(*_flat(logits.float(), labels))
         except IndexError as error:
             loss.check_indices(labels, logits.shape[-1], error)
             raise
-        return value
+        return value / divisor
 
     return summed
 
@@ -95,11 +98,11 @@ def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits.squeeze(-1) if logits.shape == (*labels.shape, 1) else logits, labels
 
 
-def _on_flat(function: Callable[..., Tensor]) -> SumFunction:
-    return lambda logits, labels: function(*_flat(logits, labels))
+def _divided(function: Callable[..., Tensor]) -> SumFunction:
+    return lambda logits, labels, divisor: function(*_flat(logits, labels)) / divisor
 
 
-def _scaled_to_sum(loss: Callable[..., Tensor]) -> SumFunction:
+def _scaled_to_sum(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def summed(logits: Tensor, labels: Tensor) -> Tensor:
         value = loss(logits, labels)
         return value.sum() if value.dim() else value * item_count(logits, labels, None, loss)
@@ -184,6 +187,6 @@ def compute_loss_func(
             # Under DataParallel the count comes once per GPU, and the stock Trainer multiplies the
             # loss by their number although it was computed on all outputs at once.
             num_items_in_batch = num_items_in_batch.flatten()[0] * num_items_in_batch.numel()
-        return summed(logits, labels) / item_count(logits, labels, num_items_in_batch, loss)
+        return summed(logits, labels, item_count(logits, labels, num_items_in_batch, loss))
 
     return compute

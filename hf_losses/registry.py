@@ -57,6 +57,9 @@ class LossSpec:
             accurate in float32 for every finite x.
         weight_formula: The gradient weight w(p) = p·|dl/dp|, in Python syntax; may be empty.
         wrong_class_formula: What every wrong class of probability `q` adds (the full forms only).
+        wrong_class_function: `wrong_class_function(q, **parameters) -> (value, slope)`, the same
+            for q <= 1/2, element-wise: the value, and its derivative by the class's margin over
+            1 - q. Without it a full form works, but slowly where there are many classes.
         parameters: The loss's own parameters by name.
         reference: Where the formula comes from.
     """
@@ -68,6 +71,7 @@ class LossSpec:
     function: Callable[..., Any]
     weight_formula: str = ""
     wrong_class_formula: str = ""
+    wrong_class_function: Callable[..., Any] | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
     reference: str = ""
 

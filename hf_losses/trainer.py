@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,13 @@ from hf_losses.choice import (
     check_fit,
     check_head,
     choose_loss,
+    is_causal,
     problem_type,
     settle_problem_type,
 )
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.gradients import NonfiniteSteps
+from hf_losses.linear import HiddenStates, check_linear, linear_of_head, plain_head
 from hf_losses.loss_stats import LossStats, check_stats, stats_due
 from hf_losses.model_card import write_card
 from hf_losses.normalise import (
@@ -90,7 +93,8 @@ class LossMixin(_Base):  # type: ignore[misc]
             get_spec(loss)  # Before the trainer makes folders, or a repository on the Hub.
         self._given_loss = loss
         self._built: tuple[Any, Any, SumFunction] | None = None
-        self._first: tuple[Any, SumFunction] | None = None
+        self._first: tuple[Any, Any, SumFunction] | None = None
+        self._fused_head: Any = None  # While a step is computed without logits.
         self._neutral_losses: list[Tensor] | None = None
         self._neutral_of_batch: Tensor | None = None
         self._bins: Tensor | None = None
@@ -104,6 +108,12 @@ class LossMixin(_Base):  # type: ignore[misc]
         check_stats(self.args, self.criterion)
         if target_share(self.args, 0, 1) is not None:
             self._first_loss()
+            if getattr(self.criterion, "overwrite_logits", False):
+                raise ValueError(
+                    "overwrite_logits leaves nothing for the other loss of a warm-up: keep one"
+                )
+        if getattr(self.args, "fused_linear", False):
+            self._check_fused_linear()
         # Trainer counts the items of a step only for a loss function that is set here.
         self.compute_loss_func = self._loss_of_outputs
 
@@ -138,7 +148,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             self._built = (key, criterion, sum_over_items(criterion))
         return self._built[1:]
 
-    def _first_loss(self) -> SumFunction:
+    def _first_loss(self) -> tuple[Any, SumFunction]:
         """What a loss warm-up begins with: it shares class weights and smoothing with the loss."""
         criterion = self.criterion
         key = (criterion, getattr(self.args, "loss_warmup_from", None))
@@ -149,8 +159,8 @@ class LossMixin(_Base):  # type: ignore[misc]
                 options.pop(own, None)
             first = get_loss(key[1] or self._neutral_name(), **options).to(self.args.device)
             check_fit(first, self._core())
-            self._first = (key, sum_over_items(first))
-        return self._first[1]
+            self._first = (key, first, sum_over_items(first))
+        return self._first[1:]
 
     def _core(self) -> Any:
         """The model without wrappers and adapters."""
@@ -191,6 +201,29 @@ class LossMixin(_Base):  # type: ignore[misc]
         if not self.label_names:
             self.label_names = ["labels"]  # The model itself never sees them.
         check_head(self._core(), self.label_names)
+        # Trainer asks transformers' name of the loss, which GPT-2 and others do not have.
+        self._loss_shifts_labels |= is_causal(self._core())
+
+    def _check_fused_linear(self) -> None:
+        core = self._core()
+        if not is_causal(core):
+            raise ValueError(
+                f"fused_linear is for causal language models, not {type(core).__name__}: switch it "
+                "off"
+            )
+        check_linear(self.criterion)
+        plugin = self.accelerator.state.deepspeed_plugin
+        for what, present in (
+            ("loss_stats_steps, which needs the logits", self.args.loss_stats_steps),
+            ("torch_compile", self.args.torch_compile),
+            ("DataParallel (start one process per GPU)", self.args.n_gpu > 1),
+            ("FSDP, which shards the head", self.is_fsdp_enabled),
+            ("DeepSpeed's ZeRO-3, which shards the head", plugin and plugin.zero_stage == 3),
+            ("tensor parallelism, which shards the head", self.get_tp_size() > 1),
+        ):
+            if present:
+                raise ValueError(f"fused_linear does not work with {what}: switch one of them off")
+        plain_head(core)
 
     # ---- Computing it ------------------------------------------------------------------------
 
@@ -237,7 +270,10 @@ class LossMixin(_Base):  # type: ignore[misc]
                 inputs["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(
                     labels=labels
                 )
-        outputs = model(**inputs)
+        fuses = getattr(self.args, "fused_linear", False) and self.model.training
+        self._fused_head = core.get_output_embeddings() if fuses and not return_outputs else None
+        with HiddenStates(self._fused_head) if self._fused_head else nullcontext():
+            outputs = model(**inputs)
         if torch.is_tensor(outputs):
             outputs = (outputs,)  # Of a user's own module.
         if shifted is None:
@@ -250,8 +286,8 @@ class LossMixin(_Base):  # type: ignore[misc]
     def _loss_of_outputs(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None
     ) -> Tensor:
-        criterion, summed = self._loss()
-        logits = logits_of(outputs)
+        criterion = self.criterion
+        logits = logits_of(outputs)  # Of a fused head, hidden states.
         if logits.dim() == 3 and labels.dim() == 2 and self._has_virtual_tokens():
             logits = logits[:, -labels.shape[1] :]
         items = num_items_in_batch
@@ -265,38 +301,40 @@ class LossMixin(_Base):  # type: ignore[misc]
             logits, labels = logits[:rows], labels[:rows]
             items = self.accelerator.reduce(labels.ne(IGNORE).sum())
         count = item_count(logits, labels, items, criterion)
+        if rows is None and num_items_in_batch is None:
+            if self.model.training:
+                count = count * self.current_gradient_accumulation_steps
+        elif rows is None and self.args.average_tokens_across_devices:
+            # The count is over all processes, but their gradients are averaged.
+            count = count / (self.accelerator.num_processes // self.get_tp_size())
 
-        def of_step(summed: SumFunction) -> Tensor:
-            if rows is not None:
-                # One mean for all: processes with fewer rows, or none, must not weigh as much.
-                own = summed(logits, labels) if rows else logits.float().sum()
-                mean: Tensor = self.accelerator.reduce(own) / count
-                return mean
-            loss: Tensor = summed(logits, labels) / count
-            if num_items_in_batch is None:
-                steps = self.current_gradient_accumulation_steps if self.model.training else 1
-                return loss / steps
-            if self.args.average_tokens_across_devices:
-                # The count is over all processes, but their gradients are averaged.
-                loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-            return loss
+        def of_step(criterion: Any, summed: SumFunction) -> Tensor:
+            if self._fused_head is not None:
+                return linear_of_head(logits, self._fused_head, labels, criterion, count)
+            if rows is None:
+                return summed(logits, labels, count)
+            # One mean for all: processes with fewer rows, or none, must not weigh as much.
+            own = summed(logits, labels, 1) if rows else logits.float().sum()
+            mean: Tensor = self.accelerator.reduce(own) / count
+            return mean
 
+        if self.model.training and stats_due(self.args, self.state.global_step + 1):
+            self._stats.add(criterion, logits, labels)
         share = None
         if self.model.training:
             share = target_share(self.args, self.state.global_step, self.state.max_steps)
         if share == 0:
-            loss = of_step(self._first_loss())
+            loss = of_step(*self._first_loss())
         else:
-            loss = of_step(summed)
+            loss = of_step(*self._loss())
             if share is not None and share < 1:
-                loss = share * loss + (1 - share) * of_step(self._first_loss())
+                loss = share * loss + (1 - share) * of_step(*self._first_loss())
         self._batch_has_loss = True
-        if self.model.training and stats_due(self.args, self.state.global_step + 1):
-            self._stats.add(criterion, logits, labels)
         if self._neutral_losses is not None:
             neutral = self._neutral()
             same = neutral.config == self.loss_config
-            self._neutral_of_batch = (loss if same else of_step(sum_over_items(neutral))).detach()
+            found = loss if same else of_step(neutral, sum_over_items(neutral))
+            self._neutral_of_batch = found.detach()
             one_of_many = neutral.spec.task == "classification" and not labels.is_floating_point()
             if one_of_many and logits.dim() == 2 and labels.dim() == 1:
                 bins = calibration_bins(logits.detach(), labels)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from reference.oracle import loss_and_gradient
-from transformers import BertForTokenClassification
+from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from hf_losses import LossTrainer, list_losses
 
@@ -138,3 +138,29 @@ def test_evaluation_reports_what_the_oracle_says(loss, head):
             total, _, items = exact(name, logits, labels)
             mean += len(labels) / ROWS * total / items
         assert metrics[key] == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gpt2_learns_the_next_token_though_its_name_does_not_say_so(masked, tmp_path):
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=tiny.VOCABULARY,
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+            initializer_range=0.3,
+        )
+    )
+    rows = tiny.texts(8, tiny.some_next_tokens if masked else lambda generator, ids: ids)
+    args = tiny.arguments(tmp_path, loss="cross_entropy", per_device_eval_batch_size=8)
+    trainer = LossTrainer(model=model, args=args, train_dataset=rows, eval_dataset=rows)
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    with torch.no_grad():
+        built_in = model.eval()(**batch).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(built_in, rel=1e-6)
+    args = tiny.arguments(tmp_path, loss="cross_entropy", max_steps=1)
+    trainer = LossTrainer(model=model, args=args, train_dataset=rows)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(built_in, abs=1e-4)

@@ -18,7 +18,9 @@ MATHS = {
     "registry": set(),
     "margin": {"torch"},
     "functional": {"torch", "registry", "margin"},
-    "criterion": {"torch", "functional", "margin", "registry"},
+    "fused": {"torch"},
+    "criterion": {"torch", "functional", "fused", "margin", "registry"},
+    "linear": {"torch", "criterion", "fused"},
 }
 TRAINING = {
     "schedule": {"registry"},

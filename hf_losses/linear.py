@@ -1,0 +1,250 @@
+"""A loss straight from hidden states and the weight of the last layer, for large vocabularies.
+
+Projection, loss and gradients are made some rows at a time, so that the logits of all rows never
+exist. Only rows with a label are projected.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_losses.criterion import ClassificationLoss, get_loss
+from hf_losses.fused import DTYPES, Kernel
+
+ROWS = 512  # Fewer take less memory, and more time for the matrix products.
+
+
+class _Linear(torch.autograd.Function):
+    """Sum of scaled losses of rows of hidden states."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        scale: Tensor,
+        kernel: Kernel,
+        differentiate: bool,
+    ) -> Tensor:
+        """The loss, and the gradients that backward will hand over."""
+        needs = [differentiate and needed for needed in ctx.needs_input_grad[:3]]
+        of_hidden = torch.empty_like(hidden) if needs[0] else None
+        # Half precision would lose what single chunks add.
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
+        of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        p = hidden.new_empty(min(ROWS, len(hidden)), len(weight), dtype=torch.float32)
+        logits = torch.empty_like(p, dtype=hidden.dtype)
+        for start in range(0, len(hidden), ROWS):
+            part = slice(start, start + ROWS)
+            rows, z, gradient = (
+                hidden[part],
+                logits[: len(hidden) - start],
+                p[: len(hidden) - start],
+            )
+            if bias is None:
+                torch.mm(rows, weight.T, out=z)
+            else:
+                torch.addmm(bias, rows, weight.T, out=z)
+            values = kernel(z, gradient, target[part], scale[part] if any(needs) else None)
+            total += values @ scale[part]
+            if not any(needs):
+                continue
+            if of_bias is not None:
+                of_bias += gradient.sum(0)
+            gradient = gradient.to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(gradient, weight, out=of_hidden[part])
+            if of_weight is not None:
+                if of_weight.dtype == hidden.dtype:
+                    of_weight.addmm_(gradient.T, rows)
+                else:
+                    of_weight += gradient.T @ rows
+        ctx.gradients = of_hidden, of_weight, of_bias
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients made in forward, once."""
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the gradients of this loss were made in the forward pass and are used up: compute "
+                "the loss again for another backward pass"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        if grads[0].device.type != "cpu" or grads[0].item() != 1:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(grads[0])
+        of_each = (
+            None if gradient is None else gradient.to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        return (*of_each, None, None, None, None)
+
+
+def linear_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    loss: str | ClassificationLoss = "cross_entropy",
+    bias: Tensor | None = None,
+    count: Tensor | float | None = None,
+    **params: Any,
+) -> Tensor:
+    """The loss of `hidden @ weight.T + bias`, without its logits in memory.
+
+    Args:
+        hidden: `[..., H]`, float32, bfloat16 or float16.
+        weight: `[C, H]`, the same dtype; the weight of `nn.Linear(H, C)`.
+        target: `[...]`, integer class indices; ignored ones are not even projected.
+        loss: A registered name, or what `get_loss` made of one.
+        bias: `[C]` or None.
+        count: What a mean divides by; None: the number of targets that are not ignored, or the sum
+            of their class weights.
+        **params: Of the loss, as for `get_loss`, if it is given by name.
+
+    Returns:
+        A scalar, float32. Its gradients are made in the forward pass, once: there is no second
+        derivative, and no second backward through the same graph.
+
+    Raises:
+        ValueError: If the loss is not one that can be made so (several labels per example,
+            smoothing, a regression loss, `reduction="none"`), or shapes or dtypes do not fit.
+
+    Example:
+        >>> linear_loss(hidden, model.lm_head.weight, labels, loss="strict_m_power", alpha=0.3)
+    """
+    criterion: Any = get_loss(loss, **params) if isinstance(loss, str) else loss
+    check_linear(criterion)
+    if params and not isinstance(loss, str):
+        raise ValueError(f"parameters {params} need a loss given by name, not {loss!r}")
+    if hidden.dtype not in DTYPES or weight.dtype != hidden.dtype:
+        raise ValueError(
+            f"hidden is {hidden.dtype} and weight {weight.dtype}; both must be the same, one of "
+            f"{', '.join(map(str, DTYPES))} (for float64 take get_loss of the logits)"
+        )
+    if weight.dim() != 2 or hidden.shape[-1:] != weight.shape[1:]:
+        raise ValueError(
+            f"hidden of shape {tuple(hidden.shape)} does not fit weight of shape "
+            f"{tuple(weight.shape)}: give [..., H] and [C, H]"
+        )
+    if target.shape != hidden.shape[:-1] or target.is_floating_point():
+        raise ValueError(
+            f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit hidden "
+            f"of shape {tuple(hidden.shape)}: give class indices, {tuple(hidden.shape[:-1])}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias of shape {tuple(bias.shape)} does not fit {len(weight)} classes")
+    if criterion.weight is not None and criterion.weight.shape != weight.shape[:1]:
+        raise ValueError(
+            f"the loss has {criterion.weight.numel()} class weights for {len(weight)} classes"
+        )
+    flat = target.flatten().long()
+    kept = (flat != criterion.ignore_index).nonzero().squeeze(-1)
+    labels, of_item = criterion.weigh(flat[kept], criterion.weight, torch.float32)
+    if criterion.reduction == "mean":
+        total = of_item.sum()
+        of_item = of_item / (torch.where(total == 0, 1, total) if count is None else count)
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    rows = rows if len(kept) == len(flat) else rows[kept]
+    with torch.autocast(hidden.device.type, enabled=False):
+        try:
+            out: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
+                rows, weight, bias, labels, of_item, criterion.kernel, torch.is_grad_enabled()
+            )
+        except RuntimeError as error:
+            criterion.check_indices(flat, len(weight), error)
+            raise
+    return out
+
+
+def check_linear(criterion: Any) -> None:
+    """Raises a ValueError unless a loss can be made straight from hidden states.
+
+    Args:
+        criterion: Any loss.
+    """
+    kernel = getattr(criterion, "kernel", None)
+    if kernel is None or getattr(criterion, "reduction", None) == "none":
+        raise ValueError(
+            f"{criterion!r} cannot be fused with the last layer: that takes a classification loss "
+            "of this project for class indices, without label smoothing, with reduction 'mean' or "
+            "'sum' (and for strict_l_full and strict_m_full a max_weight above 2)"
+        )
+
+
+def plain_head(model: Any) -> Any:
+    """The last layer of a causal language model, if its logits are nothing but that layer's output.
+
+    Args:
+        model: The model without wrappers.
+
+    Returns:
+        The `nn.Linear`.
+
+    Raises:
+        ValueError: If something else makes the logits, such as soft-capping or a scaled output.
+    """
+    name, head = type(model).__name__, model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        raise ValueError(
+            f"fused_linear needs a model whose head is a plain linear layer; that of {name} is "
+            f"{type(head).__name__}: switch it off (with PEFT, adapt the body alone)"
+        )
+    outputs = []
+    hook = head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+            logits = model(input_ids=ids).logits
+    finally:
+        hook.remove()
+        model.train(training)
+    if len(outputs) != 1 or logits is not outputs[0]:
+        raise ValueError(
+            f"fused_linear cannot be used with {name}: it changes what its head puts out (such as "
+            "by soft-capping or scaling), so the loss needs the logits themselves; switch it off"
+        )
+    return head
+
+
+class HiddenStates:
+    """Within this context the head puts out the hidden states that it is given.
+
+    Args:
+        head: The last layer, as `plain_head` returns it.
+    """
+
+    def __init__(self, head: Any) -> None:
+        """See the class."""
+        self.head = head
+
+    def __enter__(self) -> None:
+        self.head.forward = lambda hidden: hidden
+
+    def __exit__(self, *_: Any) -> None:
+        del self.head.forward
+
+
+def linear_of_head(
+    hidden: Tensor, head: Any, target: Tensor, criterion: ClassificationLoss, count: Any
+) -> Tensor:
+    """`linear_loss` of a layer; under autocast in the dtype that the layer would compute in."""
+    weight, bias = head.weight, head.bias
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    return linear_loss(hidden, weight, target, loss=criterion, bias=bias, count=count)

@@ -1,0 +1,273 @@
+"""The last layer fused with the loss: the same numbers, and no logits of all rows."""
+
+import functools
+
+import peft
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, set_seed
+
+from hf_losses import LossTrainer, get_loss, linear, linear_loss, list_losses
+
+LOSSES = list_losses(task="classification")
+EVERY = pytest.mark.parametrize("name", LOSSES)
+CLASSES, HIDDEN = 60, 16
+ROUNDING = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(linear, "ROWS", 7)
+
+
+def example(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 11, HIDDEN, generator=generator)
+    weight = torch.randn(CLASSES, HIDDEN, generator=generator)
+    bias = torch.randn(CLASSES, generator=generator)
+    target = torch.randint(0, CLASSES, (3, 11), generator=generator)
+    target[0, :5] = -100
+    tensors = (x.to(dtype).requires_grad_() for x in (hidden, weight, bias))
+    return *tensors, target
+
+
+def far(found, exact):
+    return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"weight": [0.0, 1.0, 2.0] * 20}])
+@pytest.mark.parametrize("with_bias", [True, False])
+@EVERY
+def test_the_numbers_are_those_of_projection_and_loss(name, with_bias, options):
+    hidden, weight, bias, target = example()
+    bias = bias if with_bias else None
+    leaves = [x for x in (hidden, weight, bias) if x is not None]
+    apart = get_loss(name, **options)(F.linear(hidden, weight, bias), target)
+    fused = linear_loss(hidden, weight, target, loss=get_loss(name, **options), bias=bias)
+    assert far(fused.detach(), apart.detach()) < ROUNDING
+    expected = torch.autograd.grad(3 * apart, leaves)
+    for found, exact in zip(torch.autograd.grad(3 * fused, leaves), expected, strict=True):
+        assert far(found, exact) < 2 * ROUNDING
+
+
+@EVERY
+def test_half_precision_adds_up_in_float32(name):
+    hidden, weight, _, target = example(torch.bfloat16)
+    exact = [x.detach().float().requires_grad_() for x in (hidden, weight)]
+    fused = linear_loss(hidden, weight, target, loss=name)
+    apart = linear_loss(*exact, target, loss=name)
+    assert fused.dtype == torch.float32
+    fused.backward()
+    apart.backward()
+    for found, of_float in zip((hidden, weight), exact, strict=True):
+        assert found.grad.dtype == torch.bfloat16
+        assert far(found.grad, of_float.grad) < 0.05
+
+
+def test_what_needs_no_gradient_gets_none():
+    hidden, weight, bias, target = example()
+    for needed in range(3):
+        given = [x.detach() for x in (hidden, weight, bias)]
+        given[needed].requires_grad_()
+        linear_loss(*given[:2], target, bias=given[2]).backward()
+        assert [x.grad is not None for x in given] == [i == needed for i in range(3)]
+    with torch.no_grad():
+        value = linear_loss(hidden, weight, target, bias=bias)
+    assert not value.requires_grad
+    assert far(value, linear_loss(hidden, weight, target, bias=bias).detach()) < ROUNDING
+
+
+def test_ignored_rows_are_not_touched():
+    hidden, weight, _, target = example()
+    with torch.no_grad():
+        hidden[0, :5] = torch.nan
+    linear_loss(hidden, weight, target).backward()
+    assert hidden.grad.isfinite().all()
+    assert hidden.grad[0, :5].count_nonzero() == 0
+    assert weight.grad.isfinite().all()
+    nothing = linear_loss(hidden, weight, torch.full_like(target, -100))
+    assert nothing == 0
+    nothing.backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "liberal_ex"}, "Did you mean 'liberal_exp'"),
+        ({"loss": "mse"}, "takes a classification loss"),
+        ({"label_smoothing": 0.1}, "without label smoothing"),
+        ({"reduction": "none"}, "with reduction 'mean' or 'sum'"),
+        ({"loss": "strict_m_full", "max_weight": 1.5}, "max_weight above 2"),
+        ({"loss": get_loss("strict_l"), "alpha": 1.0}, "need a loss given by name"),
+        ({"weight": torch.zeros(CLASSES, HIDDEN, dtype=torch.float64)}, "both must be the same"),
+        ({"weight": torch.zeros(CLASSES, HIDDEN + 1)}, "does not fit weight of shape"),
+        ({"target": torch.zeros(3, 10, dtype=torch.long)}, r"give class indices, \(3, 11\)"),
+        ({"bias": torch.zeros(3)}, "does not fit 60 classes"),
+        ({"target": torch.full((3, 11), CLASSES)}, r"labels must lie in \[0, 60\)"),
+    ],
+)
+def test_what_does_not_fit(change, message):
+    hidden, weight, _, target = example()
+    given = {"hidden": hidden, "weight": weight, "target": target} | change
+    with pytest.raises(ValueError, match=message):
+        linear_loss(given.pop("hidden"), given.pop("weight"), given.pop("target"), **given)
+
+
+def test_a_second_backward_is_an_error():
+    hidden, weight, _, target = example()
+    value = linear_loss(hidden, weight, target)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used up: compute the loss again"):
+        value.backward()
+
+
+# ---- In the trainer ----------------------------------------------------------------------------
+
+
+def gpt2():
+    """Its head is tied to the embedding of the words."""
+    set_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=tiny.VOCABULARY,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            n_positions=16,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+        )
+    )
+
+
+def adapted():
+    """LoRA on the body alone."""
+    model = tiny.causal_lm()
+    set_seed(0)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights=False
+    )
+    return peft.get_peft_model(model, config)
+
+
+MODELS = {"llama": tiny.causal_lm, "tied": gpt2, "lora": adapted}
+SETTINGS = {
+    "plain": {},
+    "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    "warm-up": {"loss_warmup_steps": 4},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("loss", ["cross_entropy", "strict_l_full", "liberal_exp"])
+@pytest.mark.parametrize("model", MODELS)
+def test_training_has_the_gradients_of_the_unfused_head(model, loss, settings, tmp_path):
+    data = tiny.texts(20, tiny.some_next_tokens)
+    apart, fused = (
+        tiny.gradients(
+            tmp_path,
+            MODELS[model](),
+            data,
+            loss=loss,
+            fused_linear=fuses,
+            **({"per_device_train_batch_size": 8} | SETTINGS[settings]),
+        )
+        for fuses in (False, True)
+    )
+    assert tiny.difference(apart, fused) < 2 * ROUNDING
+
+
+def test_the_logits_are_never_made_in_training_and_evaluation_has_them(tmp_path, monkeypatch):
+    seen = []
+    trainer = LossTrainer(
+        model=tiny.causal_lm(),
+        args=tiny.arguments(tmp_path, loss="liberal_exp", fused_linear=True),
+        train_dataset=tiny.texts(20, tiny.some_next_tokens),
+        eval_dataset=tiny.texts(20, tiny.some_next_tokens),
+    )
+    forward = type(trainer.model).forward
+
+    @functools.wraps(forward)  # Trainer asks for the names of its arguments.
+    def watched(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        seen.append(outputs.logits.shape[-1])
+        return outputs
+
+    monkeypatch.setattr(type(trainer.model), "forward", watched)
+    trainer.train()
+    assert set(seen) == {32}
+    seen.clear()
+    metrics = trainer.evaluate()
+    assert set(seen) == {tiny.VOCABULARY}
+    plain = LossTrainer(
+        model=trainer.model,
+        args=tiny.arguments(tmp_path, loss="liberal_exp"),
+        eval_dataset=tiny.texts(20, tiny.some_next_tokens),
+    )
+    assert metrics["eval_loss"] == plain.evaluate()["eval_loss"]
+
+
+def test_autocast_projects_in_its_own_dtype(tmp_path):
+    data = tiny.texts(20, tiny.some_next_tokens)
+    apart, fused = (
+        tiny.gradients(
+            tmp_path, tiny.causal_lm(), data, loss="liberal_exp", fused_linear=fuses, bf16=True
+        )
+        for fuses in (False, True)
+    )
+    assert tiny.difference(apart, fused) < 0.02
+
+
+def capped():
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=tiny.VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            intermediate_size=64,
+        )
+    )
+
+
+def adapted_head():
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"])
+    return peft.get_peft_model(tiny.causal_lm(), config)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (capped, {}, "it changes what its head puts out"),
+        (adapted_head, {}, "adapt the body alone"),
+        (tiny.bert, {}, "is for causal language models, not BertForSequenceClassification"),
+        (tiny.causal_lm, {"loss_stats_steps": 1}, "loss_stats_steps, which needs the logits"),
+        (tiny.causal_lm, {"torch_compile": True}, "does not work with torch_compile"),
+        (tiny.causal_lm, {"label_smoothing_factor": 0.1}, "without label smoothing"),
+    ],
+)
+def test_what_cannot_be_fused_is_said_before_training(model, settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        LossTrainer(
+            model=model(),
+            args=tiny.arguments(tmp_path, loss="liberal_exp", fused_linear=True, **settings),
+        )
+
+
+def test_logits_for_two_losses_are_not_overwritten(tmp_path):
+    settings = {"loss_kwargs": {"overwrite_logits": True}, "loss_warmup_steps": 2}
+    with pytest.raises(ValueError, match="leaves nothing for the other loss of a warm-up"):
+        LossTrainer(
+            model=tiny.bert(), args=tiny.arguments(tmp_path, loss="liberal_exp", **settings)
+        )
+    data = tiny.texts(20)
+    apart, over = (
+        tiny.gradients(tmp_path, tiny.bert(), data, loss="liberal_exp", loss_kwargs=kwargs)
+        for kwargs in (None, {"overwrite_logits": True})
+    )
+    assert tiny.difference(apart, over) == 0
