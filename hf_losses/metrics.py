@@ -1,7 +1,8 @@
-"""The metrics of GLUE as an `evaluate.Metric` that needs no network."""
+"""The metrics of GLUE and of tagged entities as an `evaluate.Metric` that needs no network."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from typing import Any
@@ -33,6 +34,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "regression": ("spearmanr", "pearson", "mse"),
 }
 REGRESSION = ("stsb", "regression")
+ENTITY_METRICS = ("f1", "precision", "recall", "accuracy")
 
 
 class GlueMetric(evaluate.Metric):  # type: ignore[misc]
@@ -123,3 +125,59 @@ class GlueMetric(evaluate.Metric):  # type: ignore[misc]
                 f1_score(references, predictions, average="macro", zero_division=0.0)
             )
         return scores
+
+
+class EntityMetric(evaluate.Metric):  # type: ignore[misc]
+    """Entities found in tagged words: the overall values of `evaluate.load("seqeval")`, offline.
+
+    An entity is right if its type, its first and its last word are. Which words are entities is
+    seqeval's default, that of CoNLL's conlleval: an `I-` that continues nothing begins one.
+
+    Args:
+        **kwargs: Those of `evaluate.Metric`.
+
+    Raises:
+        ImportError: If seqeval is not installed.
+
+    Example:
+        >>> EntityMetric().compute(predictions=[["B-A", "I-A"]], references=[["B-A", "O"]])
+        {'f1': 0.0, 'precision': 0.0, 'recall': 0.0, 'accuracy': 0.5}
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """See the class."""
+        if importlib.util.find_spec("seqeval") is None:
+            raise ImportError("entities are counted by seqeval: pip install 'hf-losses[tokens]'")
+        super().__init__(keep_in_memory=True, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        tags = datasets.Sequence(datasets.Value("string"))
+        return evaluate.MetricInfo(
+            description="Precision, recall and F1 of entities, and accuracy of their tags.",
+            citation="Nakayama (2018). seqeval: A Python framework for sequence labeling "
+            "evaluation. https://github.com/chakki-works/seqeval",
+            inputs_description="Args: predictions and references, a list of tags per sentence.",
+            features=datasets.Features({"predictions": tags, "references": tags}),
+        )
+
+    def _compute(
+        self, predictions: list[list[str]], references: list[list[str]]
+    ) -> dict[str, float]:
+        """Computes the metrics.
+
+        Args:
+            predictions: Sentences of tags: `O`, `B-TYPE`, `I-TYPE`.
+            references: The same number of them.
+
+        Returns:
+            Metrics by name; 0 where a quotient has no value.
+        """
+        from seqeval.metrics import accuracy_score
+        from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            references, predictions, average="micro", zero_division=0
+        )
+        accuracy = accuracy_score(references, predictions)
+        found = zip(ENTITY_METRICS, (f1, precision, recall, accuracy), strict=True)
+        return {name: float(value) for name, value in found}

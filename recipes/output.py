@@ -66,6 +66,7 @@ def prepare(
     data: Data,
     model: str,
     loss: ClassificationLoss | RegressionLoss,
+    target: str = "",
 ) -> None:
     """Settles where a run starts or goes on, and shows what is about to run; writes nothing.
 
@@ -76,6 +77,7 @@ def prepare(
         data: Its data.
         model: Name of the model.
         loss: The loss.
+        target: What the model learns, in words; without: the data's classes, or a number.
 
     Raises:
         ValueError: If there is nothing to resume or to predict, or an unfinished run in the way.
@@ -94,7 +96,7 @@ def prepare(
             "true, remove that folder, or choose another --output_dir"
         )
     if args.process_index == 0:
-        _announce(args, task, data, model, loss)
+        _announce(args, task, data, model, loss, target)
 
 
 def _announce(
@@ -103,9 +105,10 @@ def _announce(
     data: Data,
     model: str,
     loss: ClassificationLoss | RegressionLoss,
+    target: str,
 ) -> None:
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
-    labels = f"{len(data.classes)} classes" if data.classes else "a number"
+    labels = f"{len(data.classes)} classes" if data.classes else target or "a number"
     if data.classes and len(data.classes) <= 5:
         labels = ", ".join(data.classes)
     where = args.output_dir
@@ -273,7 +276,7 @@ def _history(log: list[dict[str, float]], names: Sequence[str]) -> list[dict[str
 def _show(metrics: dict[str, dict[str, float]], order: Sequence[str]) -> None:
     found = {key for scores in metrics.values() for key in scores}
     columns = [*order, *sorted(found - set(order))]
-    first = max(map(len, metrics))
+    first = max(map(len, metrics), default=0)
     print("\n" + " " * first + "".join(f"  {column:>8}" for column in columns))
     for name, scores in metrics.items():
         cells = (f"  {scores[column]:{max(8, len(column))}.4f}" for column in columns)

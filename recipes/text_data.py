@@ -196,15 +196,27 @@ class TextData:
             ValueError: If a limit is not positive, or the training set is left with one class.
         """
         for name, split in self.splits.items():
-            limit = train if name == "train" else others
-            if limit is not None and limit < 1:
-                raise ValueError(
-                    f"cannot take {limit} rows of the {name} set: at least 1 is needed"
-                )
-            if limit is not None and limit < len(split):
-                # Files are often sorted by label: the first rows may hold one class alone.
-                self.splits[name] = split.shuffle(seed=0).select(range(limit))
+            self.splits[name] = sample(split, name, train if name == "train" else others)
         check_two(self.splits["train"]["label"], self.classes)
+
+
+def sample(split: Dataset, name: str, limit: int | None) -> Dataset:
+    """A fixed random sample of at most `limit` rows; None takes all.
+
+    Args:
+        split: The set.
+        name: Its name, for the error.
+        limit: Rows to take.
+
+    Raises:
+        ValueError: If the limit is not positive.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"cannot take {limit} rows of the {name} set: at least 1 is needed")
+    if limit is None or limit >= len(split):
+        return split
+    # Files are often sorted by label: the first rows may hold one class alone.
+    return split.shuffle(seed=0).select(range(limit))
 
 
 def load_task(task: str, dataset_name: str) -> TextData:
@@ -249,9 +261,9 @@ def load_files(
     Raises:
         ValueError: If a file cannot be read or does not fit.
     """
-    splits = {name: _read([Path(path)]) for name, path in files.items()}
+    splits = {name: read_rows([Path(path)]) for name, path in files.items()}
     train = splits["train"]
-    _need_column(train, label, files["train"])
+    need_column(train, label, files["train"])
     columns = [column for column in (sentence1, sentence2) if column]
     if not columns:
         columns = [c for c in train.column_names if c != label and "string" in _dtype(train, c)]
@@ -284,7 +296,7 @@ def _glue_splits(task: str, dataset_name: str) -> dict[str, Dataset]:
             match = SPLIT_FILE.fullmatch(path.stem)
             if match and path.suffix in FORMATS:
                 shards.setdefault(match[1] + (match[2] or ""), []).append(path)
-        splits = {name: _read(paths) for name, paths in shards.items()}
+        splits = {name: read_rows(paths) for name, paths in shards.items()}
     elif dataset_name.startswith((".", "/", "~")):
         raise ValueError(f"no folder {dataset_name!r}")
     else:
@@ -304,19 +316,37 @@ def _glue_splits(task: str, dataset_name: str) -> dict[str, Dataset]:
     return splits
 
 
-def _read(paths: list[Path]) -> Dataset:
+def read_rows(paths: list[Path]) -> Dataset:
+    """Reads files of one set: csv, tsv, json (a list, or one object a line) or parquet.
+
+    Args:
+        paths: The files.
+
+    Raises:
+        ValueError: If one cannot be read, or there are no rows.
+    """
     split = Dataset(pa.concat_tables([_read_table(path) for path in paths]))
     if not len(split):
         raise ValueError(f"{paths[0]} has no rows")
     return split
 
 
-def _read_table(path: Path) -> pa.Table:
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: unknown format; the name must end in {', '.join(FORMATS)}")
+def check_file(path: Path, formats: tuple[str, ...] = FORMATS) -> None:
+    """Raises a ValueError if a file is missing, or of none of the formats.
+
+    Args:
+        path: The file.
+        formats: Endings of its name.
+    """
+    if path.suffix not in formats:
+        raise ValueError(f"{path}: unknown format; the name must end in {', '.join(formats)}")
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ValueError(f"no file {str(path)!r}.{nearest(path.name, names)}")
+
+
+def _read_table(path: Path) -> pa.Table:
+    check_file(path)
     try:
         if path.suffix == ".parquet":
             return pa.parquet.read_table(path)
@@ -348,7 +378,14 @@ def _json_rows(text: str) -> list[dict]:
     return [row for _, row in rows]
 
 
-def _need_column(split: Dataset, column: str, where: str) -> None:
+def need_column(split: Dataset, column: str, where: str) -> None:
+    """Raises a ValueError if a set has no such column.
+
+    Args:
+        split: The set.
+        column: The column.
+        where: File or dataset, for the error.
+    """
     if column not in split.column_names:
         raise ValueError(
             f"{where} has no column {column!r}.{nearest(column, split.column_names)} "
@@ -372,7 +409,7 @@ def _checked(
     checked = DatasetDict()
     for name, split in splits.items():
         for column in columns:
-            _need_column(split, column, where[name])
+            need_column(split, column, where[name])
             if "string" not in _dtype(split, column):
                 kind = split.features[column]
                 raise ValueError(f"{where[name]}: column {column!r} holds {kind}, not text")
@@ -382,7 +419,7 @@ def _checked(
                 raise ValueError(f"{where[name]}, row {row}: no text in column {column!r}")
         is_test = name.startswith("test")
         if not is_test:
-            _need_column(split, label, where[name])
+            need_column(split, label, where[name])
         encoded = _encode(split, label, classes, where[name], glue=metric in GLUE)
         check_complete(encoded, where[name], is_test=is_test)
         if name == "train":

@@ -151,6 +151,9 @@ def test_gpt2_learns_the_next_token_though_its_name_does_not_say_so(masked, tmp_
             bos_token_id=0,
             eos_token_id=0,
             initializer_range=0.3,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
         )
     )
     rows = tiny.texts(8, tiny.some_next_tokens if masked else lambda generator, ids: ids)
