@@ -1,6 +1,6 @@
 # Everything a fresh machine with Python >= 3.11 needs: `make demo`, `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo format lint type test test-slow test-all docs check clean
+.PHONY: help setup demo format lint type test test-slow test-all docs bench check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -43,6 +43,9 @@ test-all: test test-slow  ## Run every test that runs on a CPU.
 
 docs: setup  ## Write the README's table and the curves again from the registry.
 	$(BIN)/python docs/build.py
+
+bench: setup  ## Measure time and memory of the losses beside their peers (about ten minutes).
+	$(BIN)/python benchmarks/losses.py results/benchmarks
 
 check: lint type test  ## What CI runs, less the slow tests.
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_losses import list_losses
+from hf_losses import get_spec, list_losses
 from hf_losses.plots import digest, plot_losses
 from hf_losses.table import as_markdown
 
@@ -28,6 +28,7 @@ def tables() -> dict[str, str]:
         "losses": as_markdown(list_losses()),
         "fashion_mnist": fashion.strip(),
         "which_loss": which_loss(),
+        "speed": speed(),
     }
 
 
@@ -50,6 +51,44 @@ def which_loss() -> str:
             mean = f"{entry['mean']:.4f} ± {entry['sd']:.4f}"
             lines.append("| " + " | ".join([link, f"`{entry['loss']}`", mean, *cells]) + " |")
     return "\n".join(lines).replace("-0.", "−0.")
+
+
+def speed() -> str:
+    """Time and peak memory of the fused paths relative to the first peer of each case."""
+    found = json.loads((RESULTS / "benchmarks" / "losses.json").read_text(encoding="utf-8"))
+    hardware, versions = found["hardware"], found["versions"]
+    lines = [
+        f"Time and peak memory relative to the peer in brackets; {hardware['cpu']}, "
+        f"{hardware['threads']} threads, torch {versions['torch']}.",
+        "",
+        "| case (relative to) | loss | time | time, warm | peak memory |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    sparse = {name for name in list_losses(task="classification") if not get_spec(name).is_full}
+    for case, numbers in found["cases"].items():
+        first = next(iter(numbers["default"]))
+        peaks = numbers.get("peak_bytes", {})
+        rows = {peer: [peer] for peer in numbers["default"] if peer != first}
+        if sparse <= set(rows):
+            rest = {peer: own for peer, own in rows.items() if peer not in sparse}
+            rows = {f"the {len(sparse)} sparse losses": sorted(sparse), **rest}
+        for name, peers in rows.items():
+            cells = [
+                _range([numbers[condition][peer]["ratio"] for peer in peers])
+                for condition in ("default", "warm")
+                if condition in numbers
+            ]
+            cells += ["–"] * (2 - len(cells))
+            cells.append(_range([peaks[peer] / peaks[first] for peer in peers if peer in peaks]))
+            lines.append(f"| {case} ({first}) | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low}–{high}"
 
 
 def readme() -> str:

@@ -79,7 +79,8 @@ def strict_l(m: Tensor) -> Pair:
 
 def strict_m_wrong(q: Tensor) -> Pair:
     """q/(1 - q) = t, which is its own derivative by the margin; t/(1 - q) = t + t²."""
-    t = q / (1 - q)
+    t = 1 - q
+    torch.div(q, t, out=t)
     return t, torch.addcmul(t, t, t)
 
 
@@ -88,7 +89,8 @@ def strict_l_wrong(q: Tensor) -> Pair:
     square = q * q
     r = (1 - square).rsqrt_()
     g = square.mul_(r).mul_(r)
-    return g / (1 + r), g * r
+    slope = g * r
+    return g.div_(r.add_(1)), slope
 
 
 register_loss(

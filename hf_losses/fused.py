@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # Numbers of the logits that are worked on together, so that they stay in the cache.
-CHUNK = 3 * 2**18
+CHUNK = 2**20
 # A GPU has no use for small pieces; its scratch memory is what this limits.
 CHUNK_ON_GPU = 2**26
 # Probabilities below this have lost digits, or all of them; float32 ends at 1e-38.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hf_losses.criterion import ClassificationLoss, get_loss
-from hf_losses.fused import DTYPES, Kernel
+from hf_losses.fused import DTYPES, Kernel, chunk_rows
 
-ROWS = 512  # Fewer take less memory, and more time for the matrix products.
+ROWS = 256  # Fewer take less memory, and more time for the matrix products.
 
 
 class _Linear(torch.autograd.Function):
@@ -38,33 +38,33 @@ class _Linear(torch.autograd.Function):
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
         of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        p = hidden.new_empty(min(ROWS, len(hidden)), len(weight), dtype=torch.float32)
-        logits = torch.empty_like(p, dtype=hidden.dtype)
-        for start in range(0, len(hidden), ROWS):
-            part = slice(start, start + ROWS)
-            rows, z, gradient = (
-                hidden[part],
-                logits[: len(hidden) - start],
-                p[: len(hidden) - start],
-            )
+        classes, count = len(weight), len(hidden)
+        logits = hidden.new_empty(min(ROWS, count), classes)
+        size = chunk_rows(classes, hidden.device)
+        scratch = hidden.new_empty(min(size, ROWS, count), classes, dtype=torch.float32)
+        for first in range(0, count, ROWS):
+            rows = hidden[first : first + ROWS]
+            z = logits[: len(rows)]
             if bias is None:
                 torch.mm(rows, weight.T, out=z)
             else:
                 torch.addmm(bias, rows, weight.T, out=z)
-            values = kernel(z, gradient, target[part], scale[part] if any(needs) else None)
-            total += values @ scale[part]
-            if not any(needs):
-                continue
-            if of_bias is not None:
-                of_bias += gradient.sum(0)
-            gradient = gradient.to(hidden.dtype)
+            for start in range(0, len(rows), size):
+                piece = z[start : start + size]
+                part = slice(first + start, first + start + len(piece))
+                p = scratch[: len(piece)]
+                values = kernel(piece, p, target[part], scale[part] if any(needs) else None)
+                total += values @ scale[part]
+                piece.copy_(p)  # The gradient, in the logits' place.
             if of_hidden is not None:
-                torch.mm(gradient, weight, out=of_hidden[part])
+                torch.mm(z, weight, out=of_hidden[first : first + ROWS])
             if of_weight is not None:
-                if of_weight.dtype == hidden.dtype:
-                    of_weight.addmm_(gradient.T, rows)
+                if of_weight.dtype == z.dtype:
+                    of_weight.addmm_(z.T, rows)
                 else:
-                    of_weight += gradient.T @ rows
+                    of_weight += z.T @ rows
+            if of_bias is not None:
+                of_bias += z.sum(0, dtype=torch.float32)
         ctx.gradients = of_hidden, of_weight, of_bias
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return total

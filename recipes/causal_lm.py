@@ -1,0 +1,192 @@
+"""Fine-tunes a causal language model on prompts with completions or on chats, with any loss.
+
+accelerate launch recipes/causal_lm.py --loss liberal_exp
+accelerate launch recipes/causal_lm.py --loss strict_l --train_file chats.jsonl --lora \
+    --model_name_or_path Qwen/Qwen3-0.6B
+accelerate launch recipes/causal_lm.py --loss liberal_exp --dataset_name trl-lib/Capybara \
+    --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import output
+import torch
+from arguments import RecipeTrainingArguments, check_loss, option
+from conversations import DEFAULT, IGNORED, DataArguments
+from generation import generate
+from lora import LoraArguments, add_adapter
+from small_lm import small_model, small_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    HfArgumentParser,
+    set_seed,
+)
+
+from hf_losses import LossTrainer, get_loss
+
+METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.
+
+
+@dataclass
+class ModelArguments(LoraArguments):
+    """The model and its adapter."""
+
+    model_name_or_path: str | None = option(
+        None, "Hub name or folder; without one: a small Llama from scratch"
+    )
+    max_length: int = option(512, "tokens; of a longer row the beginning of the prompt is cut off")
+    max_new_tokens: int = option(64, "tokens to generate at most, with --do_predict")
+
+
+@dataclass
+class CausalTrainingArguments(RecipeTrainingArguments):
+    """Every training argument of transformers, with defaults of this recipe."""
+
+    learning_rate: float | None = option(None, "without one: 5e-5, from scratch 1e-3")
+    num_train_epochs: float | None = option(None, "without one: 1, from scratch 2")
+
+
+def load_tokenizer(path):
+    if path is None:
+        return small_tokenizer()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        text = str(error).splitlines()[0]
+        raise ValueError(f"cannot load the tokenizer of {path!r}: {text}") from error
+    if tokenizer.eos_token is None:
+        raise ValueError(f"the tokenizer of {path!r} has no EOS token, which ends a completion")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path, options, tokenizer):
+    if path is None:
+        if options.lora:
+            raise ValueError("--lora needs a pretrained model: --model_name_or_path")
+        return small_model(tokenizer)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype="float32",  # Half precision is what --bf16 is for: it keeps float32 weights.
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
+            "takes a folder or a Hub name that AutoModelForCausalLM loads"
+        ) from error
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return add_adapter(model, options, loading, "CAUSAL_LM") if options.lora else model
+
+
+def reduce_logits(logits, labels):
+    """The likeliest next tokens and the labels' cross-entropy: evaluation keeps no N x C logits."""
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    logits, labels = logits[:, :-1], labels[:, 1:]
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+    )
+    return logits.argmax(-1), losses
+
+
+def compute_metrics(found):
+    (tokens, losses), labels = found.predictions, found.label_ids[:, 1:]
+    learned = labels != IGNORED
+    right = tokens == labels
+    with np.errstate(over="ignore"):  # A hopeless model's perplexity is infinite.
+        perplexity = np.exp(losses[learned].mean(dtype=np.float64))
+    return {
+        "token_accuracy": float(right[learned].mean()),
+        "exact_match": float((right | ~learned).all(-1).mean()),
+        "perplexity": float(perplexity),
+    }
+
+
+def main(argv=None):
+    parser = HfArgumentParser(
+        (DataArguments, ModelArguments, CausalTrainingArguments),
+        usage="causal_lm.py [--train_file FILE] [--model_name_or_path MODEL] [--loss LOSS] … "
+        "(--help)",
+    )
+    try:  # Whatever does not fit is said here, before anything is trained or written.
+        source, options, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        check_loss(args.loss, "classification", source.name)
+        loss = get_loss(args.loss or "cross_entropy", **(args.loss_kwargs or {}))
+        path = options.model_name_or_path
+        base_model, model_name = path, path or "small Llama from scratch"
+        if path and Path(path).is_dir():
+            base_model, model_name = None, Path(path).resolve().name
+        if args.learning_rate is None:
+            args.learning_rate = 5e-5 if path else 1e-3
+        if args.num_train_epochs is None:
+            args.num_train_epochs = 1 if path else 2
+        if args.metric_for_best_model == "task":
+            args.metric_for_best_model = METRICS[0]
+        with args.main_process_first():
+            data = source.load()
+            tokenizer = load_tokenizer(path)
+            length = min(options.max_length, tokenizer.model_max_length)
+            if not 0 < options.max_new_tokens < length:
+                raise ValueError(f"--max_new_tokens must be above 0 and below {length} tokens")
+            sets = data.encode(tokenizer, length)
+            asked = data.sets("test") if args.do_predict else {}
+            room = length - options.max_new_tokens
+            prompts = {name: data.prompts(name, tokenizer, room) for name in asked}
+        if "validation" not in sets:
+            if args.load_best_model_at_end:
+                raise ValueError("--load_best_model_at_end needs a validation set")
+            args.eval_strategy = "no"
+        output.prepare(args, "causal_lm", source.name, data, model_name, loss, data.target)
+        if args.process_index == 0:
+            print(*data.too_long(length), sep="", end="", flush=True)
+        set_seed(args.seed)  # The weights from scratch and those of an adapter are random.
+        padded = copy.copy(tokenizer)
+        padded.padding_side = "right"  # On the left, absolute positions would count the padding.
+        trainer = LossTrainer(
+            model=load_model(path, options, tokenizer),
+            args=args,
+            train_dataset=sets["train"],
+            eval_dataset=sets.get("validation"),
+            data_collator=DataCollatorForSeq2Seq(padded, label_pad_token_id=IGNORED),
+            processing_class=tokenizer,
+            preprocess_logits_for_metrics=reduce_logits,
+            compute_metrics=compute_metrics,
+        )
+        if args.resume_from_checkpoint:
+            trainer.check_same_loss(args.resume_from_checkpoint)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+    training, metrics = {}, {}
+    if args.do_train:
+        if trainer.is_world_process_zero():
+            output.clear(args)
+        training = trainer.train(args.resume_from_checkpoint).metrics
+        trainer.save_model()
+        trainer.save_state()
+    for name in [name for name in sets if name != "train"]:
+        metrics[name] = trainer.predict(sets[name], metric_key_prefix=name).metrics
+    for name, asked in prompts.items():
+        texts = generate(trainer, tokenizer, asked, options.max_new_tokens)
+        if trainer.is_world_process_zero():
+            output.write_predictions(args, name, data.indices(name), texts, None)
+    card = {"language": "en"} if source.name == DEFAULT else {}
+    if trainer.is_world_process_zero():
+        facts = {"task": source.name, "model": model_name, "base_model": base_model}
+        facts |= {"pipeline_tag": "text-generation", "dataset": output.dataset_facts(data)}
+        facts |= {"from_scratch": path is None, "left_out": data.left_out, "cut": data.cut}
+        output.write_result(trainer, metrics, training, METRICS, card, **facts)
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    trainer.accelerator.end_training()  # A process group that stays open can crash at the exit.
+
+
+if __name__ == "__main__":
+    main()

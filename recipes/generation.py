@@ -1,0 +1,41 @@
+"""Texts that a trained language model writes, on any number of processes."""
+
+from __future__ import annotations
+
+import numpy as np
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase, Trainer
+
+
+def generate(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+) -> np.ndarray:
+    """The likeliest continuations, token by token; every process makes a share of them.
+
+    Args:
+        trainer: With the model; its evaluation batch is how many prompts go on together.
+        tokenizer: With EOS and padding tokens.
+        prompts: Their tokens.
+        max_new_tokens: Where a text ends that has no EOS before.
+
+    Returns:
+        `[N]` texts in the order of the prompts, on every process.
+    """
+    model, size, texts = trainer.model.eval(), trainer.args.eval_batch_size, []
+    with trainer.accelerator.split_between_processes(prompts) as own:
+        for start in range(0, len(own), size):
+            batch = {"input_ids": own[start : start + size]}
+            batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt")
+            tokens = model.generate(
+                **batch.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            new = tokens[:, batch["input_ids"].shape[1] :]
+            texts += tokenizer.batch_decode(new, skip_special_tokens=True)
+    return np.array(gather_object(texts), dtype=object)

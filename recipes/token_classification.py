@@ -1,0 +1,173 @@
+"""Fine-tunes a pretrained model to tag words, such as names, with the loss of your choice.
+
+accelerate launch recipes/token_classification.py --loss liberal_exp
+accelerate launch recipes/token_classification.py --loss strict_l --dataset_name lhoestq/conll2003 \
+    --model_name_or_path bert-base-cased --num_train_epochs 3
+accelerate launch recipes/token_classification.py --loss strict_m --train_file train.conll \
+    --validation_file dev.conll --lora
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import output
+from arguments import RecipeTrainingArguments, check_loss, option
+from glue import find_model
+from lora import LoraArguments, add_adapter
+from token_data import CAPITALS, DataArguments, write_conll
+from token_pieces import IGNORE, join_pieces, make_pieces
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    HfArgumentParser,
+    set_seed,
+)
+
+from hf_losses import LossTrainer, get_loss
+from hf_losses.metrics import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
+
+
+@dataclass
+class ModelArguments(LoraArguments):
+    """The model and its adapter."""
+
+    model_name_or_path: str | None = option(None, "Hub name or folder; without one: MiniLM")
+    max_length: int = option(128, "sub-tokens after which a sentence goes on in another piece")
+
+
+@dataclass
+class TokenTrainingArguments(RecipeTrainingArguments):
+    """Every training argument of transformers, with defaults of this recipe."""
+
+    num_train_epochs: float = option(1.0, "passes over the training set")
+    train_sampling_strategy: str = option("group_by_length", "or random: more padding, slower")
+
+
+def load_model(path, options, data):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model, loading = AutoModelForTokenClassification.from_pretrained(
+            path,
+            num_labels=len(data.classes),
+            id2label=dict(enumerate(data.classes)),
+            label2id={label: i for i, label in enumerate(data.classes)},
+            dtype="float32",  # Half precision is what --bf16 is for: it keeps float32 weights.
+            ignore_mismatched_sizes=True,  # A head for other tags is replaced, and reported.
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
+            "takes a folder or a Hub name that AutoModelForTokenClassification loads"
+        ) from error
+    tokenizer.padding_side = "right"  # Positions in a piece are positions in its batch.
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if options.lora:
+        model = add_adapter(model, options, loading, "TOKEN_CLS")
+    return tokenizer, model
+
+
+def make_metrics(data):
+    """Metrics of predicted class ids, and their names, of which the first chooses the model."""
+    metric = EntityMetric() if data.entities else GlueMetric("classification")
+    names = np.array(data.classes)
+
+    def compute_metrics(found):
+        predictions, labels = found.predictions, found.label_ids
+        words = labels != IGNORE
+        if not data.entities:
+            return metric.compute(predictions=predictions[words], references=labels[words])
+        tags = [
+            [names[row[at]].tolist() for row, at in zip(ids, words, strict=True)]
+            for ids in (predictions, labels)
+        ]
+        return metric.compute(predictions=tags[0], references=tags[1])
+
+    return compute_metrics, ENTITY_METRICS if data.entities else METRICS["classification"]
+
+
+def decide(logits, labels):
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    return logits.argmax(-1)
+
+
+def main(argv=None):
+    parser = HfArgumentParser(
+        (DataArguments, ModelArguments, TokenTrainingArguments),
+        usage="token_classification.py [--dataset_name NAME] [--model_name_or_path MODEL] "
+        "[--loss LOSS] … (--help)",
+    )
+    try:  # Whatever does not fit is said here, before anything is trained or written.
+        source, options, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        check_loss(args.loss, "classification", source.name)
+        model_name, base_model, path = find_model(options.model_name_or_path)
+        with args.main_process_first():
+            data = source.load()
+        compute_metrics, order = make_metrics(data)
+        loss = get_loss(args.loss or "cross_entropy", **(args.loss_kwargs or {}))
+        output.prepare(args, "token_classification", source.name, data, model_name, loss)
+        set_seed(args.seed)  # The new head is random.
+        tokenizer, model = load_model(path, options, data)
+        with args.main_process_first():
+            pieces = {
+                name: make_pieces(split, tokenizer, options.max_length)
+                for name, split in data.splits.items()
+            }
+        if args.metric_for_best_model == "task":
+            args.metric_for_best_model = order[0]
+        trainer = LossTrainer(
+            model=model,
+            args=args,
+            train_dataset=pieces["train"],
+            eval_dataset=pieces["validation"],
+            processing_class=tokenizer,
+            data_collator=DataCollatorForTokenClassification(tokenizer),
+            preprocess_logits_for_metrics=decide,
+            compute_metrics=compute_metrics,
+        )
+        if args.resume_from_checkpoint:
+            trainer.check_same_loss(args.resume_from_checkpoint)
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
+
+    for name, split in data.splits.items():
+        if len(pieces[name]) > len(split) and trainer.is_world_process_zero():
+            print(
+                f"Long    {len(split):,} {name} sentences are read in {len(pieces[name]):,} pieces "
+                "that overlap: no word is lost, but an entity across two counts as two   "
+                "[--max_length]"
+            )
+    training, metrics = {}, {}
+    if args.do_train:
+        if trainer.is_world_process_zero():
+            output.clear(args)
+        training = trainer.train(args.resume_from_checkpoint).metrics
+        trainer.save_model()
+        trainer.save_state()
+    args.train_sampling_strategy = "random"  # Grouped, predictions would not be in the rows' order.
+    tests = data.sets("test")
+    for name, split in (data.sets("validation") | tests).items():
+        found = trainer.predict(pieces[name], metric_key_prefix=name)
+        metrics[name] = found.metrics
+        if args.do_predict and name in tests and trainer.is_world_process_zero():
+            ids = join_pieces(pieces[name], found.predictions, [*map(len, split["tokens"])])
+            tags = [[data.classes[i] for i in sentence] for sentence in ids]
+            path = Path(args.output_dir) / f"predictions_{name}.tsv"
+            write_conll(path, split["tokens"], tags)
+    card = {"language": "en"} if source.dataset_name == CAPITALS else {}
+    if trainer.is_world_process_zero():
+        facts = {"task": source.name, "model": model_name, "base_model": base_model}
+        facts |= {"pipeline_tag": "token-classification", "dataset": output.dataset_facts(data)}
+        facts |= {"classes": data.classes}
+        output.write_result(trainer, metrics, training, order, card, **facts)
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    trainer.accelerator.end_training()  # A process group that stays open can crash at the exit.
+
+
+if __name__ == "__main__":
+    main()

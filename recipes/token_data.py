@@ -1,0 +1,423 @@
+"""Words with tags: CoNLL, json and parquet files, the Hub, and a task made of movie reviews.
+
+Whatever does not fit raises a ValueError that names file and line or row, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+from arguments import option
+from datasets import Dataset, DatasetDict, Features, List, Value
+from labels import check_two
+from movie_reviews import load_movie_reviews
+from text_data import check_file, need_column, read_rows, sample
+
+from hf_losses.registry import nearest
+
+CAPITALS = "movie_reviews_capitals"
+ABOUT_CAPITALS = (
+    "sentences of movie reviews (Pang and Lee, 2004) in lower case; B-CAP and I-CAP mark the runs "
+    "of words that began with a capital letter in the original, and follow from it: nobody has "
+    "labelled them"
+)
+CONLL = (".conll", ".bio", ".txt", ".tsv")
+STORED = (".json", ".jsonl", ".parquet")
+TAG_COLUMNS = ("ner_tags", "tags")
+# What the Hub calls the splits, and what files do.
+SPLITS = {"train": "train", "validation": "validation", "valid": "validation"}
+SPLITS |= {"val": "validation", "dev": "validation", "test": "test"}
+SPLIT_FILE = re.compile(rf"({'|'.join(SPLITS)})([-_.].*)?")
+WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+
+
+@dataclass
+class DataArguments:
+    """The data: a dataset, or files of one's own."""
+
+    dataset_name: str | None = option(
+        None,
+        "Hub name such as lhoestq/conll2003, or a folder with train.conll, dev.conll and so on, or "
+        f"with parquet or json files; without one: {CAPITALS} (capital letters, to be restored)",
+    )
+    dataset_config_name: str | None = option(
+        None, "configuration of the dataset, if it has several"
+    )
+    train_file: str | None = option(
+        None, f"CoNLL ({', '.join(CONLL)}: a word, perhaps more, and its tag a line), json, parquet"
+    )
+    validation_file: str | None = option(None, "goes with --train_file")
+    test_file: str | None = option(None, "goes with --train_file; its tags are optional")
+    tokens_column: str | None = option(None, "lists of words in json, parquet; without one: tokens")
+    tags_column: str | None = option(None, f"lists of tags; without one: {', '.join(TAG_COLUMNS)}")
+    max_train_samples: int | None = option(None, "train on a fixed random sample of this size")
+    max_eval_samples: int | None = option(None, "the same for the validation and the test set")
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked before anything is read."""
+        files = [n for n in vars(self) if n.endswith("_file") and getattr(self, n)]
+        columns = [n for n in vars(self) if n.endswith("_column") and getattr(self, n)]
+        if self.dataset_name and files:
+            raise ValueError(f"--dataset_name and --{files[0]} contradict each other; keep one")
+        if files and not (self.train_file and self.validation_file):
+            raise ValueError(f"--{files[0]} goes with --train_file and --validation_file")
+        if not (self.dataset_name or files):
+            self.dataset_name = CAPITALS
+        if columns and self.dataset_name == CAPITALS:
+            raise ValueError(f"--{columns[0]} goes with --train_file or --dataset_name")
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the data come from the Hub."""
+        return self.dataset_name not in (None, CAPITALS) and not _is_path(self.dataset_name)
+
+    @property
+    def name(self) -> str:
+        """The dataset, or the training file or folder without what leads to it."""
+        if self.on_hub:
+            return self.dataset_name.replace("/", "_")
+        return Path(self.dataset_name or self.train_file).expanduser().resolve().stem
+
+    def load(self) -> TokenData:
+        """Reads and checks the data.
+
+        Raises:
+            ValueError: If it cannot be read, or a column, a sentence or a tag does not fit.
+        """
+        called: dict[str, str] = {}
+        if self.dataset_name == CAPITALS:
+            found = _capitals()
+        elif self.dataset_name and (files := _conll_files(self.dataset_name)):
+            found = {name: self._file(path, name) for name, path in files.items()}
+        elif self.dataset_name:
+            rows = _load(self.dataset_name, self.dataset_config_name)
+            called = {SPLITS[split]: split for split in rows if split in SPLITS}
+            found = {
+                name: self._stored(rows[split], f"{self.dataset_name}, {split} set", name)
+                for name, split in called.items()
+            }
+        else:
+            names, given = ("train", "validation", "test"), vars(self)
+            paths = {name: given[f"{name}_file"] for name in names if given[f"{name}_file"]}
+            found = {name: self._file(Path(path), name) for name, path in paths.items()}
+        for name in ("train", "validation"):
+            if name not in found:
+                raise ValueError(
+                    f"{self.dataset_name} has no {name} set; it needs one for training and one for "
+                    f"validation, and has: {', '.join(found) or 'none'}"
+                )
+        data = _checked(found)
+        for name, split in data.splits.items():
+            limit = self.max_train_samples if name == "train" else self.max_eval_samples
+            data.splits[name] = sample(split, name, limit)
+        check_two(chain.from_iterable(data.splits["train"]["tags"]), data.classes)
+        partial = [name for name, split in data.splits.items() if len(split) < len(found[name])]
+        data.origin = self._origin() | {"partial": partial}
+        if self.on_hub:
+            data.origin["splits"] = {name: called[name] for name in data.splits}
+        return data
+
+    def _origin(self) -> dict[str, Any]:
+        """Where the data come from; of files and folders the names alone."""
+        if self.dataset_name == CAPITALS:
+            return {"name": CAPITALS, "about": ABOUT_CAPITALS}
+        if self.on_hub:
+            config = self.dataset_config_name
+            return {"name": self.dataset_name, "id": self.dataset_name, "config": config}
+        if self.dataset_name:
+            return {"name": self.name, "about": f"files of the folder `{self.name}`"}
+        files = (self.train_file, self.validation_file, self.test_file)
+        names = ", ".join(f"`{Path(file).name}`" for file in files if file)
+        return {"name": Path(self.train_file).name, "about": f"the files {names}"}
+
+    def _file(self, path: Path, name: str) -> Sentences:
+        check_file(path, (*CONLL, *STORED))
+        if path.suffix in STORED:
+            return self._stored(read_rows([path]), str(path), name)
+        for column in ("tokens_column", "tags_column"):
+            if getattr(self, column):
+                raise ValueError(
+                    f"--{column} is for json and parquet; a line of {path} is a word, perhaps "
+                    "further columns, and its tag"
+                )
+        return read_conll(path)
+
+    def _stored(self, rows: Dataset, where: str, name: str) -> Sentences:
+        """The sentences of a dataset that has one a row."""
+        words, tags = self.tokens_column or "tokens", self.tags_column
+        if tags is None:
+            there = [column for column in TAG_COLUMNS if column in rows.column_names]
+            tags = (there or TAG_COLUMNS)[0]
+        need_column(rows, words, where)
+        if "string" not in _dtype(rows, words):
+            kind = rows.features[words]
+            raise ValueError(f"{where}: column {words!r} holds {kind}, not lists of words")
+        sentences = Sentences(where, rows[words][:])
+        if name == "test" and (tags not in rows.column_names or not any(rows[tags])):
+            return sentences
+        need_column(rows, tags, where)
+        if not re.match("u?int|(large_)?string", _dtype(rows, tags)):
+            kind = rows.features[tags]
+            raise ValueError(f"{where}: column {tags!r} holds {kind}, not lists of tags")
+        sentences.tags = rows[tags][:]
+        sentences.names = getattr(rows.features[tags].feature, "names", None)
+        return sentences
+
+
+@dataclass
+class Sentences:
+    """Sentences as they were read.
+
+    Attributes:
+        where: File or dataset, for errors.
+        tokens: Their words.
+        tags: One a word, words or ids; None if there are none.
+        names: Tags by id, if `tags` are ids.
+        lines: The line of each sentence's first word, in a file that has one word a line.
+    """
+
+    where: str
+    tokens: list[list[str]]
+    tags: list[list[str] | list[int]] | None = None
+    names: list[str] | None = None
+    lines: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def place(self, row: int, word: int) -> str:
+        """Names a word, for errors.
+
+        Args:
+            row: Position of its sentence.
+            word: Its position there.
+        """
+        if self.lines is not None:
+            return f"{self.where}, line {self.lines[row] + word}"
+        return f"{self.where}, row {row + 1}, word {word + 1}"
+
+    def check(self) -> None:
+        """Raises a ValueError if words or tags are missing, or their numbers differ."""
+        if not any(self.tokens):
+            raise ValueError(f"{self.where} has no sentences")
+        for row, words in enumerate(self.tokens):
+            if words is None:
+                raise ValueError(f"{self.where}, row {row + 1}: no words")
+            if None in words or "" in words:
+                word = next(i for i, word in enumerate(words) if not word)
+                raise ValueError(f"{self.place(row, word)} is empty")
+            tags = words if self.tags is None else self.tags[row]
+            if tags is None:
+                raise ValueError(
+                    f"{self.where}, row {row + 1}: no tags; only a test set may lack tags, and "
+                    "then in every row"
+                )
+            if len(tags) != len(words):
+                raise ValueError(
+                    f"{self.where}, row {row + 1}: {len(words)} words and {len(tags)} tags "
+                    f"({' '.join(words[:8])}{' …' if len(words) > 8 else ''})"
+                )
+
+    def words_of_tags(self) -> list[list[str]]:
+        """The tags as words.
+
+        Raises:
+            ValueError: If a tag is missing, or an id has no name.
+        """
+        known = {i: name for i, name in enumerate(self.names or [])}
+        found = []
+        for row, tags in enumerate(self.tags or []):
+            for word, tag in enumerate(tags):
+                if tag in (None, "") or (self.names and tag not in known):
+                    what = f"{tag} is no id of the {len(known)} tags" if known else "no tag"
+                    raise ValueError(f"{self.place(row, word)}: {what}")
+            found.append([known[tag] if self.names else str(tag) for tag in tags])
+        return found
+
+
+@dataclass
+class TokenData:
+    """Data that has been checked.
+
+    Attributes:
+        splits: `train`, `validation` and perhaps `test`, a sentence a row: `tokens`, and `tags`
+            (ids), which an unlabelled test set has not.
+        classes: Tags by id.
+        entities: Whether the tags mark entities (B-…, I-…, O), or else each word by itself.
+        origin: Where they come from, see `output.dataset_facts`.
+    """
+
+    splits: DatasetDict
+    classes: list[str]
+    entities: bool
+    origin: dict[str, Any] = field(default_factory=dict)
+    inputs = "words"
+    options = "--dataset_name, --train_file"
+    skipped = ()
+
+    def sets(self, kind: str) -> dict[str, Dataset]:
+        """The `validation` or the `test` set by name, if there is one."""
+        return {name: split for name, split in self.splits.items() if name == kind}
+
+
+def read_conll(path: Path) -> Sentences:
+    """Reads a file with one word a line, and an empty line between sentences.
+
+    Args:
+        path: The file. Columns are separated by tabs or spaces; the first one is the word, the
+            last one its tag, and with one column alone there are no tags. Lines that begin with
+            `-DOCSTART-` are left out.
+
+    Returns:
+        Its sentences.
+
+    Raises:
+        ValueError: If it is no UTF-8, or a line has another number of columns than the first.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    tokens: list[list[str]] = []
+    tags: list[list[str]] = []
+    lines: list[int] = []
+    first, width, inside = 0, 0, False
+    # Not splitlines and split(): they also cut at characters that are part of words.
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.rstrip(" \t")
+        columns = line.split("\t") if "\t" in line else re.split(" +", line.lstrip(" "))
+        if columns == [""] or columns[0] == "-DOCSTART-":
+            inside = False
+            continue
+        if not width:
+            first, width = number, len(columns)
+        if len(columns) != width:
+            raise ValueError(
+                f"{path}, line {number}: line {first} has {width} columns, but this one "
+                f"{len(columns)}: {line.strip()!r}"
+            )
+        if not inside:
+            tokens.append([])
+            tags.append([])
+            lines.append(number)
+            inside = True
+        tokens[-1].append(columns[0])
+        tags[-1].append(columns[-1])
+    return Sentences(str(path), tokens, tags if width > 1 else None, lines=lines)
+
+
+def write_conll(path: Path, tokens: Iterable[list[str]], tags: Iterable[list[str]]) -> None:
+    """Writes what `read_conll` reads: word, tab, tag.
+
+    Args:
+        path: The file.
+        tokens: The words of every sentence.
+        tags: Their tags.
+    """
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for words, names in zip(tokens, tags, strict=True):
+            for word, name in zip(words, names, strict=True):
+                file.write(re.sub("[\t\r\n]", " ", word) + f"\t{name}\n")
+            file.write("\n")
+
+
+def _checked(found: dict[str, Sentences]) -> TokenData:
+    """Checks sentence by sentence, and turns tags into ids."""
+    names: dict[str, list[list[str]]] = {}
+    for name, sentences in found.items():
+        sentences.check()
+        if sentences.tags is not None:
+            names[name] = sentences.words_of_tags()
+        elif name != "test":
+            raise ValueError(f"{sentences.where} has no tags: one column alone")
+    train = found["train"]
+    given = chain.from_iterable(train.tags)
+    # Ids without names are sorted as numbers.
+    classes = train.names or [str(tag) for tag in sorted(set(given))]
+    marks = [name for name in classes if re.match("[BI]-.", name)]
+    ids = {name: i for i, name in enumerate(classes)}
+    splits = DatasetDict()
+    for name in sorted(found, key=("train", "validation", "test").index):
+        sentences, columns = found[name], {"tokens": found[name].tokens}
+        features = {"tokens": List(Value("string"))}
+        for row, tags in enumerate(names.get(name, [])):
+            for word, tag in enumerate(tags):
+                if tag not in ids:
+                    raise ValueError(
+                        f"{sentences.place(row, word)}: tag {tag!r} is not one of the training "
+                        f"set's {len(ids)}.{nearest(tag, ids)} They are: {', '.join(classes[:20])}"
+                    )
+                if marks and tag not in ("O", *marks):
+                    raise ValueError(
+                        f"{sentences.place(row, word)}: tag {tag!r} is neither O nor begins with "
+                        f"B- or I-, as {marks[0]!r} does.{nearest(tag, ['O', *marks])}"
+                    )
+        if name in names:
+            columns["tags"] = [[ids[tag] for tag in tags] for tags in names[name]]
+            features["tags"] = List(Value("int64"))
+        if name == "train":
+            check_two(chain.from_iterable(columns["tags"]), classes)
+        splits[name] = Dataset.from_dict(columns, Features(features))
+    return TokenData(splits, classes, bool(marks))
+
+
+def _capitals() -> dict[str, Sentences]:
+    """Movie reviews in lower case; tagged are runs of words that had a capital letter."""
+    found = {}
+    for name, split in load_movie_reviews("movie_reviews_score").items():
+        sentences = Sentences(f"{CAPITALS}, {name} set", [], [])
+        for text in split["sentence"]:
+            words, before, tags = WORD.findall(text), "O", []
+            for word in words:
+                inside = "B-CAP" if before == "O" else "I-CAP"
+                tags.append(before := inside if word[0].isupper() else "O")
+            sentences.tokens.append([word.lower() for word in words])
+            sentences.tags.append(tags)
+        found[name] = sentences
+    return found
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).is_dir()
+
+
+def _conll_files(name: str) -> dict[str, Path]:
+    """The CoNLL files of a folder by their set."""
+    folder, found = Path(name).expanduser(), {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = SPLIT_FILE.fullmatch(path.stem)
+        if match and path.suffix in CONLL:
+            split = SPLITS[match[1]]
+            if split in found:
+                raise ValueError(
+                    f"{folder} has two files for the {split} set: {found[split].name} and "
+                    f"{path.name}; name the right ones by --train_file, --validation_file and "
+                    "--test_file"
+                )
+            found[split] = path
+    return found
+
+
+def _load(name: str, config: str | None) -> dict[str, Dataset]:
+    path = Path(name).expanduser()
+    if _is_path(name) and not path.is_dir():
+        raise ValueError(f"no folder {name!r}")
+    try:
+        return dict(datasets.load_dataset(str(path) if path.is_dir() else name, config))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
+            "the Hub or a folder; without the Hub: a copy in a folder, --train_file and "
+            f"--validation_file, or {CAPITALS}"
+        ) from error
+
+
+def _dtype(rows: Dataset, column: str) -> str:
+    """What the lists of a column hold; empty if they hold no simple values, or it has none."""
+    return getattr(getattr(rows.features[column], "feature", None), "dtype", "")

@@ -1,0 +1,571 @@
+"""recipes/causal_lm.py as users call it, on a tiny random Llama and data written here."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+from hf_losses import list_losses
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+sys.path.insert(0, str(RECIPES))
+
+import causal_lm  # noqa: E402
+import conversations  # noqa: E402
+
+BEGIN, END, USER, BOT = "<s>", "</s>", "<user>", "<bot>"
+PLAIN = (
+    "{% for m in messages %}{{ '<bot>' if m.role == 'assistant' else '<user>' }}{{ m.content }}"
+    "{% if m.role == 'assistant' %}</s>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<bot>{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<bot>{% generation %}{{ m.content }}</s>"
+    "{% endgeneration %}{{ '\\n' }}{% else %}<user>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<bot>{% endif %}"
+)
+NO_PREFIX = "{{ messages | length }}" + PLAIN
+ANSWERS = {"a": "yes", "b": "no", "c": "so"}
+
+
+def rows(size, seed):
+    rng = random.Random(seed)
+    letters = rng.choices(list(ANSWERS), k=size)
+    return [{"prompt": f"{'x' * rng.randint(1, 5)}{c}:", "completion": ANSWERS[c]} for c in letters]
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def chat(*contents):
+    """Turns of user and assistant by turns."""
+    return {"messages": [turn(("user", "assistant")[i % 2], c) for i, c in enumerate(contents)]}
+
+
+def write(path, table):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(table))
+    elif path.suffix == ".parquet":
+        pa.parquet.write_table(pa.Table.from_pylist(table), path)
+    else:
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        options = pa.csv.WriteOptions(delimiter=delimiter)
+        pa.csv.write_csv(pa.Table.from_pylist(table), path, options)
+    return str(path)
+
+
+def make_tokenizer(template=None, **options):
+    """Every byte is a token, so that what is learned can be read."""
+    bytes_only = ByteLevelBPETokenizer()
+    special = [END, BEGIN, USER, BOT]
+    bytes_only.train_from_iterator([""], vocab_size=256 + len(special), special_tokens=special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only._tokenizer,
+        eos_token=END,
+        additional_special_tokens=[USER, BOT],
+        model_max_length=64,
+        **options,
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Folder of a tiny Llama; its tokenizer has no padding token and pads on the left."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = make_tokenizer(PLAIN, padding_side="left")
+    tokenizer.save_pretrained(folder)
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def files(tmp_path):
+    data = tmp_path / "data"
+    return [
+        *("--train_file", write(data / "train.jsonl", rows(64, 0))),
+        *("--validation_file", write(data / "validation.jsonl", rows(20, 1))),
+    ]
+
+
+@pytest.fixture
+def run(tmp_path, tiny, monkeypatch):
+    """Runs the recipe on the tiny model in an empty folder; returns the result and the folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, name="out", model=tiny):
+        out = tmp_path / name
+        causal_lm.main(
+            [
+                *("--model_name_or_path", model, "--output_dir", str(out), "--use_cpu"),
+                *("--disable_tqdm", "true", "--learning_rate", "1e-2"),
+                *("--max_length", "48", "--max_new_tokens", "8", *arguments),
+            ]
+        )
+        # Strict JSON: no NaN, no infinity.
+        return json.loads((out / "result.json").read_text(), parse_constant=pytest.fail), out
+
+    return run
+
+
+@pytest.fixture
+def refused(run, tmp_path, capsys):
+    """Runs the recipe with a mistake; returns the message after one line of usage."""
+
+    def refused(*arguments, **options):
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments, **options)
+        assert stop.value.code == 2
+        assert not (tmp_path / "out").exists()
+        lines = capsys.readouterr().err.splitlines()
+        (start,) = [i for i, line in enumerate(lines) if line.startswith("usage: ")]
+        assert len(lines) == start + 2
+        return lines[start + 1].partition("error: ")[2]
+
+    return refused
+
+
+@pytest.fixture
+def encode(tmp_path):
+    """Reads rows as a training set and encodes them; returns text and learned text of each."""
+
+    def encode(table, tokenizer=None, max_length=48, **options):
+        tokenizer = tokenizer or make_tokenizer()
+        file = write(tmp_path / "data" / "train.jsonl", table)
+        data = conversations.DataArguments(train_file=file, train_val_split=0, **options).load()
+        found = []
+        for row in data.encode(tokenizer, max_length)["train"]:
+            ids, labels = row["input_ids"], row["labels"]
+            assert all(label in (token, -100) for token, label in zip(ids, labels, strict=True))
+            shown = [tokenizer.decode([i]) if i >= 0 else "." for i in labels]
+            found.append((tokenizer.decode(ids), "".join(shown)))
+        return found, data
+
+    return encode
+
+
+# ---- What is learned ---------------------------------------------------------------------------
+
+
+def test_the_completion_and_its_end_are_learned(encode):
+    table = [
+        {"prompt": "ab c", "completion": " de"},
+        {"prompt": "f", "completion": "g</s>"},  # It ends already.
+        {"prompt": "</s>h", "completion": "</s>i"},
+    ]
+    found, data = encode(table)
+    assert found == [
+        ("ab c de</s>", ".... de</s>"),
+        ("fg</s>", ".g</s>"),
+        ("</s>h</s>i</s>", "..</s>i</s>"),
+    ]
+    assert (data.left_out, data.cut) == ({}, {})
+
+
+def test_a_bos_stays_and_an_eos_after_the_prompt_does_not(encode):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer(bos_token=BEGIN)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single=f"{BEGIN} $A {END}",
+        special_tokens=[(BEGIN, tokenizer.bos_token_id), (END, tokenizer.eos_token_id)],
+    )
+    table = [{"prompt": "abcdef", "completion": "gh"}]
+    assert encode(table, tokenizer)[0] == [("<s>abcdefgh</s>", ".......gh</s>")]
+    assert encode(table, tokenizer, 7)[0] == [("<s>defgh</s>", "....gh</s>")]
+
+
+TWO_ROUNDS = "<user>q<bot>ok</s>\n<user>r<bot>no</s>"
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "learned"),
+    [
+        (MARKED, TWO_ROUNDS, "...ok</s>....no</s>"),
+        (PLAIN, TWO_ROUNDS, "..........no</s>"),
+        (
+            MARKED.replace("</s>{% endgen", "{% endgen").replace("'\\n", "'</s>\\n"),
+            TWO_ROUNDS,
+            "...ok.....no</s>",
+        ),
+        (PLAIN.replace("</s>\n", ""), "<user>q<bot>ok<user>r<bot>no</s>", "........no</s>"),
+    ],
+    ids=["marked", "unmarked", "end-outside-of-the-marks", "no-end-in-the-template"],
+)
+def test_only_the_assistants_turns_are_learned(encode, template, text, learned):
+    found, _ = encode([chat("q", "ok", "r", "no")], make_tokenizer(template))
+    assert found == [(text, learned)]
+
+
+def test_an_empty_system_turn_is_kept_and_not_learned(encode):
+    messages = {"messages": [turn("system", ""), turn("user", "q"), turn("assistant", "ok")]}
+    assert encode([messages], make_tokenizer(MARKED))[0] == [
+        ("<user><user>q<bot>ok</s>", "....ok</s>")
+    ]
+
+
+def test_what_is_too_long_is_cut_or_left_out_and_counted(encode):
+    table = [
+        {"prompt": "abcdef", "completion": "gh"},  # 9 tokens with the end.
+        {"prompt": "abc", "completion": "gh"},
+        {"prompt": "a", "completion": "1234567"},  # 8 of them to learn.
+        {"prompt": "ab", "completion": "123456"},  # 7, and one before them.
+    ]
+    found, data = encode(table, max_length=8)
+    assert found == [
+        ("bcdefgh</s>", ".....gh</s>"),
+        ("abcgh</s>", "...gh</s>"),
+        ("b123456</s>", ".123456</s>"),
+    ]
+    assert (data.left_out, data.cut) == ({"train": 1}, {"train": 2})
+    chats = [chat("q", "ok", "r", "no"), chat("q", "12345678")]
+    found, data = encode(chats, make_tokenizer(MARKED), 8)
+    assert found == [("</s>\n<user>r<bot>no</s>", "</s>....no</s>")]
+    assert (data.left_out, data.cut) == ({"train": 1}, {"train": 1})
+
+
+def test_the_prompts_to_go_on_from_are_those_of_training(encode):
+    tokenizer = make_tokenizer(PLAIN)
+    table = [chat("q", "ok", "r", "no"), chat("q", "ok")]
+    found, data = encode(table, tokenizer)
+    prompts = [tokenizer.decode(ids) for ids in data.prompts("train", tokenizer, 48)]
+    assert prompts == [
+        text.removesuffix(end) for (text, _), end in zip(found, ("no</s>", "ok</s>"), strict=True)
+    ]
+    assert [tokenizer.decode(p) for p in data.prompts("train", tokenizer, 3)] == [
+        "<user>r<bot>",
+        "<user>q<bot>",
+    ]
+
+
+def test_the_held_out_rows_are_the_same_on_every_run(tmp_path):
+    file = write(tmp_path / "a.jsonl", [r | {"id": i} for i, r in enumerate(rows(40, 0))])
+    loads = [conversations.DataArguments(train_file=file).load().splits for _ in range(2)]
+    train, validation = (loads[0][name]["id"][:] for name in ("train", "validation"))
+    assert (len(train), len(validation)) == (36, 4)
+    assert sorted(train + validation) == list(range(40))
+    assert [split["id"][:] for split in loads[1].values()] == [train, validation]
+
+
+# ---- What it does ------------------------------------------------------------------------------
+
+
+def test_trains_evaluates_and_says_where_everything_lies(run, tmp_path, capsys):
+    data = tmp_path / "data"
+    long = {"prompt": "x" * 60 + "a:", "completion": "yes"}
+    endless = {"prompt": "a:", "completion": "y" * 60}
+    result, out = run(
+        *("--train_file", write(data / "train.jsonl", [*rows(300, 0), long, endless])),
+        *("--validation_file", write(data / "validation.jsonl", rows(32, 1))),
+        *("--test_file", write(data / "test.jsonl", [*rows(30, 2), endless]), "--do_predict"),
+        *("--loss", "liberal_exp", "--num_train_epochs", "8", "--loss_warmup_ratio", "0.3"),
+    )
+    found = result["metrics"]["test"]
+    assert found["token_accuracy"] == found["exact_match"] == 1.0
+    assert found["perplexity"] == pytest.approx(math.exp(found["cross_entropy"]), rel=1e-4)
+    assert set(found) == {"token_accuracy", "exact_match", "perplexity", "loss", "cross_entropy"}
+    assert (result["metric"], result["best"]["metric"]) == ("token_accuracy", "token_accuracy")
+    assert (result["task"], result["model"], result["kind"]) == ("train", "tiny-llama", "liberal")
+    assert (result["left_out"], result["cut"]) == ({"train": 1, "test": 1}, {"train": 1})
+    assert [entry["step"] for entry in result["history"]] == [10 * n for n in range(1, 9)]
+    assert str(tmp_path) not in (out / "result.json").read_text()
+    # A row without metrics has a prediction all the same.
+    header, *lines = (out / "predictions_test.tsv").read_text().splitlines()
+    assert header == "index\tprediction"
+    expected = [row["completion"] for row in rows(30, 2)] + ["yes"]
+    assert lines == [f"{i}\t{text}" for i, text in enumerate(expected)]
+    shown = capsys.readouterr().out
+    assert "Data    train: 302 train, 32 validation, 31 test" in shown
+    assert "prompt → completion" in shown
+    assert "fit into 48 tokens (--max_length): 1 train, 1 test" in shown
+    assert "cut at their beginning to 48 tokens (--max_length): 1 train" in shown
+    card = ModelCard.load(out / "README.md")
+    assert card.data.pipeline_tag == "text-generation"
+    assert AutoTokenizer.from_pretrained(out).padding_side == "left"
+
+
+def test_metrics_are_those_of_the_saved_model_row_by_row(run, files, tiny, tmp_path):
+    # GPT-2's positions are absolute: the tokenizer's padding on the left would shift them.
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    end = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.eos_token_id}
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    size |= {"initializer_range": 0.3}
+    set_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **size, **end))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "gpt2")
+    arguments = ("--per_device_eval_batch_size", "3", "--num_train_epochs", "3")
+    result, out = run(*files, *arguments, model=str(tmp_path / "gpt2"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    right, losses = [], []
+    for row in rows(20, 1):
+        prompt, answer = (tokenizer(row[k])["input_ids"] for k in ("prompt", "completion"))
+        answer = torch.tensor([*answer, tokenizer.eos_token_id])
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        right.append(logits.argmax(-1) == answer)
+        losses.append(torch.nn.functional.cross_entropy(logits, answer, reduction="none"))
+    found = result["metrics"]["validation"]
+    assert 0 < found["token_accuracy"] < 1
+    assert found["token_accuracy"] == pytest.approx(torch.cat(right).float().mean().item())
+    assert found["exact_match"] == pytest.approx(sum(r.all().item() for r in right) / 20)
+    assert found["perplexity"] == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
+
+
+def test_chats_without_a_validation_set_and_without_answers_to_predict(run, tmp_path):
+    chats = [chat(row["prompt"], row["completion"]) for row in rows(300, 0)]
+    asked = [{"messages": row["messages"][:1]} for row in chats[:9]]
+    result, out = run(
+        *("--train_file", write(tmp_path / "chats.parquet", chats)),
+        *("--test_file", write(tmp_path / "test.json", asked), "--do_predict"),
+        *("--loss", "strict_l", "--num_train_epochs", "8", "--per_device_eval_batch_size", "4"),
+    )
+    assert set(result["metrics"]) == {"validation"}
+    assert result["dataset"]["rows"] == {"train": 270, "validation": 30, "test": 9}
+    lines = (out / "predictions_test.tsv").read_text().splitlines()[1:]
+    expected = [row["messages"][1]["content"] for row in chats[:9]]
+    assert [line.split("\t")[1] for line in lines] == expected
+
+
+def test_formats_and_column_names_give_the_same_weights(run, tmp_path):
+    weights = []
+    for ending in ("csv", "tsv", "json", "parquet"):
+        folder = tmp_path / ending
+        table = [{"q": row["prompt"], "a": row["completion"]} for row in rows(32, 0)]
+        _, out = run(
+            *("--train_file", write(folder / f"train.{ending}", table)),
+            *("--prompt_column", "q", "--completion_column", "a", "--train_val_split", "0"),
+            name=f"out-{ending}",
+        )
+        weights.append((out / "model.safetensors").read_bytes())
+    assert weights[1:] == weights[:1] * 3
+
+
+def test_a_folder_of_files(run, tmp_path, monkeypatch):
+    folder = tmp_path / "my_prompts"
+    write(folder / "train.jsonl", rows(32, 0))
+    write(folder / "test.jsonl", rows(8, 1))
+    result, _ = run("--dataset_name", str(folder), "--train_val_split", "0")
+    assert result["dataset"]["name"] == result["task"] == "my_prompts"
+    assert set(result["metrics"]) == {"test"}
+
+
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(run, files):
+    saving = ("--save_strategy", "steps", "--save_steps", "2", "--num_train_epochs", "4")
+    saving = (*saving, "--loss", "liberal_exp", "--loss_warmup_ratio", "0.5")
+    whole, out = run(*files, *saving)
+    weights = load_file(out / "model.safetensors")
+    state = json.loads((out / "checkpoint-8" / "trainer_state.json").read_text())
+    assert state["global_step"] == 8
+    # As if it had been killed after its last but one checkpoint, which an evaluation follows.
+    (out / "result.json").unlink()
+    (out / "model.safetensors").unlink()
+    (out / "checkpoint-8" / "trainer_state.json").unlink()
+    resumed, _ = run(*files, *saving, "--resume_from_checkpoint", "true")
+    assert resumed["metrics"] == whole["metrics"]
+    for name, weight in load_file(out / "model.safetensors").items():
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_a_fused_head_gives_the_same_metrics(run, files):
+    arguments = (*files, "--loss", "strict_l", "--num_train_epochs", "2")
+    plain, _ = run(*arguments)
+    fused, _ = run(*arguments, "--fused_linear", name="fused")
+    expected = plain["metrics"]["validation"]
+    assert fused["metrics"]["validation"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_adapter_predicts_the_same_on_the_same_base(run, files, tiny):
+    result, out = run(*files, "--lora", "--lora_r", "4")
+    assert not (out / "model.safetensors").exists()
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    model = PeftModel.from_pretrained(base, out).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    row = rows(20, 1)[0]
+    text = tokenizer(row["prompt"] + row["completion"], return_tensors="pt")
+    with torch.no_grad(), model.disable_adapter():
+        without = model(**text).logits
+    with torch.no_grad():
+        assert not torch.equal(model(**text).logits, without)
+    again, _ = run(*files, "--do_train", "false", model=str(out), name="again")
+    assert again["metrics"] == result["metrics"]
+
+
+# ---- What it refuses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "liberal_ex"], "unknown loss 'liberal_ex'. Did you mean 'liberal_exp'?"),
+        (["--dataset_name", "a/b"], "--dataset_name and --train_file contradict each other"),
+        (["--train_val_split", "1"], "--train_val_split must be in [0, 1), got 1.0"),
+        (["--max_new_tokens", "48"], "--max_new_tokens must be above 0 and below 48 tokens"),
+        (
+            ["--max_length", "3", "--max_new_tokens", "1"],
+            "no row of the train set fits into 3 tokens; raise --max_length",
+        ),
+        (["--max_train_samples", "0"], "cannot take 0 rows of the train set"),
+        (["--completion_column", "completions"], "Did you mean 'completion'? Columns: prompt, c"),
+        (["--do_predict"], "--do_predict needs a test set"),
+        (["--resume_from_checkpoint", "true"], "no complete checkpoint in"),
+        (["--lora", "--lora_target_modules", "nothing"], "--lora_target_modules: down_proj, em"),
+    ],
+)
+def test_refuses(refused, files, arguments, message):
+    assert message in refused(*files, *arguments)
+
+
+def test_refuses_a_folder_that_does_not_exist(refused):
+    assert "no folder './no'" in refused("--dataset_name", "./no")
+
+
+@pytest.mark.parametrize("loss", list_losses(task="regression"))
+def test_refuses_a_regression_loss_with_those_that_fit(refused, files, loss):
+    message = refused(*files, "--loss", loss)
+    assert f"train is a classification task and {loss!r} a regression loss; choose" in message
+    assert ", ".join(list_losses(task="classification")) in message
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([{"text": "a"}], "train.jsonl has no column 'prompt'."),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a"}], "row 2: no text in column 'compl"),
+        ([{"prompt": "a", "completion": " "}], "row 1: no text in column 'completion'; only a te"),
+        ([{"prompt": "", "completion": "b"}], "row 1: no text in column 'prompt'"),
+        ([{"prompt": "a", "completion": 4}], "row 1: column 'completion' holds 4, not text"),
+        ([{"messages": "a"}], "row 1: a chat must be a list of {role, content}, got 'a'"),
+        ([{"messages": []}], "row 1: a chat must be a list of {role, content}, got []"),
+        ([chat("q", "a"), chat("q", "")], "row 2: turn 2 (assistant) has no text as content"),
+        ([chat("q", "a"), chat("q")], "row 2: the last turn is not the assistant's; only a test"),
+        ([{"messages": [turn("assistant", "a")]}], "row 1: the assistant's turn answers nothing"),
+    ],
+)
+def test_refuses_rows(refused, tmp_path, table, message):
+    file = write(tmp_path / "train.jsonl", table)
+    assert message in refused("--train_file", file, "--train_val_split", "0")
+
+
+def test_refuses_a_file_that_does_not_exist(refused, files, tmp_path):
+    path = str(tmp_path / "data" / "trian.jsonl")
+    assert "trian.jsonl'. Did you mean 'train.jsonl'?" in refused("--train_file", path)
+    assert "--test_file goes with --train_file" in refused("--test_file", path)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "row 1 is a chat, but the tokenizer has no chat template"),
+        (NO_PREFIX, "row 1: the chat without its last turn is not how the whole chat begins"),
+        ("{{ raise_exception('no users') }}", "row 1: the chat template refuses it: no users"),
+        (MARKED.replace("'assistant'", "'model'"), "row 1: the chat template marks nothing as th"),
+    ],
+)
+def test_refuses_a_template(encode, template, message):
+    with pytest.raises(ValueError, match=r".") as error:
+        encode([chat("q", "a")], make_tokenizer(template))
+    assert message in str(error.value)
+
+
+def test_refuses_a_model_that_is_none(refused, files, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "cannot load the tokenizer of" in refused(*files, model=str(tmp_path / "empty"))
+
+
+def test_is_a_page_that_a_user_reads():
+    assert len((RECIPES / "causal_lm.py").read_text().splitlines()) < 200
+
+
+# ---- As users launch it ------------------------------------------------------------------------
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+
+
+def launch(folder, *arguments, launcher=ACCELERATE):
+    done = subprocess.run(
+        [*launcher, str(RECIPES / "causal_lm.py"), *arguments],
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_one_command(tmp_path):
+    shown = launch(tmp_path, "--loss", "liberal_exp", "--do_predict")
+    assert "8,493 train, 1,031 validation, 1,044 test" in shown
+    out = tmp_path / "runs/causal_lm/movie_review_sentiments-liberal_exp-seed42"
+    result = json.loads((out / "result.json").read_text())
+    assert result["metrics"]["test"]["exact_match"] >= 0.60  # One half by chance.
+    words = {line.split("\t")[1] for line in (out / "predictions_test.tsv").open()}
+    assert words == {"prediction\n", " positive\n", " negative\n"}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(tiny, tmp_path):
+    # 33 test rows leave an incomplete batch.
+    arguments = [
+        *("--train_file", write(tmp_path / "train.jsonl", rows(128, 0))),
+        *("--validation_file", write(tmp_path / "validation.jsonl", rows(64, 1))),
+        *("--test_file", write(tmp_path / "test.jsonl", rows(33, 2)), "--do_predict"),
+        *("--model_name_or_path", tiny, "--use_cpu", "--loss", "strict_l"),
+        *("--num_train_epochs", "2"),
+        *("--max_length", "48", "--max_new_tokens", "8"),
+        *("--learning_rate", "1e-3", "--output_dir", "out", "--per_device_train_batch_size"),
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    launch(one, *arguments, "16", "--per_device_eval_batch_size", "32")
+    sizes = ("8", "--per_device_eval_batch_size", "16")
+    launch(two, *arguments, *sizes, launcher=[*ACCELERATE, "--multi_gpu", "--num_processes", "2"])
+    expected, found = (json.loads((f / "out/result.json").read_text()) for f in (one, two))
+    assert found["training"]["world_size"] == 2
+    for name, metrics in expected["metrics"].items():
+        for key in ("token_accuracy", "exact_match", "perplexity"):
+            assert found["metrics"][name][key] == pytest.approx(metrics[key], rel=1e-4)
+    predictions = [(path / "out" / "predictions_test.tsv").read_text() for path in (one, two)]
+    assert predictions[0] == predictions[1]
