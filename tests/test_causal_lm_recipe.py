@@ -541,7 +541,7 @@ def test_the_one_command(tmp_path):
     result = json.loads((out / "result.json").read_text())
     assert result["metrics"]["test"]["exact_match"] >= 0.60  # One half by chance.
     words = {line.split("\t")[1] for line in (out / "predictions_test.tsv").open()}
-    assert words == {"prediction\n", " positive\n", " negative\n"}
+    assert words >= {"prediction\n", " positive\n", " negative\n"}
 
 
 @pytest.mark.slow
