@@ -77,20 +77,20 @@ def strict_l(m: Tensor) -> Pair:
     return q * q / (root * (1 + root)), -q * q / (p.sqrt() * (1 + q) ** 1.5)
 
 
-def strict_m_wrong(q: Tensor) -> Pair:
+def strict_m_wrong(q: Tensor, value: Tensor, slope: Tensor, spare: Tensor) -> None:
     """q/(1 - q) = t, which is its own derivative by the margin; t/(1 - q) = t + t²."""
-    t = 1 - q
-    torch.div(q, t, out=t)
-    return t, torch.addcmul(t, t, t)
+    torch.sub(q.new_ones(()), q, out=value)
+    torch.div(q, value, out=value)
+    torch.addcmul(value, value, value, out=slope)
 
 
-def strict_l_wrong(q: Tensor) -> Pair:
+def strict_l_wrong(q: Tensor, value: Tensor, slope: Tensor, spare: Tensor) -> None:
     """1/sqrt(1 - q²) - 1 = g/(1 + r) with r = 1/sqrt(1 - q²) and g = q²r²; the slope is g·r."""
-    square = q * q
-    r = (1 - square).rsqrt_()
-    g = square.mul_(r).mul_(r)
-    slope = g * r
-    return g.div_(r.add_(1)), slope
+    torch.mul(q, q, out=value)
+    r = torch.sub(q.new_ones(()), value, out=spare).rsqrt_()
+    g = value.mul_(r).mul_(r)
+    torch.mul(g, r, out=slope)
+    value.div_(r.add_(1))
 
 
 register_loss(

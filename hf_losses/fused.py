@@ -23,6 +23,7 @@ SMALLEST = 1e-30
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+WrongFunction = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 Kernel = Callable[..., Tensor]
 
 
@@ -32,7 +33,12 @@ def chunk_rows(classes: int, device: torch.device) -> int:
 
 
 def sparse(
-    z: Tensor, p: Tensor, target: Tensor, scale: Tensor | None, function: ScalarFunction
+    z: Tensor,
+    p: Tensor,
+    target: Tensor,
+    scale: Tensor | None,
+    spare: list[Tensor],
+    function: ScalarFunction,
 ) -> Tensor:
     """Losses of the true class's margin, and their gradients.
 
@@ -41,6 +47,7 @@ def sparse(
         p: `[N, C]`, float32; overwritten with the gradients, or without `scale` with anything.
         target: `[N]`, int64, in [0, C).
         scale: `[N]`, by which every row's gradient is multiplied; None: no gradients are made.
+        spare: Memory that the chunks of one loss share; empty for the first, which is the largest.
         function: Value and derivative of the loss by the margin.
 
     Returns:
@@ -63,8 +70,9 @@ def full(
     p: Tensor,
     target: Tensor,
     scale: Tensor | None,
+    spare: list[Tensor],
     function: ScalarFunction,
-    wrong: ScalarFunction,
+    wrong: WrongFunction,
 ) -> Tensor:
     """Losses of every class's margin, and their gradients.
 
@@ -73,9 +81,9 @@ def full(
         p: The same.
         target: The same.
         scale: The same.
+        spare: The same.
         function: The same.
-        wrong: What a wrong class of probability p ≤ 1/2 adds: the value, and its derivative by the
-            margin over 1 - p.
+        wrong: What a wrong class of probability p ≤ 1/2 adds; see `LossSpec`.
 
     Returns:
         As `sparse`.
@@ -83,7 +91,10 @@ def full(
     index, own, others = _true_and_others(z, p, target)
     highest = p.amax(-1, keepdim=True)
     value, slope = function((own / others).log_())
-    values, over_q = wrong(p)
+    if not spare:
+        spare.append(p.new_empty(3, *p.shape))
+    values, over_q, rest = spare[0][:, : len(p)].unbind()
+    wrong(p, values, over_q, rest)
     value = value + values.sum(-1, keepdim=True)
     if scale is not None:
         # d margin_k / d z_j = -p_j / (1 - p_k)
@@ -118,7 +129,7 @@ def _again(
     target: Tensor,
     scale: Tensor | None,
     value: Tensor,
-    *functions: ScalarFunction,
+    *functions: Callable[..., Any],
 ) -> None:
     """Puts the exact numbers into those rows of p and value whose probabilities are too small."""
     rows = which.squeeze(-1).nonzero().squeeze(-1)
@@ -151,7 +162,7 @@ def full_exact(
     target: Tensor,
     scale: Tensor | None,
     function: ScalarFunction,
-    wrong: ScalarFunction,
+    wrong: WrongFunction,
 ) -> Tensor:
     """`full` for logits of any size, -inf too; makes the gradients in place of the logits."""
     lowest = torch.finfo(z.dtype).min
@@ -168,7 +179,8 @@ def full_exact(
     every = torch.logaddexp(beside_own, own)
     value, slope = function(_seen(own - beside_own, own, top))
     top_value, top_slope = function(-_seen(top - beside_top, top, own))
-    values, over_q = wrong((rest - every).exp() * z)
+    values, over_q, spare = z.new_empty(3, *z.shape).unbind()
+    wrong((rest - every).exp() * z, values, over_q, spare)
     if scale is not None:
         scale = scale.unsqueeze(-1)
         summed = over_q.sum(-1, keepdim=True)
@@ -178,7 +190,8 @@ def full_exact(
         of_top = -top_slope - slope * (top - beside_own).exp() - summed * (top - every).exp()
         torch.addcmul(over_q, z, -of_rest, out=z).mul_(scale)
         z.scatter_(-1, top_index, of_top * scale).scatter_(-1, index, of_own * scale)
-    return value + top_value + values.sum(-1, keepdim=True)
+    total: Tensor = value + top_value + values.sum(-1, keepdim=True)
+    return total
 
 
 def _seen(margin: Tensor, own: Tensor, highest: Tensor) -> Tensor:
@@ -225,15 +238,16 @@ class Fused(torch.autograd.Function):
         if gradient is None or overwrite or rows.dtype != torch.float32:
             scratch = rows.new_empty(min(size, count), classes, dtype=torch.float32)
         if scratch is None and 0 < count <= size:
-            values = kernel(rows, gradient, targets, scales)
+            values = kernel(rows, gradient, targets, scales, [])
         else:
             values = rows.new_empty(count, dtype=torch.float32)
+            spare: list[Tensor] = []
             for start in range(0, count, size):
                 part = slice(start, start + size)
                 z = rows[part]
                 p = gradient[part] if scratch is None else scratch[: len(z)]
                 of_row = scales[part] if differentiate else None
-                values[part] = kernel(z, p, targets[part], of_row)
+                values[part] = kernel(z, p, targets[part], of_row, spare)
                 if scratch is not None and gradient is not None:
                     gradient[part] = p
         values = (values * scales).masked_fill_(scales == 0, 0.0)  # Of an ignored row, 0 · inf.

@@ -6,6 +6,7 @@ exist. Only rows with a label are projected.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class _Linear(torch.autograd.Function):
         logits = hidden.new_empty(min(ROWS, count), classes)
         size = chunk_rows(classes, hidden.device)
         scratch = hidden.new_empty(min(size, ROWS, count), classes, dtype=torch.float32)
+        spare: list[Tensor] = []
         for first in range(0, count, ROWS):
             rows = hidden[first : first + ROWS]
             z = logits[: len(rows)]
@@ -53,8 +55,9 @@ class _Linear(torch.autograd.Function):
                 piece = z[start : start + size]
                 part = slice(first + start, first + start + len(piece))
                 p = scratch[: len(piece)]
-                values = kernel(piece, p, target[part], scale[part] if any(needs) else None)
-                total += values @ scale[part]
+                of_row = scale[part]
+                values = kernel(piece, p, target[part], of_row if any(needs) else None, spare)
+                total += (values * of_row).masked_fill_(of_row == 0, 0.0).sum()  # Not 0 · inf.
                 piece.copy_(p)  # The gradient, in the logits' place.
             if of_hidden is not None:
                 torch.mm(z, weight, out=of_hidden[first : first + ROWS])
@@ -219,19 +222,20 @@ def plain_head(model: Any) -> Any:
     return head
 
 
-class HiddenStates:
-    """Within this context the head puts out the hidden states that it is given.
+class HeadOutput:
+    """Within this context the head puts out what a function makes of its hidden states.
 
     Args:
         head: The last layer, as `plain_head` returns it.
+        function: Of the hidden states, `[..., H]`.
     """
 
-    def __init__(self, head: Any) -> None:
+    def __init__(self, head: Any, function: Callable[[Tensor], Tensor]) -> None:
         """See the class."""
-        self.head = head
+        self.head, self.function = head, function
 
     def __enter__(self) -> None:
-        self.head.forward = lambda hidden: hidden
+        self.head.forward = self.function
 
     def __exit__(self, *_: Any) -> None:
         del self.head.forward

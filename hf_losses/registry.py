@@ -57,9 +57,10 @@ class LossSpec:
             accurate in float32 for every finite x.
         weight_formula: The gradient weight w(p) = p·|dl/dp|, in Python syntax; may be empty.
         wrong_class_formula: What every wrong class of probability `q` adds (the full forms only).
-        wrong_class_function: `wrong_class_function(q, **parameters) -> (value, slope)`, the same
-            for q <= 1/2, element-wise: the value, and its derivative by the class's margin over
-            1 - q. Without it a full form works, but slowly where there are many classes.
+        wrong_class_function: `wrong_class_function(q, value, slope, spare, **parameters)`, the same
+            for q <= 1/2, element-wise: writes the value, and its derivative by the class's margin
+            over 1 - q; `spare` is for whatever lies between. Without it a full form works, but
+            slowly where there are many classes.
         parameters: The loss's own parameters by name.
         reference: Where the formula comes from.
     """

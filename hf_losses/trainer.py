@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,7 @@ from hf_losses.choice import (
 )
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.gradients import NonfiniteSteps
-from hf_losses.linear import HiddenStates, check_linear, linear_of_head, plain_head
+from hf_losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
 from hf_losses.loss_stats import LossStats, check_stats, stats_due
 from hf_losses.model_card import write_card
 from hf_losses.normalise import (
@@ -270,18 +269,34 @@ class LossMixin(_Base):  # type: ignore[misc]
                 inputs["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(
                     labels=labels
                 )
-        fuses = getattr(self.args, "fused_linear", False) and self.model.training
-        self._fused_head = core.get_output_embeddings() if fuses and not return_outputs else None
-        with HiddenStates(self._fused_head) if self._fused_head else nullcontext():
-            outputs = model(**inputs)
-        if torch.is_tensor(outputs):
-            outputs = (outputs,)  # Of a user's own module.
         if shifted is None:
             shifted = shift_left(labels) if self._loss_shifts_labels else labels
+        fuses = getattr(self.args, "fused_linear", False) and self.model.training
+        if fuses and not return_outputs:
+            return self._fused_loss(model, inputs, shifted, num_items_in_batch)
+        outputs = model(**inputs)
+        if torch.is_tensor(outputs):
+            outputs = (outputs,)  # Of a user's own module.
         loss = self.compute_loss_func(outputs, shifted, num_items_in_batch=num_items_in_batch)
         if isinstance(outputs, tuple):
             outputs = (loss, *outputs)  # Trainer's evaluation leaves out the first of a tuple.
         return (loss, outputs) if return_outputs else loss
+
+    def _fused_loss(
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, items: Any
+    ) -> Tensor:
+        """The loss in the place of the logits: the head's weight may be used in forward alone."""
+        self._fused_head = self._core().get_output_embeddings()
+        try:
+            with HeadOutput(
+                self._fused_head,
+                lambda hidden: self.compute_loss_func((hidden,), labels, num_items_in_batch=items),
+            ):
+                outputs = model(**inputs)
+        finally:
+            self._fused_head = None
+        loss: Tensor = logits_of(outputs) + self._auxiliary(outputs)
+        return loss
 
     def _loss_of_outputs(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None

@@ -135,7 +135,21 @@ def test_two_processes_have_the_gradients_of_one(two_processes, tmp_path):
 
 
 def all_gradients(folder, batch):
+    others = {
+        "warm-up": {"loss": "liberal_circle", "loss_warmup_steps": 3},
+        "fused": {"loss": "liberal_exp", "fused_linear": True},
+    }
     return {
+        name: tiny.gradients(
+            folder,
+            TASKS["causal-lm"][0](),
+            TASKS["causal-lm"][1](),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=2,
+            **settings,
+        )
+        for name, settings in others.items()
+    } | {
         (task, loss): tiny.gradients(
             folder,
             TASKS[task][0](),

@@ -19,7 +19,7 @@ CLASSES = 40
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks, the last one incomplete."""
-    monkeypatch.setattr(fused, "CHUNK", 7 * CLASSES)
+    monkeypatch.setattr(fused, "CHUNK", 3 * CLASSES)
 
 
 def example(dtype=torch.float32, spread=3.0):

@@ -7,7 +7,15 @@ import pytest
 import tiny
 import torch
 from torch.nn import functional as F
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, set_seed
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    set_seed,
+)
 
 from hf_losses import LossTrainer, get_loss, linear, linear_loss, list_losses
 
@@ -180,6 +188,41 @@ def test_training_has_the_gradients_of_the_unfused_head(model, loss, settings, t
     assert tiny.difference(apart, fused) < 2 * ROUNDING
 
 
+def mixture():
+    """Its auxiliary loss comes beside the logits."""
+    set_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=tiny.VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            num_local_experts=4,
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+        )
+    )
+
+
+def prompted():
+    """Virtual tokens that have no labels."""
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    set_seed(0)
+    return peft.get_peft_model(tiny.causal_lm(), config)
+
+
+@pytest.mark.parametrize("model", [mixture, prompted])
+def test_what_else_a_model_does_stays(model, tmp_path):
+    data = tiny.texts(20, tiny.some_next_tokens)
+    apart, fused = (
+        tiny.gradients(tmp_path, model(), data, loss="liberal_exp", fused_linear=fuses)
+        for fuses in (False, True)
+    )
+    assert tiny.difference(apart, fused) < 2 * ROUNDING
+
+
 def test_the_logits_are_never_made_in_training_and_evaluation_has_them(tmp_path, monkeypatch):
     seen = []
     trainer = LossTrainer(
@@ -193,15 +236,15 @@ def test_the_logits_are_never_made_in_training_and_evaluation_has_them(tmp_path,
     @functools.wraps(forward)  # Trainer asks for the names of its arguments.
     def watched(self, *args, **kwargs):
         outputs = forward(self, *args, **kwargs)
-        seen.append(outputs.logits.shape[-1])
+        seen.append(outputs.logits.shape[-1:])
         return outputs
 
     monkeypatch.setattr(type(trainer.model), "forward", watched)
     trainer.train()
-    assert set(seen) == {32}
+    assert set(seen) == {()}  # The loss in the place of the logits.
     seen.clear()
     metrics = trainer.evaluate()
-    assert set(seen) == {tiny.VOCABULARY}
+    assert set(seen) == {(tiny.VOCABULARY,)}
     plain = LossTrainer(
         model=trainer.model,
         args=tiny.arguments(tmp_path, loss="liberal_exp"),
