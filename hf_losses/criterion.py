@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_losses import functional  # noqa: F401  (registers the losses)
-from hf_losses.fused import DTYPES, Fused, Kernel, full, sparse
+from hf_losses.fused import DTYPES, SMALLEST, Fused, Kernel, full, sparse
 from hf_losses.margin import class_margin, class_margins, poison
 from hf_losses.registry import LossSpec, as_number, get_spec, nearest
 
@@ -138,7 +138,7 @@ class _Loss(nn.Module):
             return losses
         if self.reduction == "sum":
             return losses.sum()
-        return losses.sum() / (_at_least_one(own) if count is None else count)
+        return losses.sum() / (not_zero(own) if count is None else count)
 
     def extra_repr(self) -> str:
         """The configuration, for `print(loss)`."""
@@ -154,8 +154,9 @@ def _accurate_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
-def _at_least_one(count: Tensor) -> Tensor:
-    return torch.where(count == 0, 1, count)
+def not_zero(count: Tensor) -> Tensor:
+    """A count to divide by: where nothing counts, the sum is 0 too."""
+    return count.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _one_hot(z: Tensor, target: Tensor) -> Tensor:
@@ -240,14 +241,16 @@ class ClassificationLoss(_Loss):
 
     def _fused_kernel(self) -> Kernel | None:
         """How the loss is made straight from logits; None if there is no such way."""
-        boundary = -math.inf
+        boundary, within, floor = -math.inf, self._function, SMALLEST
         if self.spec.kind == "strict":
             boundary = _weight_boundary(self._function, self.max_weight)
             self._function = _bounded(self._function, self.max_weight, boundary)
+            # With room for the rounding of p.
+            floor = max(floor, 1.001 / (1 + math.exp(min(-boundary, 700.0))))
         if self.label_smoothing or self.problem_type != SINGLE_LABEL:
             return None
         if not self.spec.is_full:
-            return functools.partial(sparse, function=self._function)
+            return functools.partial(sparse, function=self._function, within=within, floor=floor)
         # Of the wrong classes, only the top one may lie beyond the bound.
         if self.spec.wrong_class_function is None or boundary > 0:
             return None
@@ -349,9 +352,8 @@ class ClassificationLoss(_Loss):
         self, target: Tensor, weight: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """The targets with 0 for ignored ones, and what each of them weighs: 0 for those."""
-        ignored = target == self.ignore_index
-        target = target.masked_fill(ignored, 0)
-        of_item = (~ignored).to(dtype)
+        kept = target != self.ignore_index
+        target, of_item = target * kept, kept.to(dtype)
         if weight is not None:
             # gather rather than weight[target]: torch.func.vmap takes it too.
             of_item = of_item * weight.gather(0, target.reshape(-1)).reshape(target.shape)
@@ -381,7 +383,7 @@ class ClassificationLoss(_Loss):
     ) -> Tensor:
         scale = of_item
         if self.reduction == "mean":
-            scale = of_item / (_at_least_one(of_item.sum()) if count is None else count)
+            scale = of_item / (not_zero(of_item.sum()) if count is None else count)
         differentiate = torch.is_grad_enabled() and logits.requires_grad
         options = (self.reduction != "none", differentiate, self.overwrite_logits)
         out: Tensor = Fused.apply(  # type: ignore[no-untyped-call]

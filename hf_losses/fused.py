@@ -39,6 +39,8 @@ def sparse(
     scale: Tensor | None,
     spare: list[Tensor],
     function: ScalarFunction,
+    within: ScalarFunction,
+    floor: float,
 ) -> Tensor:
     """Losses of the true class's margin, and their gradients.
 
@@ -49,17 +51,20 @@ def sparse(
         scale: `[N]`, by which every row's gradient is multiplied; None: no gradients are made.
         spare: Memory that the chunks of one loss share; empty for the first, which is the largest.
         function: Value and derivative of the loss by the margin.
+        within: The same in fewer operations while p and 1 - p are at least `floor`.
+        floor: In (0, 1/2).
 
     Returns:
         `[N]`, float32, not scaled.
     """
     index, own, others = _true_and_others(z, p, target)
-    value, slope = function((own / others).log_())
+    least = torch.minimum(own, others)
+    lowest = least.min().item()
+    value, slope = (within if lowest >= floor else function)((own / others).log_())
     if scale is not None:
         slope = slope * scale.unsqueeze(-1)
         p.mul_(slope / -others).scatter_(-1, index, slope)
-    least = torch.minimum(own, others)
-    if not least.min().item() >= SMALLEST:
+    if not lowest >= SMALLEST:  # Nor if it is NaN.
         rows = ~(least >= SMALLEST)
         _again(sparse_exact, rows, z, p, target, scale, value, function)
     return value.squeeze(-1)
@@ -117,7 +122,7 @@ def _true_and_others(z: Tensor, p: Tensor, target: Tensor) -> tuple[Tensor, Tens
     torch.softmax(z, -1, out=p)
     index = target.unsqueeze(-1)
     own = p.gather(-1, index)
-    p.scatter_(-1, index, 0.0)
+    p.scatter_(-1, index, torch.zeros_like(own))  # A scalar would take three times as long.
     return index, own, p.sum(-1, keepdim=True)  # Not 1 - own, which cancels.
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses.criterion import ClassificationLoss, get_loss
+from hf_losses.criterion import ClassificationLoss, get_loss, not_zero
 from hf_losses.fused import DTYPES, Kernel, chunk_rows
 
 ROWS = 256  # Fewer take less memory, and more time for the matrix products.
@@ -156,7 +156,7 @@ def linear_loss(
     labels, of_item = criterion.weigh(flat[kept], criterion.weight, torch.float32)
     if criterion.reduction == "mean":
         total = of_item.sum()
-        of_item = of_item / (torch.where(total == 0, 1, total) if count is None else count)
+        of_item = of_item / (not_zero(total) if count is None else count)
     rows = hidden.reshape(-1, hidden.shape[-1])
     rows = rows if len(kept) == len(flat) else rows[kept]
     with torch.autocast(hidden.device.type, enabled=False):
