@@ -5,34 +5,27 @@
 Time: forward and backward of the mean loss, every peer in turns, medians and quartiles of one
 process per shape, for logits once with the default allocator and once warm (freed memory is kept,
 so that fresh pages cost nothing). Memory: the peak of what a process holds beyond logits (or hidden
-states and weight) and labels, one process per peer. Writes losses.json and losses.png there.
+states and weight) and labels, one process per peer. For the smallest shape, whose times depend on
+the mood of the machine, instructions too, where valgrind is installed. Liger's kernels are no peer
+here: they need a GPU. Writes losses.json and losses.png.
 """
 
+import functools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
-)
-from transformers.utils import logging
+from torch.utils.benchmark import Timer
 
-from hf_losses import LossTrainer, LossTrainingArguments, get_loss, linear_loss, list_losses
+from hf_losses import get_loss, linear_loss, list_losses
 
 WARM = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": "0"}
 SHAPES = {
@@ -43,16 +36,19 @@ SHAPES = {
     "2048x32000-bf16": (2048, 32000, "bfloat16"),
     "1024x128256": (1024, 128256, "float32"),
 }
+SMALL = ("32x2", "256x1000", "4096x128")  # Their memory does not matter.
 LINEAR = {"linear": (2048, 576, 49152)}
-CAUSAL = {"causal-lm-step": 32000}
-TRAINERS = ("bert-tiny", "bert-minilm", "vit-tiny")
+STEPS = ("causal-lm-step", "bert-tiny", "bert-minilm", "vit-tiny")
 SECONDS = 1.0  # Of measuring per peer and condition; twenty give narrower quartiles.
 ROUNDS = (3, 60)  # Fewest and most.
+STEP_ROUNDS = 15  # Of whole trainings, whose times spread more than the difference looked for.
 # The other sparse losses hold what liberal_exp does.
 TIME_ONLY = {
     *("naive strict_m_full", "naive strict_l_full"),
     *(n for n in list_losses(task="classification") if n.split("_")[-1] not in ("exp", "full")),
 }
+COUNTED = {"32x2": ("F.cross_entropy", "naive liberal_exp", "liberal_exp")}
+RUNS = 20  # Whose instructions are counted.
 SLOW_ROUNDS = 2  # Of the naive full forms, which take ten times as long as the rest.
 
 
@@ -63,6 +59,12 @@ def probability(logits, target):
 def naive_sparse(logits, target):
     """liberal_exp as it stands in the table of formulas."""
     return (torch.exp(1 - probability(logits, target)) - 1).mean()
+
+
+@functools.cache
+def compiled():
+    """Made when it is called first: the compiler alone takes seconds to import."""
+    return torch.compile(naive_sparse)
 
 
 def naive_full(logits, target, of_wrong, of_true):
@@ -94,6 +96,8 @@ def of_logits(rows, classes, dtype):
     losses = list_losses(task="classification")
     peers = {"F.cross_entropy": F.cross_entropy, "naive liberal_exp": naive_sparse}
     peers |= {"naive strict_m_full": naive_m_full, "naive strict_l_full": naive_l_full}
+    if shutil.which("c++"):
+        peers["torch.compile of naive liberal_exp"] = lambda *given: compiled()(*given)
     peers |= {name: get_loss(name) for name in losses}
     if logits.numel() > 10**6:
         over = get_loss("liberal_exp", overwrite_logits=True)
@@ -133,99 +137,14 @@ def of_hidden(rows, width, classes):
     return {name: step(loss) for name, loss in peers.items()}
 
 
-def of_causal_lm(words):
-    """A whole training step of a small causal language model, through the trainers."""
-    config = LlamaConfig(
-        vocab_size=words,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=512,
-    )
-    torch.manual_seed(0)
-    ids = torch.randint(0, words, (8, 128))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    count = torch.tensor(8 * 127)
-    folder = tempfile.mkdtemp()
-
-    def step(cls, arguments, **settings):
-        model = LlamaForCausalLM(config).train()
-        args = arguments(output_dir=folder, use_cpu=True, report_to=[], **settings)
-        trainer = cls(model=model, args=args)
-
-        def run():
-            model.zero_grad(set_to_none=True)
-            trainer.compute_loss(model, dict(batch), num_items_in_batch=count).backward()
-
-        return run
-
-    return {
-        "built-in loss": step(Trainer, TrainingArguments),
-        "liberal_exp": step(LossTrainer, LossTrainingArguments, loss="liberal_exp"),
-        "liberal_exp, fused_linear": step(
-            LossTrainer, LossTrainingArguments, loss="liberal_exp", fused_linear=True
-        ),
-    }
-
-
-def of_trainers(name):
-    """Ten optimizer steps of a whole training, stock and with another loss."""
-    torch.manual_seed(0)
-    ids, classes = torch.randint(0, 1000, (32, 32)), torch.randint(0, 2, (32,))
-    rows = [{"input_ids": i, "labels": y} for i, y in zip(ids, classes, strict=True)]
-    if name == "vit-tiny":
-        model = ViTForImageClassification(
-            ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, image_size=64)
-        )
-        pixels = torch.randn(32, 3, 64, 64)
-        rows = [{"pixel_values": x, "labels": y} for x, y in zip(pixels, classes, strict=True)]
-    else:
-        width, layers = {"bert-tiny": (128, 2), "bert-minilm": (384, 6)}[name]
-        model = BertForSequenceClassification(
-            BertConfig(
-                vocab_size=1000,
-                hidden_size=width,
-                num_hidden_layers=layers,
-                num_attention_heads=width // 32,
-                intermediate_size=4 * width,
-            )
-        )
-    folder = tempfile.mkdtemp()
-
-    def steps(cls, arguments, **settings):
-        args = arguments(
-            output_dir=folder,
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-            max_steps=10,
-            per_device_train_batch_size=32,
-            save_strategy="no",
-            logging_strategy="no",
-            dataloader_pin_memory=False,
-            **settings,
-        )
-        return lambda: cls(model=model, args=args, train_dataset=rows).train()
-
-    return {
-        "Trainer": steps(Trainer, TrainingArguments),
-        "Trainer again": steps(Trainer, TrainingArguments),
-        "LossTrainer, liberal_exp": steps(LossTrainer, LossTrainingArguments, loss="liberal_exp"),
-        "LossTrainer, strict_l_full": steps(
-            LossTrainer, LossTrainingArguments, loss="strict_l_full"
-        ),
-    }
-
-
 def peers_of(case):
     if case in SHAPES:
         return of_logits(*SHAPES[case])
     if case in LINEAR:
         return of_hidden(*LINEAR[case])
-    if case in CAUSAL:
-        return of_causal_lm(CAUSAL[case])
-    return of_trainers(case)
+    import training_steps  # With transformers, which would take minutes where instructions count.
+
+    return training_steps.peers_of(case)
 
 
 def measure_time(case):
@@ -242,7 +161,8 @@ def measure_time(case):
     inner = {name: max(1, int(0.005 / seconds)) for name, seconds in single.items()}
     rounds = int(SECONDS * len(peers) / sum(single[n] * inner[n] for n in peers))
     seconds = {name: [] for name in peers}
-    for turn in range(min(ROUNDS[1], max(ROUNDS[0], rounds))):
+    fewest = STEP_ROUNDS if case in STEPS else ROUNDS[0]
+    for turn in range(min(ROUNDS[1], max(fewest, rounds))):
         for name, run in peers.items():
             if name.startswith("naive strict") and turn >= SLOW_ROUNDS:
                 continue
@@ -272,13 +192,29 @@ def measure_memory(case, name):
     return _memory("VmHWM") - before
 
 
+def count_instructions(case, name):
+    """Instructions of one step on one thread, by callgrind."""
+    setup = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from losses import peers_of
+torch.set_num_threads(1)
+run = peers_of({case!r})[{name!r}]
+for _ in range({RUNS}): run()
+"""
+    timer = Timer("run()", setup=setup)
+    return round(timer.collect_callgrind(RUNS, collect_baseline=False).counts() / RUNS)
+
+
 def _memory(key):
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{key}:")[1].split()[0]) * 1024
 
 
 def child(*words, warm=False):
-    environment = os.environ | (WARM if warm else {})
+    # Callgrind starts whatever is called python.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path} | (WARM if warm else {})
     command = [sys.executable, __file__, "--child", *words]
     out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return json.loads(out.stdout.splitlines()[-1])
@@ -315,21 +251,25 @@ def draw(results, path):
 def main(folder, *only):
     path = Path(folder) / "losses.json"
     results = json.loads(path.read_text()) if only and path.exists() else {"cases": {}}
-    cases = only or (*SHAPES, *LINEAR, *CAUSAL, *TRAINERS)
+    cases = only or (*SHAPES, *LINEAR, *STEPS)
     for case in cases:
-        found = {"default": child(case)}
+        found = {"default": child("time", case)}
         if case in SHAPES:
-            found["warm"] = child(case, warm=True)
-        if case not in ("32x2", "256x1000", "4096x128", *TRAINERS):
+            found["warm"] = child("time", case, warm=True)
+        if case in COUNTED and shutil.which("valgrind"):
+            peers = COUNTED[case]
+            found["instructions"] = {name: child("instructions", case, name) for name in peers}
+        if case not in (*SMALL, *STEPS[1:]):
             peers = [name for name in found["default"] if name not in TIME_ONLY]
-            found["peak_bytes"] = {name: child(case, name) for name in peers}
+            found["peak_bytes"] = {name: child("memory", case, name) for name in peers}
         results["cases"][case] = found
         for condition in ("default", "warm"):
             if condition in found:
                 ratios = {name: peer["ratio"] for name, peer in found[condition].items()}
                 print(case, condition, ratios, flush=True)
-        if "peak_bytes" in found:
-            print(case, "peak MB", {n: round(b / 1e6) for n, b in found["peak_bytes"].items()})
+        for what in ("instructions", "peak_bytes"):
+            if what in found:
+                print(case, what, found[what], flush=True)
         path.write_text(json.dumps(results | _machine(), indent=1) + "\n", encoding="utf-8")
     draw(results, path.with_suffix(".png"))
 
@@ -348,9 +288,13 @@ def _machine():
 
 
 if __name__ == "__main__":
-    logging.set_verbosity_error()
     if sys.argv[1] == "--child":
-        found = measure_memory(*sys.argv[2:]) if len(sys.argv) > 3 else measure_time(sys.argv[2])
-        print("\n" + json.dumps(found))
+        what, *words = sys.argv[2:]
+        measure = {
+            "time": measure_time,
+            "memory": measure_memory,
+            "instructions": count_instructions,
+        }
+        print("\n" + json.dumps(measure[what](*words)))
     else:
         main(*sys.argv[1:])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_losses import get_spec, list_losses
 from hf_losses.plots import digest, plot_losses
@@ -56,37 +57,68 @@ def which_loss() -> str:
 def speed() -> str:
     """Time and peak memory of the fused paths relative to the first peer of each case."""
     found = json.loads((RESULTS / "benchmarks" / "losses.json").read_text(encoding="utf-8"))
-    hardware, versions = found["hardware"], found["versions"]
+    hardware, versions, cases = found["hardware"], found["versions"], found["cases"]
+    shapes = {case: own for case, own in cases.items() if "warm" in own}
+    large = {case: own for case, own in shapes.items() if "peak_bytes" in own}
+    counted = {case: own["instructions"] for case, own in cases.items() if "instructions" in own}
     lines = [
-        f"Time and peak memory relative to the peer in brackets; {hardware['cpu']}, "
-        f"{hardware['threads']} threads, torch {versions['torch']}.",
+        f"Measured on {hardware['cpu']}, {hardware['threads']} threads, torch {versions['torch']}: "
+        "forward and backward of the mean loss, medians, relative to `F.cross_entropy`; "
+        "default allocator (warm allocator).",
         "",
-        "| case (relative to) | loss | time | time, warm | peak memory |",
-        "| --- | --- | ---: | ---: | ---: |",
+        *_matrix("time", shapes, _times),
+        "",
+        *_matrix("peak memory", large, _peaks),
+        "",
+        "| whole layers and steps | time [quartiles] | peak memory |",
+        "| --- | ---: | ---: |",
     ]
-    sparse = {name for name in list_losses(task="classification") if not get_spec(name).is_full}
-    for case, numbers in found["cases"].items():
-        first = next(iter(numbers["default"]))
-        peaks = numbers.get("peak_bytes", {})
-        rows = {peer: [peer] for peer in numbers["default"] if peer != first}
-        if sparse <= set(rows):
-            rest = {peer: own for peer, own in rows.items() if peer not in sparse}
-            rows = {f"the {len(sparse)} sparse losses": sorted(sparse), **rest}
-        for name, peers in rows.items():
-            cells = [
-                _range([numbers[condition][peer]["ratio"] for peer in peers])
-                for condition in ("default", "warm")
-                if condition in numbers
-            ]
-            cells += ["–"] * (2 - len(cells))
-            cells.append(_range([peaks[peer] / peaks[first] for peer in peers if peer in peaks]))
-            lines.append(f"| {case} ({first}) | {name} | {' | '.join(cells)} |")
+    for case, own in cases.items():
+        if case in shapes:
+            continue
+        peaks = own.get("peak_bytes", {})
+        first = next(iter(own["default"]))
+        for name, peer in own["default"].items():
+            low, high = peer["quartiles"]
+            ratio = f"{peer['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+            peak = f"{peaks[name] / peaks[first]:.2f}" if name in peaks else "–"
+            lines.append(f"| {case}: {name} | {ratio} | {peak} |")
+    for case, peers in counted.items():
+        figures = ", ".join(f"{name} {number:,}" for name, number in peers.items())
+        lines += ["", f"Instructions of one step at {case} (callgrind, one thread): {figures}."]
     return "\n".join(lines)
+
+
+def _matrix(what: str, cases: dict[str, Any], cell: Callable[..., str]) -> list[str]:
+    """A table of peers by cases; losses that do the same work share a row."""
+    alike = [name for name in list_losses(task="classification") if not get_spec(name).is_full]
+    rows = {f"the {len(alike)} sparse losses": alike}
+    for own in cases.values():
+        rows |= {name: [name] for name in list(own["default"])[1:] if name not in alike}
+    lines = [f"| {what} | {' | '.join(cases)} |", "| --- |" + " ---: |" * len(cases)]
+    for title, names in rows.items():
+        cells = [cell(own, names) for own in cases.values()]
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(one or '–' for one in cells)} |")
+    return lines
+
+
+def _times(case: dict[str, Any], names: Sequence[str]) -> str:
+    default, warm = (
+        _range([case[condition][name]["ratio"] for name in names if name in case[condition]])
+        for condition in ("default", "warm")
+    )
+    return default and f"{default} ({warm})"
+
+
+def _peaks(case: dict[str, Any], names: Sequence[str]) -> str:
+    peaks, first = case["peak_bytes"], next(iter(case["default"]))
+    return _range([peaks[name] / peaks[first] for name in names if name in peaks])
 
 
 def _range(values: Sequence[float]) -> str:
     if not values:
-        return "–"
+        return ""
     low, high = f"{min(values):.2f}", f"{max(values):.2f}"
     return low if low == high else f"{low}–{high}"
 

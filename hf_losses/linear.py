@@ -15,7 +15,10 @@ from torch import Tensor
 from hf_losses.criterion import ClassificationLoss, get_loss, not_zero
 from hf_losses.fused import DTYPES, Kernel, chunk_rows
 
-ROWS = 256  # Fewer take less memory, and more time for the matrix products.
+# Rows that are projected together, at least and at most. Fewer take less memory, and more time for
+# the matrix products. In between, as many as hidden states are wide: their logits are then as large
+# as the gradient of the weight.
+ROWS = (256, 512)
 
 
 class _Linear(torch.autograd.Function):
@@ -40,12 +43,13 @@ class _Linear(torch.autograd.Function):
         of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
         classes, count = len(weight), len(hidden)
-        logits = hidden.new_empty(min(ROWS, count), classes)
+        together = min(max(hidden.shape[1], ROWS[0]), ROWS[1])
+        logits = hidden.new_empty(min(together, count), classes)
         size = chunk_rows(classes, hidden.device)
-        scratch = hidden.new_empty(min(size, ROWS, count), classes, dtype=torch.float32)
+        scratch = hidden.new_empty(min(size, together, count), classes, dtype=torch.float32)
         spare: list[Tensor] = []
-        for first in range(0, count, ROWS):
-            rows = hidden[first : first + ROWS]
+        for first in range(0, count, together):
+            rows = hidden[first : first + together]
             z = logits[: len(rows)]
             if bias is None:
                 torch.mm(rows, weight.T, out=z)
@@ -60,7 +64,7 @@ class _Linear(torch.autograd.Function):
                 total += (values * of_row).masked_fill_(of_row == 0, 0.0).sum()  # Not 0 · inf.
                 piece.copy_(p)  # The gradient, in the logits' place.
             if of_hidden is not None:
-                torch.mm(z, weight, out=of_hidden[first : first + ROWS])
+                torch.mm(z, weight, out=of_hidden[first : first + together])
             if of_weight is not None:
                 if of_weight.dtype == z.dtype:
                     of_weight.addmm_(z.T, rows)

@@ -19,6 +19,7 @@ from conversations import DEFAULT, IGNORED, DataArguments
 from generation import generate
 from lora import LoraArguments, add_adapter
 from small_lm import small_model, small_tokenizer
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -90,10 +91,12 @@ def reduce_logits(logits, labels):
     """The likeliest next tokens and the labels' cross-entropy: evaluation keeps no N x C logits."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     logits, labels = logits[:, :-1], labels[:, 1:]
-    losses = torch.nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )
-    return logits.argmax(-1), losses
+    # Row by row: half precision must not be copied to float32 as a whole.
+    losses = [
+        cross_entropy(row.float(), own, ignore_index=IGNORED, reduction="none")
+        for row, own in zip(logits, labels, strict=True)
+    ]
+    return logits.argmax(-1), torch.stack(losses)
 
 
 def compute_metrics(found):

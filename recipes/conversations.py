@@ -23,6 +23,7 @@ DEFAULT = "movie_review_sentiments"
 ABOUT_DEFAULT = f"{MOVIE_REVIEWS}; the completion is the sign of the mean rating in a word"
 HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation"}
 HUB_SPLITS |= {"val": "validation", "dev": "validation", "test": "test"}
+HUB_SPLITS |= {"train_sft": "train", "test_sft": "test"}  # Beside splits for preference learning.
 IGNORED = -100  # As a label: no loss for this token.
 MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -41,7 +42,7 @@ class DataArguments:
     prompt_column: str = option("prompt", "text before the completion")
     completion_column: str = option("completion", "text to learn")
     messages_column: str = option(
-        "messages", "chat, a list of {role, content}; taken if there is no column of prompts"
+        "messages", "chat, a list of {role, content}; taken if prompt or completion is missing"
     )
     train_val_split: float = option(
         0.1, "share of the training set that is held out where there is no validation set; 0: none"
@@ -82,13 +83,13 @@ class DataArguments:
             columns = ["prompt", "completion"]
             origin["about"] = ABOUT_DEFAULT
         else:
-            found, where = self._stored()
+            found, where, called = self._stored()
             train = found["train"]
-            is_chat = (
-                self.messages_column in train.column_names
-                and self.prompt_column not in train.column_names
-            )
             own = [self.prompt_column, self.completion_column]
+            # Chats often come with their first turn as a column of its own.
+            is_chat = self.messages_column in train.column_names and not (
+                set(own) <= set(train.column_names)
+            )
             columns = [self.messages_column] if is_chat else own
             names = [Path(where[name]).name for name in found]
             origin["about"] = f"the files {', '.join(f'`{name}`' for name in names)}"
@@ -96,7 +97,7 @@ class DataArguments:
                 origin["about"] = f"files of the folder `{self.name}`"
             elif self.dataset_name:
                 origin = {"name": self.dataset_name, "id": self.dataset_name}
-                origin["config"] = self.dataset_config_name
+                origin |= {"config": self.dataset_config_name, "splits": called}
         splits = {n: _checked(split, columns, n, where[n]) for n, split in found.items()}
         whole = {name: len(split) for name, split in splits.items()}
         if "validation" not in splits and self.train_val_split:
@@ -105,6 +106,8 @@ class DataArguments:
             parts = splits["train"].train_test_split(self.train_val_split, seed=0)
             splits |= {"train": parts["train"], "validation": parts["test"]}
             where["validation"] = where["train"]
+            if "splits" in origin:
+                origin["splits"]["validation"] = origin["splits"]["train"]
         order = [name for name in ("train", "validation", "test") if name in splits]
         for name in order:
             limit = self.max_train_samples if name == "train" else self.max_eval_samples
@@ -112,18 +115,20 @@ class DataArguments:
         origin["partial"] = [n for n in order if len(splits[n]) != whole.get(n)]
         return Conversations({n: splits[n] for n in order}, where, len(columns) == 1, origin)
 
-    def _stored(self) -> tuple[dict[str, Dataset], dict[str, str]]:
-        """The splits as they stand in files or on the Hub, and where each comes from."""
+    def _stored(self) -> tuple[dict[str, Dataset], dict[str, str], dict[str, str]]:
+        """The splits as they are stored, where each comes from, and what a dataset calls it."""
         if self.train_file:
             given = {n: getattr(self, f"{n}_file") for n in ("train", "validation", "test")}
             where = {name: path for name, path in given.items() if path}
-            return {name: read_rows([Path(path)]) for name, path in where.items()}, where
+            return {name: read_rows([Path(path)]) for name, path in where.items()}, where, {}
         name = self.dataset_name or ""
         found = _load(name, self.dataset_config_name)
-        splits = {HUB_SPLITS[split]: found[split] for split in found if split in HUB_SPLITS}
+        called = {HUB_SPLITS[split]: split for split in found if split in HUB_SPLITS}
+        splits = {split: found[own] for split, own in called.items()}
         if "train" not in splits:
             raise ValueError(f"{name} has no split 'train', only: {', '.join(found)}")
-        return splits, {split: f"{name}, {split} set" for split in splits}
+        where = {split: f"{name}, {split} set" for split in splits}
+        return splits, where, called
 
 
 @dataclass
@@ -218,6 +223,7 @@ class Conversations:
                 )
             if left_out := len(found) - len(kept):
                 self.left_out[name] = left_out
+                self.origin["partial"] = sorted({*self.origin["partial"], name})
             if cut := sum(kept["cut"]):
                 self.cut[name] = cut
             encoded[name] = kept.remove_columns(["fits", "cut"])
@@ -383,7 +389,7 @@ def _checked(split: Dataset, columns: list[str], name: str, where: str) -> Datas
         prompt, completion = columns
         texts["prompt"] = _texts(split, prompt, where)
         for row, text in enumerate(texts["prompt"], start=1):
-            if not text:
+            if not (text and text.strip()):
                 raise ValueError(f"{where}, row {row}: no text in column {prompt!r}")
         none = is_test and completion not in split.column_names
         answers = [None] * len(split) if none else _texts(split, completion, where)

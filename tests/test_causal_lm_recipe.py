@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -257,6 +258,7 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted(encode):
         ("b123456</s>", ".123456</s>"),
     ]
     assert (data.left_out, data.cut) == ({"train": 1}, {"train": 2})
+    assert data.origin["partial"] == ["train"]
     chats = [chat("q", "ok", "r", "no"), chat("q", "12345678")]
     found, data = encode(chats, make_tokenizer(MARKED), 8)
     assert found == [("</s>\n<user>r<bot>no</s>", "</s>....no</s>")]
@@ -284,6 +286,44 @@ def test_the_held_out_rows_are_the_same_on_every_run(tmp_path):
     assert (len(train), len(validation)) == (36, 4)
     assert sorted(train + validation) == list(range(40))
     assert [split["id"][:] for split in loads[1].values()] == [train, validation]
+
+
+def test_a_chat_may_have_its_first_turn_in_a_column_of_its_own(tmp_path):
+    table = [chat("q", "ok", "r", "no") | {"prompt": "q"}] * 2
+    file = write(tmp_path / "chats.jsonl", table)
+    data = conversations.DataArguments(train_file=file).load()
+    assert data.is_chat
+    table = [row | {"completion": "ok"} for row in table]
+    file = write(tmp_path / "both.jsonl", table)
+    assert not conversations.DataArguments(train_file=file).load().is_chat
+
+
+def test_the_card_knows_what_the_hub_calls_the_splits(monkeypatch):
+    def load_dataset(name, config):
+        assert (name, config) == ("HuggingFaceH4/chats", "default")
+        table = [chat("q", "ok"), chat("r", "no")] * 5
+        return datasets.DatasetDict(
+            train_sft=datasets.Dataset.from_list(table),
+            train_gen=datasets.Dataset.from_list([{"prompt": "q"}]),
+            test_sft=datasets.Dataset.from_list(table),
+        )
+
+    monkeypatch.setattr(conversations, "load_dataset", load_dataset)
+    data = conversations.DataArguments(
+        dataset_name="HuggingFaceH4/chats", dataset_config_name="default"
+    ).load()
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "train": 9,
+        "validation": 1,
+        "test": 10,
+    }
+    assert data.origin == {
+        "name": "HuggingFaceH4/chats",
+        "id": "HuggingFaceH4/chats",
+        "config": "default",
+        "splits": {"train": "train_sft", "validation": "train_sft", "test": "test_sft"},
+        "partial": ["train", "validation"],
+    }
 
 
 # ---- What it does ------------------------------------------------------------------------------
@@ -473,6 +513,7 @@ def test_refuses_a_regression_loss_with_those_that_fit(refused, files, loss):
         ([{"prompt": "a", "completion": "b"}, {"prompt": "a"}], "row 2: no text in column 'compl"),
         ([{"prompt": "a", "completion": " "}], "row 1: no text in column 'completion'; only a te"),
         ([{"prompt": "", "completion": "b"}], "row 1: no text in column 'prompt'"),
+        ([{"prompt": " \n", "completion": "b"}], "row 1: no text in column 'prompt'"),
         ([{"prompt": "a", "completion": 4}], "row 1: column 'completion' holds 4, not text"),
         ([{"messages": "a"}], "row 1: a chat must be a list of {role, content}, got 'a'"),
         ([{"messages": []}], "row 1: a chat must be a list of {role, content}, got []"),

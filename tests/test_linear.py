@@ -27,7 +27,7 @@ ROUNDING = 1e-6
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(linear, "ROWS", 7)
+    monkeypatch.setattr(linear, "ROWS", (7, 7))
 
 
 def example(dtype=torch.float32):

@@ -1,0 +1,109 @@
+"""Whole training steps, stock and with another loss: peers for `losses.py`."""
+
+import tempfile
+
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.utils import logging
+
+from hf_losses import LossTrainer, LossTrainingArguments
+
+logging.set_verbosity_error()
+
+
+def of_causal_lm(words):
+    """A whole training step of a small causal language model, through the trainers."""
+    config = LlamaConfig(
+        vocab_size=words,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=512,
+    )
+    torch.manual_seed(0)
+    ids = torch.randint(0, words, (8, 128))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    count = torch.tensor(8 * 127)
+    folder = tempfile.mkdtemp()
+
+    def step(cls, arguments, **settings):
+        model = LlamaForCausalLM(config).train()
+        args = arguments(output_dir=folder, use_cpu=True, report_to=[], **settings)
+        trainer = cls(model=model, args=args)
+
+        def run():
+            model.zero_grad(set_to_none=True)
+            trainer.compute_loss(model, dict(batch), num_items_in_batch=count).backward()
+
+        return run
+
+    return {
+        "built-in loss": step(Trainer, TrainingArguments),
+        "liberal_exp": step(LossTrainer, LossTrainingArguments, loss="liberal_exp"),
+        "liberal_exp, fused_linear": step(
+            LossTrainer, LossTrainingArguments, loss="liberal_exp", fused_linear=True
+        ),
+    }
+
+
+def of_trainers(name):
+    """Ten optimizer steps of a whole training, stock and with another loss."""
+    torch.manual_seed(0)
+    ids, classes = torch.randint(0, 1000, (32, 32)), torch.randint(0, 2, (32,))
+    rows = [{"input_ids": i, "labels": y} for i, y in zip(ids, classes, strict=True)]
+    if name == "vit-tiny":
+        model = ViTForImageClassification(
+            ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, image_size=64)
+        )
+        pixels = torch.randn(32, 3, 64, 64)
+        rows = [{"pixel_values": x, "labels": y} for x, y in zip(pixels, classes, strict=True)]
+    else:
+        width, layers = {"bert-tiny": (128, 2), "bert-minilm": (384, 6)}[name]
+        model = BertForSequenceClassification(
+            BertConfig(
+                vocab_size=1000,
+                hidden_size=width,
+                num_hidden_layers=layers,
+                num_attention_heads=width // 32,
+                intermediate_size=4 * width,
+            )
+        )
+    folder = tempfile.mkdtemp()
+
+    def steps(cls, arguments, **settings):
+        args = arguments(
+            output_dir=folder,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            max_steps=10,
+            per_device_train_batch_size=32,
+            save_strategy="no",
+            logging_strategy="no",
+            dataloader_pin_memory=False,
+            **settings,
+        )
+        return lambda: cls(model=model, args=args, train_dataset=rows).train()
+
+    return {
+        "Trainer": steps(Trainer, TrainingArguments),
+        "Trainer again": steps(Trainer, TrainingArguments),
+        "LossTrainer, liberal_exp": steps(LossTrainer, LossTrainingArguments, loss="liberal_exp"),
+        "LossTrainer, strict_l_full": steps(
+            LossTrainer, LossTrainingArguments, loss="strict_l_full"
+        ),
+    }
+
+
+def peers_of(case):
+    return of_causal_lm(32000) if case == "causal-lm-step" else of_trainers(case)
