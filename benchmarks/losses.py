@@ -49,7 +49,7 @@ TIME_ONLY = {
 }
 COUNTED = {"32x2": ("F.cross_entropy", "naive liberal_exp", "liberal_exp")}
 RUNS = 20  # Whose instructions are counted.
-SLOW_ROUNDS = 2  # Of the naive full forms, which take ten times as long as the rest.
+SLOW_ROUNDS = 3  # Of the naive full forms, which take ten times as long as the rest.
 
 
 def probability(logits, target):
@@ -175,7 +175,10 @@ def measure_time(case):
         name: {
             "milliseconds": round(1e3 * statistics.median(found), 4),
             "ratio": round(statistics.median(found) / reference, 3),
-            "quartiles": [round(q / reference, 3) for q in statistics.quantiles(found, n=4)[::2]],
+            "quartiles": [
+                round(q / reference, 3)
+                for q in statistics.quantiles(found, n=4, method="inclusive")[::2]
+            ],
             "rounds": len(found),
         }
         for name, found in seconds.items()
@@ -224,28 +227,34 @@ def draw(results, path):
     from matplotlib.figure import Figure
 
     cases = [case for case in results["cases"] if case in SHAPES]
-    figure = Figure(figsize=(9, 1 + 0.36 * sum(len(results["cases"][c]["warm"]) for c in cases)))
-    heights = [len(results["cases"][case]["warm"]) for case in cases]
-    panels = figure.subplots(len(cases), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axes, case in zip(panels, cases, strict=True):
+    figure = Figure(figsize=(13, 4.4 * -(-len(cases) // 2)))
+    grid = figure.subplots(-(-len(cases) // 2), 2, squeeze=False).flatten()
+    for axes in grid[len(cases) :]:
+        axes.remove()
+    for axes, case in zip(grid, cases, strict=False):
         peers = list(results["cases"][case]["warm"])
-        for offset, condition, color in ((-0.2, "default", "#9aa7b5"), (0.2, "warm", "#0b5fa5")):
-            found = results["cases"][case][condition]
-            places = [place + offset for place in range(len(peers))]
-            axes.barh(places, [found[p]["ratio"] for p in peers], 0.38, color=color)
-            for place, peer in zip(places, peers, strict=True):
-                axes.plot(found[peer]["quartiles"], [place] * 2, color="#222222", lw=1)
+        for shift, condition, color in ((-0.15, "default", "#7b8794"), (0.15, "warm", "#0b5fa5")):
+            found = [results["cases"][case][condition][peer] for peer in peers]
+            places = [place + shift for place in range(len(peers))]
+            low, high = zip(*(peer["quartiles"] for peer in found), strict=True)
+            axes.hlines(places, low, high, color=color, lw=1)
+            label = f"{condition} allocator"
+            axes.plot([p["ratio"] for p in found], places, "o", color=color, ms=5, label=label)
         axes.axvline(1, color="#b3261e", lw=1)
         axes.set_yticks(range(len(peers)), peers, fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlim(0, 4)
-        axes.set_title(f"{case}: time relative to {peers[0]}", fontsize=9, loc="left")
+        axes.set_xscale("log")
+        axes.set_xlim(0.05, 30)
+        ticks = (0.1, 0.3, 1, 3, 10, 30)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(axis="x", color="#dddddd", lw=0.6)
+        axes.set_title(f"{case}: time relative to {peers[0]}", fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel(
-        "grey: default allocator; blue: warm; line: quartiles; naive full forms go beyond the edge"
-    )
+    grid[0].legend(fontsize=8, frameon=False, loc="upper left")
+    grid[len(cases) - 1].set_xlabel("median and quartiles; left of the line is faster")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def main(folder, *only):

@@ -97,8 +97,8 @@ def full(
     highest = p.amax(-1, keepdim=True)
     value, slope = function((own / others).log_())
     if not spare:
-        spare.append(p.new_empty(3, *p.shape))
-    values, over_q, rest = spare[0][:, : len(p)].unbind()
+        spare += [torch.empty_like(p) for _ in range(3)]
+    values, over_q, rest = (one[: len(p)] for one in spare)
     wrong(p, values, over_q, rest)
     value = value + values.sum(-1, keepdim=True)
     if scale is not None:
