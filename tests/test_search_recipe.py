@@ -339,9 +339,12 @@ def test_is_a_page_that_a_user_reads():
 
 
 @pytest.mark.slow
-def test_the_bare_command(tmp_path):
+def test_the_bare_command_on_fewer_rows(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(RECIPES / "search.py")], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, str(RECIPES / "search.py"), "--max_train_samples", "256"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = result(tmp_path / "runs/search/movie_reviews-seed42")

@@ -805,9 +805,9 @@ def result_of(folder):
 
 @pytest.mark.slow
 def test_the_one_command_on_a_few_rows(tmp_path):
-    shown = launch(tmp_path, "--loss", "cross_entropy", "--max_train_samples", "1000").stdout
-    assert "all-MiniLM-L6-v2" in shown
-    assert result_of(tmp_path)["metrics"]["test"]["accuracy"] > 0.8  # All `O` has it: it ran.
+    sizes = ("--max_train_samples", "1000", "--max_eval_samples", "300", "--learning_rate", "5e-4")
+    assert "all-MiniLM-L6-v2" in launch(tmp_path, "--loss", "cross_entropy", *sizes).stdout
+    assert result_of(tmp_path)["metrics"]["test"]["f1"] > 0.6
 
 
 @pytest.mark.slow
