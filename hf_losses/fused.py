@@ -32,6 +32,24 @@ def chunk_rows(classes: int, device: torch.device) -> int:
     return max(1, (CHUNK if device.type == "cpu" else CHUNK_ON_GPU) // classes)
 
 
+def headroom(scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What gradients are multiplied by until backward knows the upstream gradient.
+
+    float16 would round a small share of a mean to 0, before a loss scaler can save it.
+
+    Args:
+        scale: `[...]`, by which the rows' gradients are multiplied.
+        dtype: That of the gradients.
+
+    Returns:
+        A power of two, which rounds nothing, or None for 1.
+    """
+    if dtype != torch.float16 or not scale.numel():
+        return None
+    largest = scale.amax().clamp(min=torch.finfo(torch.float32).tiny)
+    return largest.log2().ceil().neg().exp2()
+
+
 def sparse(
     z: Tensor,
     p: Tensor,
@@ -238,12 +256,14 @@ class Fused(torch.autograd.Function):
         count, size = len(rows), chunk_rows(classes, logits.device)
         gradient: Any = None
         scratch: Any = None
+        room = headroom(scales, rows.dtype)
+        of_rows = scales if room is None else scales * room
         if differentiate:
             gradient = rows if overwrite else torch.empty_like(rows)
         if gradient is None or overwrite or rows.dtype != torch.float32:
             scratch = rows.new_empty(min(size, count), classes, dtype=torch.float32)
         if scratch is None and 0 < count <= size:
-            values = kernel(rows, gradient, targets, scales, [])
+            values = kernel(rows, gradient, targets, of_rows, [])
         else:
             values = rows.new_empty(count, dtype=torch.float32)
             spare: list[Tensor] = []
@@ -251,13 +271,13 @@ class Fused(torch.autograd.Function):
                 part = slice(start, start + size)
                 z = rows[part]
                 p = gradient[part] if scratch is None else scratch[: len(z)]
-                of_row = scales[part] if differentiate else None
+                of_row = of_rows[part] if differentiate else None
                 values[part] = kernel(z, p, targets[part], of_row, spare)
                 if scratch is not None and gradient is not None:
                     gradient[part] = p
         values = (values * scales).masked_fill_(scales == 0, 0.0)  # Of an ignored row, 0 · inf.
         ctx.summed, ctx.plain, ctx.overwrite = summed, plain, overwrite
-        ctx.gradient = gradient
+        ctx.gradient, ctx.room = gradient, room
         ctx.logits = weakref.ref(logits)
         ctx.save_for_backward(target, scale)
         return values.sum() if summed else values.view(target.shape)
@@ -271,6 +291,7 @@ class Fused(torch.autograd.Function):
         ctx.gradient = None  # It is the engine's now, which may add to it.
         target, _ = ctx.saved_tensors
         gradient = gradient.view(*target.shape, gradient.shape[-1])
+        upstream = upstream if ctx.room is None else upstream / ctx.room
         if ctx.summed:
             # Asking would make a GPU wait.
             if gradient.device.type != "cpu" or upstream.item() != 1:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_losses.criterion import ClassificationLoss, get_loss, not_zero
-from hf_losses.fused import DTYPES, Kernel, chunk_rows
+from hf_losses.fused import DTYPES, Kernel, chunk_rows, headroom
 
 # Rows that are projected together, at least and at most. Fewer take less memory, and more time for
 # the matrix products. In between, as many as hidden states are wide: their logits are then as large
@@ -43,6 +43,8 @@ class _Linear(torch.autograd.Function):
         of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
         classes, count = len(weight), len(hidden)
+        room = headroom(scale, hidden.dtype)
+        of_rows = scale if room is None else scale * room
         together = min(max(hidden.shape[1], ROWS[0]), ROWS[1])
         logits = hidden.new_empty(min(together, count), classes)
         size = chunk_rows(classes, hidden.device)
@@ -59,8 +61,9 @@ class _Linear(torch.autograd.Function):
                 piece = z[start : start + size]
                 part = slice(first + start, first + start + len(piece))
                 p = scratch[: len(piece)]
+                of_row = of_rows[part] if any(needs) else None
+                values = kernel(piece, p, target[part], of_row, spare)
                 of_row = scale[part]
-                values = kernel(piece, p, target[part], of_row if any(needs) else None, spare)
                 total += (values * of_row).masked_fill_(of_row == 0, 0.0).sum()  # Not 0 · inf.
                 piece.copy_(p)  # The gradient, in the logits' place.
             if of_hidden is not None:
@@ -72,7 +75,7 @@ class _Linear(torch.autograd.Function):
                     of_weight += z.T @ rows
             if of_bias is not None:
                 of_bias += z.sum(0, dtype=torch.float32)
-        ctx.gradients = of_hidden, of_weight, of_bias
+        ctx.gradients, ctx.room = (of_hidden, of_weight, of_bias), room
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
 
@@ -86,10 +89,11 @@ class _Linear(torch.autograd.Function):
                 "the loss again for another backward pass"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        if grads[0].device.type != "cpu" or grads[0].item() != 1:
+        upstream = grads[0] if ctx.room is None else grads[0] / ctx.room
+        if upstream.device.type != "cpu" or upstream.item() != 1:
             for gradient in gradients:
                 if gradient is not None:
-                    gradient.mul_(grads[0])
+                    gradient.mul_(upstream)
         of_each = (
             None if gradient is None else gradient.to(dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
