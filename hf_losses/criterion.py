@@ -87,14 +87,18 @@ def _bounded(function: ScalarFunction, max_weight: float, boundary: float) -> Sc
     """The function with its gradient weight capped: linear in log p, slope `max_weight`, beyond."""
     if boundary == -math.inf:
         return function
+    return functools.partial(
+        _bounded_pair, function=function, max_weight=max_weight, boundary=boundary
+    )
 
-    def bounded(m: Tensor) -> tuple[Tensor, Tensor]:
-        inside = m.clamp(min=boundary)
-        value, derivative = function(inside)
-        value = value + max_weight * (F.logsigmoid(inside) - F.logsigmoid(m))
-        return value, torch.where(m < boundary, -max_weight * torch.sigmoid(-m), derivative)
 
-    return bounded
+def _bounded_pair(
+    m: Tensor, function: ScalarFunction, max_weight: float, boundary: float
+) -> tuple[Tensor, Tensor]:
+    inside = m.clamp(min=boundary)
+    value, derivative = function(inside)
+    value = value + max_weight * (F.logsigmoid(inside) - F.logsigmoid(m))
+    return value, torch.where(m < boundary, -max_weight * torch.sigmoid(-m), derivative)
 
 
 class _Loss(nn.Module):
@@ -324,6 +328,7 @@ class ClassificationLoss(_Loss):
 
     def check_indices(self, target: Tensor, classes: int, cause: Exception) -> None:
         """Raises a ValueError that names the class indices that do not exist, if there are any."""
+        target = target.long()  # A narrow dtype has no -100.
         outside = target[(target != self.ignore_index) & ((target < 0) | (target >= classes))]
         if outside.numel():
             raise ValueError(
@@ -386,10 +391,30 @@ class ClassificationLoss(_Loss):
             scale = of_item / (not_zero(of_item.sum()) if count is None else count)
         differentiate = torch.is_grad_enabled() and logits.requires_grad
         options = (self.reduction != "none", differentiate, self.overwrite_logits)
+        room = self.headroom(scale, logits.dtype)
+        scale = scale if room is None else scale * room
         out: Tensor = Fused.apply(  # type: ignore[no-untyped-call]
             logits, target, scale, self.kernel, self._one_by_one, options
         )
-        return out
+        return out if room is None else out / room
+
+    def headroom(self, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """What gradients that are made in forward are multiplied by there, and divided by later.
+
+        float16 would round a small share of a mean to 0, before a loss scaler can save it.
+
+        Args:
+            scale: By which the items' gradients are multiplied.
+            dtype: That of the gradients.
+
+        Returns:
+            A power of two, which rounds nothing, or None for 1.
+        """
+        steepest = self.max_weight if self.spec.kind == "strict" else 1.0
+        if dtype != torch.float16 or not scale.numel() or steepest == math.inf:
+            return None
+        largest = scale.amax().clamp(min=torch.finfo(torch.float32).tiny)
+        return (largest * max(1.0, steepest / 2**15)).log2().ceil().neg().exp2()
 
     def _probabilities(
         self, z: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None

@@ -34,29 +34,20 @@ def chunk_rows(classes: int, device: torch.device) -> int:
     return max(1, (CHUNK if device.type == "cpu" else CHUNK_ON_GPU) // classes)
 
 
-def headroom(scale: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """What gradients are multiplied by until backward knows the upstream gradient.
-
-    float16 would round a small share of a mean to 0, before a loss scaler can save it.
-
-    Args:
-        scale: `[...]`, by which the rows' gradients are multiplied.
-        dtype: That of the gradients.
-
-    Returns:
-        A power of two, which rounds nothing, or None for 1.
-    """
-    if dtype != torch.float16 or not scale.numel():
-        return None
-    largest = scale.amax().clamp(min=torch.finfo(torch.float32).tiny)
-    return largest.log2().ceil().neg().exp2()
+def multiply_(gradient: Tensor, factor: Tensor) -> None:
+    """Multiplies in place by the upstream gradient, a scalar."""
+    if factor.device.type != "cpu":  # Which a comparison would make wait.
+        gradient.mul_(factor.unsqueeze(-1))  # A scalar would be rounded to half precision first.
+    elif factor.item() != 1:
+        gradient.mul_(factor)
 
 
 def sparse(
     z: Tensor,
     p: Tensor,
     target: Tensor,
-    scale: Tensor | None,
+    scale: Tensor,
+    differentiate: bool,
     spare: list[Tensor],
     function: ScalarFunction,
     within: ScalarFunction,
@@ -66,9 +57,10 @@ def sparse(
 
     Args:
         z: `[N, C]`, logits of one of `DTYPES`.
-        p: `[N, C]`, float32; overwritten with the gradients, or without `scale` with anything.
+        p: `[N, C]`, float32; overwritten with the gradients, or with anything if there are none.
         target: `[N]`, int64, in [0, C).
-        scale: `[N]`, by which every row's gradient is multiplied; None: no gradients are made.
+        scale: `[N]`, by which every row's gradient is multiplied; a row with 0 may hold anything.
+        differentiate: Whether to make gradients.
         spare: Memory that the chunks of one loss share; empty for the first, which is the largest.
         function: Value and derivative of the loss by the margin.
         within: The same in fewer operations while p and 1 - p are at least `floor`.
@@ -80,13 +72,15 @@ def sparse(
     index, own, others = _true_and_others(z, p, target)
     least = torch.minimum(own, others)
     lowest = least.min().item()
-    value, slope = (within if lowest >= floor else function)((own / others).log_())
-    if scale is not None:
-        slope = slope * scale.unsqueeze(-1)
+    scale = scale.unsqueeze(-1)
+    margin = (own / others).log_().masked_fill_(scale == 0, 0.0)  # Not 0 · inf.
+    value, slope = (within if lowest >= floor else function)(margin)
+    if differentiate:
+        slope = slope * scale
         p.mul_(slope / -others).scatter_(-1, index, slope)
     if not lowest >= SMALLEST:  # Nor if it is NaN.
         rows = ~(least >= SMALLEST)
-        _again(sparse_exact, rows, z, p, target, scale, value, function)
+        _again(sparse_exact, rows, z, p, target, scale, differentiate, value, function)
     return value.squeeze(-1)
 
 
@@ -94,7 +88,8 @@ def full(
     z: Tensor,
     p: Tensor,
     target: Tensor,
-    scale: Tensor | None,
+    scale: Tensor,
+    differentiate: bool,
     spare: list[Tensor],
     function: ScalarFunction,
     wrong: WrongFunction,
@@ -106,6 +101,7 @@ def full(
         p: The same.
         target: The same.
         scale: The same.
+        differentiate: The same.
         spare: The same.
         function: The same.
         wrong: What a wrong class of probability p ≤ 1/2 adds; see `LossSpec`.
@@ -114,26 +110,27 @@ def full(
         As `sparse`.
     """
     if z.shape[-1] <= FEW_CLASSES:
-        return full_exact(p.copy_(z), target, scale, function, wrong).squeeze(-1)
+        exact = full_exact(p.copy_(z), target, scale, differentiate, function, wrong)
+        return exact.squeeze(-1)
     index, own, others = _true_and_others(z, p, target)
     highest = p.amax(-1, keepdim=True)
-    value, slope = function((own / others).log_())
+    scale = scale.unsqueeze(-1)
+    value, slope = function((own / others).log_().masked_fill_(scale == 0, 0.0))  # Not 0 · inf.
     if not spare:
         spare += [torch.empty_like(p) for _ in range(3)]
     values, over_q, rest = (one[: len(p)] for one in spare)
     wrong(p, values, over_q, rest)
     value = value + values.sum(-1, keepdim=True)
-    if scale is not None:
+    if differentiate:
         # d margin_k / d z_j = -p_j / (1 - p_k)
-        summed, scale = over_q.sum(-1, keepdim=True), scale.unsqueeze(-1)
+        summed = over_q.sum(-1, keepdim=True)
         torch.addcmul(over_q, p, -summed - slope / others, out=p).mul_(scale)
         p.scatter_(-1, index, (slope - own * summed) * scale)
-        scale = scale.squeeze(-1)
     # A wrong class above 1/2 has a 1 - p that cancels.
     least = torch.minimum(own, others).masked_fill_(highest > 0.5, 0.0)
     if not least.min().item() >= SMALLEST:
         rows = ~(least >= SMALLEST)
-        _again(full_exact, rows, z, p, target, scale, value, function, wrong)
+        _again(full_exact, rows, z, p, target, scale, differentiate, value, function, wrong)
     return value.squeeze(-1)
 
 
@@ -154,22 +151,25 @@ def _again(
     z: Tensor,
     p: Tensor,
     target: Tensor,
-    scale: Tensor | None,
+    scale: Tensor,
+    differentiate: bool,
     value: Tensor,
     *functions: Callable[..., Any],
 ) -> None:
     """Puts the exact numbers into those rows of p and value whose probabilities are too small."""
     rows = which.squeeze(-1).nonzero().squeeze(-1)
     again = z[rows].float()
-    of_rows = None if scale is None else scale[rows]
-    value[rows] = exact(again, target[rows], of_rows, *functions)
+    of_rows = scale[rows].squeeze(-1)
+    value[rows] = exact(again, target[rows], of_rows, differentiate, *functions)
     p[rows] = again
 
 
 def sparse_exact(
-    z: Tensor, target: Tensor, scale: Tensor | None, function: ScalarFunction
+    z: Tensor, target: Tensor, scale: Tensor, differentiate: bool, function: ScalarFunction
 ) -> Tensor:
     """`sparse` for logits of any size, -inf too; makes the gradients in place of the logits."""
+    scale = scale.unsqueeze(-1)
+    z.masked_fill_(scale == 0, 0.0)
     index = target.unsqueeze(-1)
     own = z.gather(-1, index)
     # Not -inf: with all others at -inf, softmax would be NaN rather than nothing.
@@ -178,8 +178,8 @@ def sparse_exact(
     torch.softmax(z, -1, out=z)
     margin = own - highest + z.amax(-1, keepdim=True).log()
     value, slope = function(_seen(margin, own, highest))
-    if scale is not None:
-        slope = slope * scale.unsqueeze(-1)
+    if differentiate:
+        slope = slope * scale
         z.mul_(-slope).scatter_(-1, index, slope)
     return value
 
@@ -187,11 +187,15 @@ def sparse_exact(
 def full_exact(
     z: Tensor,
     target: Tensor,
-    scale: Tensor | None,
+    scale: Tensor,
+    differentiate: bool,
     function: ScalarFunction,
     wrong: WrongFunction,
 ) -> Tensor:
     """`full` for logits of any size, -inf too; makes the gradients in place of the logits."""
+    scale = scale.unsqueeze(-1)
+    z.masked_fill_(scale == 0, 0.0)
+    z.sub_(z.amax(-1, keepdim=True))  # What all share would cost digits below.
     lowest = torch.finfo(z.dtype).min
     index = target.unsqueeze(-1)
     own = z.gather(-1, index)
@@ -208,8 +212,7 @@ def full_exact(
     top_value, top_slope = function(-_seen(top - beside_top, top, own))
     values, over_q, spare = z.new_empty(3, *z.shape).unbind()
     wrong((rest - every).exp() * z, values, over_q, spare)
-    if scale is not None:
-        scale = scale.unsqueeze(-1)
+    if differentiate:
         summed = over_q.sum(-1, keepdim=True)
         of_rest = slope * (rest - beside_own).exp() - top_slope * (rest - beside_top).exp()
         of_rest += summed * (rest - every).exp()
@@ -260,14 +263,12 @@ class Fused(torch.autograd.Function):
         count, size = len(rows), chunk_rows(classes, logits.device)
         gradient: Any = None
         scratch: Any = None
-        room = headroom(scales, rows.dtype)
-        of_rows = scales if room is None else scales * room
         if differentiate:
             gradient = rows if overwrite else torch.empty_like(rows)
         if gradient is None or overwrite or rows.dtype != torch.float32:
             scratch = rows.new_empty(min(size, count), classes, dtype=torch.float32)
         if scratch is None and 0 < count <= size:
-            values = kernel(rows, gradient, targets, of_rows, [])
+            values = kernel(rows, gradient, targets, scales, True, [])
         else:
             values = rows.new_empty(count, dtype=torch.float32)
             spare: list[Tensor] = []
@@ -275,14 +276,14 @@ class Fused(torch.autograd.Function):
                 part = slice(start, start + size)
                 z = rows[part]
                 p = gradient[part] if scratch is None else scratch[: len(z)]
-                of_row = of_rows[part] if differentiate else None
-                values[part] = kernel(z, p, targets[part], of_row, spare)
+                values[part] = kernel(z, p, targets[part], scales[part], differentiate, spare)
                 if scratch is not None and gradient is not None:
                     gradient[part] = p
-        values = (values * scales).masked_fill_(scales == 0, 0.0)  # Of an ignored row, 0 · inf.
+        values = values * scales
         ctx.summed, ctx.plain, ctx.overwrite = summed, plain, overwrite
-        ctx.gradient, ctx.room = gradient, room
+        ctx.gradient = gradient
         ctx.logits = weakref.ref(logits)
+        ctx.version = logits._version if differentiate else 0
         ctx.save_for_backward(target, scale)
         return values.sum() if summed else values.view(target.shape)
 
@@ -295,11 +296,8 @@ class Fused(torch.autograd.Function):
         ctx.gradient = None  # It is the engine's now, which may add to it.
         target, _ = ctx.saved_tensors
         gradient = gradient.view(*target.shape, gradient.shape[-1])
-        upstream = upstream if ctx.room is None else upstream / ctx.room
         if ctx.summed:
-            # Asking would make a GPU wait.
-            if gradient.device.type != "cpu" or upstream.item() != 1:
-                gradient.mul_(upstream)
+            multiply_(gradient, upstream)
         else:
             gradient.mul_(upstream.unsqueeze(-1))
         return gradient, None, None, None, None, None
@@ -312,6 +310,11 @@ def _plainly(ctx: Any, upstream: Tensor) -> Tensor:
             "the gradient of this loss was made in the forward pass and is used up: for a second "
             "derivative, or a second backward through the same graph, keep the logits (a variable "
             "that holds them will do) and do not overwrite them, or give the loss float64 logits"
+        )
+    if logits._version != ctx.version:
+        raise RuntimeError(
+            "the logits were modified by an inplace operation after this loss was computed from "
+            "them, and a second derivative, or a second backward, needs them as they were"
         )
     target, scale = ctx.saved_tensors
     twice = torch.is_grad_enabled()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_losses.criterion import ClassificationLoss, get_loss, not_zero
-from hf_losses.fused import DTYPES, Kernel, chunk_rows, headroom
+from hf_losses.fused import DTYPES, Kernel, chunk_rows, multiply_
 
 # Rows that are projected together, at least and at most. Fewer take less memory, and more time for
 # the matrix products. In between, as many as hidden states are wide: their logits are then as large
@@ -43,8 +43,6 @@ class _Linear(torch.autograd.Function):
         of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
         classes, count = len(weight), len(hidden)
-        room = headroom(scale, hidden.dtype)
-        of_rows = scale if room is None else scale * room
         together = min(max(hidden.shape[1], ROWS[0]), ROWS[1])
         logits = hidden.new_empty(min(together, count), classes)
         size = chunk_rows(classes, hidden.device)
@@ -61,21 +59,20 @@ class _Linear(torch.autograd.Function):
                 piece = z[start : start + size]
                 part = slice(first + start, first + start + len(piece))
                 p = scratch[: len(piece)]
-                of_row = of_rows[part] if any(needs) else None
-                values = kernel(piece, p, target[part], of_row, spare)
-                of_row = scale[part]
-                total += (values * of_row).masked_fill_(of_row == 0, 0.0).sum()  # Not 0 · inf.
+                values = kernel(piece, p, target[part], scale[part], any(needs), spare)
+                total += (values * scale[part]).sum()
                 piece.copy_(p)  # The gradient, in the logits' place.
             if of_hidden is not None:
                 torch.mm(z, weight, out=of_hidden[first : first + together])
             if of_weight is not None:
-                if of_weight.dtype == z.dtype:
-                    of_weight.addmm_(z.T, rows)
-                else:
+                if z.dtype == torch.bfloat16:
                     of_weight += z.T @ rows
+                else:
+                    # A product over many rows could leave the range of float16.
+                    of_weight.addmm_(z.T.float(), rows.float())
             if of_bias is not None:
                 of_bias += z.sum(0, dtype=torch.float32)
-        ctx.gradients, ctx.room = (of_hidden, of_weight, of_bias), room
+        ctx.gradients = of_hidden, of_weight, of_bias
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
 
@@ -89,11 +86,9 @@ class _Linear(torch.autograd.Function):
                 "the loss again for another backward pass"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        upstream = grads[0] if ctx.room is None else grads[0] / ctx.room
-        if upstream.device.type != "cpu" or upstream.item() != 1:
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(upstream)
+        for gradient in gradients:
+            if gradient is not None:
+                multiply_(gradient, grads[0])
         of_each = (
             None if gradient is None else gradient.to(dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
@@ -143,12 +138,16 @@ def linear_loss(
             f"hidden is {hidden.dtype} and weight {weight.dtype}; both must be the same, one of "
             f"{', '.join(map(str, DTYPES))} (for float64 take get_loss of the logits)"
         )
-    if weight.dim() != 2 or hidden.shape[-1:] != weight.shape[1:]:
+    if weight.dim() != 2 or len(weight) < 2 or hidden.shape[-1:] != weight.shape[1:]:
         raise ValueError(
             f"hidden of shape {tuple(hidden.shape)} does not fit weight of shape "
-            f"{tuple(weight.shape)}: give [..., H] and [C, H]"
+            f"{tuple(weight.shape)}: give [..., H] and [C, H], of two classes or more"
         )
-    if target.shape != hidden.shape[:-1] or target.is_floating_point():
+    if (
+        target.shape != hidden.shape[:-1]
+        or target.is_floating_point()
+        or target.dtype == torch.bool
+    ):
         raise ValueError(
             f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit hidden "
             f"of shape {tuple(hidden.shape)}: give class indices, {tuple(hidden.shape[:-1])}"
@@ -161,21 +160,25 @@ def linear_loss(
         )
     flat = target.flatten().long()
     kept = (flat != criterion.ignore_index).nonzero().squeeze(-1)
-    labels, of_item = criterion.weigh(flat[kept], criterion.weight, torch.float32)
-    if criterion.reduction == "mean":
-        total = of_item.sum()
-        of_item = of_item / (not_zero(total) if count is None else count)
     rows = hidden.reshape(-1, hidden.shape[-1])
     rows = rows if len(kept) == len(flat) else rows[kept]
+    of_class = criterion.weight
+    if of_class is not None:
+        of_class = of_class.to(hidden.device, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         try:
+            labels, scale = criterion.weigh(flat[kept], of_class, torch.float32)
+            if criterion.reduction == "mean":
+                scale = scale / (not_zero(scale.sum()) if count is None else count)
+            room = criterion.headroom(scale, hidden.dtype)
+            scale = scale if room is None else scale * room
             out: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
-                rows, weight, bias, labels, of_item, criterion.kernel, torch.is_grad_enabled()
+                rows, weight, bias, labels, scale, criterion.kernel, torch.is_grad_enabled()
             )
         except RuntimeError as error:
             criterion.check_indices(flat, len(weight), error)
             raise
-    return out
+    return out if room is None else out / room
 
 
 def check_linear(criterion: Any) -> None:
@@ -212,7 +215,8 @@ def plain_head(model: Any) -> Any:
             f"{type(head).__name__}: switch it off (with PEFT, adapt the body alone)"
         )
     outputs = []
-    hook = head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    # The version tells what was changed in place.
+    hook = head.register_forward_hook(lambda *given: outputs.append((given[2], given[2]._version)))
     training = model.training
     try:
         model.eval()
@@ -222,7 +226,7 @@ def plain_head(model: Any) -> Any:
     finally:
         hook.remove()
         model.train(training)
-    if len(outputs) != 1 or logits is not outputs[0]:
+    if len(outputs) != 1 or logits is not outputs[0][0] or logits._version != outputs[0][1]:
         raise ValueError(
             f"fused_linear cannot be used with {name}: it changes what its head puts out (such as "
             "by soft-capping or scaling), so the loss needs the logits themselves; switch it off"
@@ -241,12 +245,15 @@ class HeadOutput:
     def __init__(self, head: Any, function: Callable[[Tensor], Tensor]) -> None:
         """See the class."""
         self.head, self.function = head, function
+        self.before = head.__dict__.get("forward")  # As hooks of Accelerate put it there.
 
     def __enter__(self) -> None:
         self.head.forward = self.function
 
     def __exit__(self, *_: Any) -> None:
         del self.head.forward
+        if self.before is not None:
+            self.head.forward = self.before
 
 
 def linear_of_head(

@@ -83,7 +83,7 @@ def _cross_entropy(loss: ClassificationLoss) -> SumFunction:
             return mean
         # PyTorch's kernel, so that the baseline is the stock Trainer's to the last bit.
         try:
-            value: Tensor = kernel(*_flat(logits.float(), labels))
+            value: Tensor = kernel(*_flat(logits.float(), labels.long()))
         except IndexError as error:
             loss.check_indices(labels, logits.shape[-1], error)
             raise

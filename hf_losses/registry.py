@@ -85,6 +85,10 @@ class LossSpec:
             )
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        """Copies and pickles are the registered record, by its name."""
+        return get_spec, (self.name,)
+
     @property
     def is_full(self) -> bool:
         """Whether every class, not only the true one, contributes its own margin."""

@@ -222,7 +222,11 @@ class LossMixin(_Base):  # type: ignore[misc]
         ):
             if present:
                 raise ValueError(f"fused_linear does not work with {what}: switch one of them off")
-        plain_head(core)
+        if hasattr(plain_head(core), "_hf_hook"):
+            raise ValueError(
+                "fused_linear does not work with a head that a hook of Accelerate moves between "
+                "devices: load the model without device_map, or switch fused_linear off"
+            )
 
     # ---- Computing it ------------------------------------------------------------------------
 

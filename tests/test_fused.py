@@ -283,3 +283,59 @@ def test_a_loss_scaler_comes_before_the_rounding_of_float16(monkeypatch):
         (2.0**12 * get_loss("cross_entropy")(logits, target)).backward()
     error = (z.grad.double() - exact.grad).abs() / exact.grad.abs().clamp(min=2.0**-14)
     assert error.max() < 2.1 * ROUNDING[torch.float16]
+
+
+@pytest.mark.parametrize("classes", [3, CLASSES])
+@EVERY
+def test_a_row_that_does_not_count_may_hold_anything(name, classes):
+    strict = {"max_weight": math.inf} if "strict" in name else {}
+    loss = get_loss(name, reduction="sum", **strict)
+    z = torch.randn(8, classes, generator=torch.Generator().manual_seed(0))
+    z[0, 0], z[1, 1], z[2, 0], z[3, 0] = -torch.inf, torch.inf, -200.0, 200.0
+    z[4], z[5] = torch.nan, -torch.inf
+    target = torch.tensor([-100] * 6 + [0, 2])
+    z.requires_grad_()
+    value = loss(z, target)
+    value.backward()
+    assert (z.grad[:6] == 0).all()
+    alone = z.detach()[6:].requires_grad_()
+    expected = loss(alone, target[6:])
+    expected.backward()
+    assert value == expected
+    assert torch.equal(z.grad[6:], alone.grad)
+
+
+@pytest.mark.parametrize("classes", [5, CLASSES])
+@EVERY
+def test_what_all_logits_share_changes_nothing(name, classes):
+    generator = torch.Generator().manual_seed(0)
+    z = (torch.randn(8, classes, generator=generator) * 16).round() / 16
+    target = torch.randint(0, classes, (8,), generator=generator)
+    found = []
+    for logits in (z, z + 2.0**16):  # Which float32 holds to the last digit.
+        logits = logits.requires_grad_()
+        loss = get_loss(name)(logits, target)
+        loss.backward()
+        found.append((loss.detach(), logits.grad))
+    (value, gradient), (shifted, of_shifted) = found
+    torch.testing.assert_close(shifted, value, rtol=1e-5, atol=0)
+    torch.testing.assert_close(of_shifted, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_logits_that_were_changed_have_no_second_derivative():
+    leaf = torch.randn(2, 3, requires_grad=True)
+    logits = leaf * 1
+    value = get_loss("liberal_exp")(logits, torch.tensor([0, 1]))
+    logits.mul_(10)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(value, leaf, create_graph=True)
+
+
+def test_float16_holds_the_gradients_of_a_large_bound():
+    z = torch.zeros(4096, 2).half()
+    z[0, 0] = -14
+    z.requires_grad_()
+    loss = get_loss("strict_m", max_weight=1e6)
+    loss(z, torch.zeros(4096, dtype=torch.long)).backward()
+    assert z.grad[0, 1].item() == pytest.approx(1e6 / 4096, rel=1e-3)
+    assert z.grad.isfinite().all()

@@ -143,6 +143,23 @@ def test_a_loss_scaler_comes_before_the_rounding_of_float16():
     assert far(weight.grad, weight_exact.grad) < 2e-3
 
 
+def test_float16_adds_up_in_float32():
+    # A frequent word, far from right: the product over the rows leaves the range of float16.
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(512, 64, generator=generator).half()
+    weight = (0.02 * torch.randn(32000, 64, generator=generator)).half().requires_grad_()
+    target = torch.randint(0, 32000, (512,), generator=generator)
+    target[:100] = 5
+    (2**-10 * linear_loss(hidden, weight, target, loss="strict_m")).backward()
+    assert weight.grad.isfinite().all()
+
+
+def test_classes_that_do_not_exist_are_named_beside_class_weights():
+    loss = get_loss("strict_l", weight=[1.0] * 5)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\)"):
+        linear_loss(torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 5, 2]), loss=loss)
+
+
 # ---- In the trainer ----------------------------------------------------------------------------
 
 
@@ -263,6 +280,14 @@ def test_the_logits_are_never_made_in_training_and_evaluation_has_them(tmp_path,
         eval_dataset=tiny.texts(20, tiny.some_next_tokens),
     )
     assert metrics["eval_loss"] == plain.evaluate()["eval_loss"]
+
+
+def test_the_head_is_left_as_it_was():
+    head = torch.nn.Linear(2, 3)
+    head.forward = own = lambda hidden: 2 * hidden
+    with linear.HeadOutput(head, lambda hidden: hidden):
+        assert head(1) == 1
+    assert head.forward is own
 
 
 def test_autocast_projects_in_its_own_dtype(tmp_path):

@@ -1,8 +1,10 @@
 """The registry, the objects it builds, and what users get wrong."""
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import re
 
 import pytest
@@ -247,3 +249,14 @@ def test_printing_a_loss_shows_its_configuration():
         "ClassificationLoss(name='strict_m_power', alpha=0.25, label_smoothing=0.1)"
     )
     assert repr(get_loss("huber")) == "RegressionLoss(name='huber', delta=1.0)"
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_losses_are_copied_and_pickled(name):
+    loss = get_loss(name)
+    for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert again.config == loss.config
+        assert again.spec is loss.spec
+        logits = torch.randn(4, 3) if loss.spec.task == "classification" else torch.randn(4)
+        target = torch.tensor([0, 1, 2, 0]) if loss.spec.task == "classification" else logits * 2
+        assert torch.equal(again(logits, target), loss(logits, target))

@@ -341,7 +341,7 @@ def test_is_a_page_that_a_user_reads():
 @pytest.mark.slow
 def test_the_bare_command_on_fewer_rows(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(RECIPES / "search.py"), "--max_train_samples", "256"],
+        [sys.executable, str(RECIPES / "search.py"), "--max_eval_samples", "256"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -294,3 +294,8 @@ def test_regression_losses_are_pytorchs(name, theirs):
     assert_same(get_loss(name)(x, y), theirs(x, y))
     if name == "huber":
         assert_same(get_loss(name, delta=0.3)(x, y), theirs(x, y, delta=0.3))
+
+
+def test_an_index_that_a_narrow_dtype_holds_is_named():
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\).*got \[156\]"):
+        get_loss("strict_l")(torch.randn(2, 5), torch.tensor([156, 0], dtype=torch.uint8))
