@@ -34,7 +34,7 @@ type: setup  ## Check types.
 	$(BIN)/mypy
 
 test: setup  ## Run the default test suite: offline, on the CPU.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup  ## Run the slow tests alone.
 	$(BIN)/python -m pytest -m slow
