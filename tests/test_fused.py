@@ -43,7 +43,7 @@ def both(name, z, target, **options):
         logits.requires_grad_()
         value = get_loss(name, **options)(logits, target)
         # Half precision rounds the gradient once; another factor would do it again.
-        factors = torch.arange(1, 1 + value.numel()) if z.dtype == torch.float32 else 1
+        factors = torch.arange(2, 2 + value.numel()) if z.dtype == torch.float32 else 1
         (value * torch.as_tensor(factors).expand(value.numel()).view(value.shape)).sum().backward()
         found += [value.detach(), logits.grad]
     return found

@@ -6,12 +6,14 @@ import peft
 import pytest
 import tiny
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch.nn import functional as F
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     set_seed,
@@ -315,6 +317,22 @@ def capped():
     )
 
 
+def scaled_in_place():
+    class ScaledForCausalLM(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits.mul_(3.0)
+            return outputs
+
+    return ScaledForCausalLM(tiny.causal_lm().config)
+
+
+def hooked():
+    model = tiny.causal_lm()
+    add_hook_to_module(model.lm_head, AlignDevicesHook(execution_device="cpu"))
+    return model
+
+
 def adapted_head():
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"])
     return peft.get_peft_model(tiny.causal_lm(), config)
@@ -324,6 +342,8 @@ def adapted_head():
     ("model", "settings", "message"),
     [
         (capped, {}, "it changes what its head puts out"),
+        (scaled_in_place, {}, "it changes what its head puts out"),
+        (hooked, {}, "a head that a hook of Accelerate moves"),
         (adapted_head, {}, "adapt the body alone"),
         (tiny.bert, {}, "is for causal language models, not BertForSequenceClassification"),
         (tiny.causal_lm, {"loss_stats_steps": 1}, "loss_stats_steps, which needs the logits"),
