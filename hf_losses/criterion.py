@@ -101,6 +101,25 @@ def _bounded_pair(
     return value, torch.where(m < boundary, -max_weight * torch.sigmoid(-m), derivative)
 
 
+def _of_probabilities(p: Tensor, q: Tensor, function: ScalarFunction) -> tuple[Tensor, Tensor]:
+    """Value and gradient weight."""
+    value, derivative = function((p / q).log_())
+    return value, derivative / -q
+
+
+def _bounded_of_probabilities(
+    p: Tensor,
+    q: Tensor,
+    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    max_weight: float,
+    least: float,
+) -> tuple[Tensor, Tensor]:
+    """As `_bounded_pair`, for a bound at a p of at most 1/2."""
+    inside = p.clamp(min=least)
+    value, weight = function(inside, q.clamp(max=1 - least))
+    return value + (inside / p).log_().mul_(max_weight), weight
+
+
 class _Loss(nn.Module):
     """What both tasks share: a record, its parameters and the reduction."""
 
@@ -245,16 +264,31 @@ class ClassificationLoss(_Loss):
 
     def _fused_kernel(self) -> Kernel | None:
         """How the loss is made straight from logits; None if there is no such way."""
-        boundary, within, floor = -math.inf, self._function, SMALLEST
+        boundary, floor = -math.inf, SMALLEST
+        within: Any = functools.partial(_of_probabilities, function=self._function)
+        if self.spec.probability_function is not None:
+            within = functools.partial(self.spec.probability_function, **self.params)
+        bounded = within
         if self.spec.kind == "strict":
             boundary = _weight_boundary(self._function, self.max_weight)
             self._function = _bounded(self._function, self.max_weight, boundary)
-            # With room for the rounding of p.
-            floor = max(floor, 1.001 / (1 + math.exp(min(-boundary, 700.0))))
+            least = 1 / (1 + math.exp(min(-boundary, 700.0)))
+            floor = max(floor, least)
+            if boundary > 0:
+                bounded = functools.partial(_of_probabilities, function=self._function)
+            elif boundary > -math.inf:
+                bounded = functools.partial(
+                    _bounded_of_probabilities,
+                    function=within,
+                    max_weight=self.max_weight,
+                    least=least,
+                )
         if self.label_smoothing or self.problem_type != SINGLE_LABEL:
             return None
         if not self.spec.is_full:
-            return functools.partial(sparse, function=self._function, within=within, floor=floor)
+            return functools.partial(
+                sparse, function=self._function, bounded=bounded, within=within, floor=floor
+            )
         # Of the wrong classes, only the top one may lie beyond the bound.
         if self.spec.wrong_class_function is None or boundary > 0:
             return None
@@ -340,11 +374,10 @@ class ClassificationLoss(_Loss):
     def _class_indices(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
     ) -> Tensor:
-        given = target
-        target, of_item = self.weigh(target, weight, _accurate_dtype(logits))
         if self._is_fused(logits):
-            return self._fused(logits, target, of_item, count)
-        z = _accurate(logits)
+            return self._fused(logits, target, weight, count)
+        z, given = _accurate(logits), target
+        target, of_item = self._weigh(target, weight, z.dtype)
         if self.label_smoothing:
             keep = (given != self.ignore_index).unsqueeze(-1)
             share = self._smooth(_one_hot(z, target).where(keep, 0.0))
@@ -353,7 +386,7 @@ class ClassificationLoss(_Loss):
             losses = self._one_by_one(z, target, of_item)
         return self._reduce(losses, of_item.sum(), count)
 
-    def weigh(
+    def _weigh(
         self, target: Tensor, weight: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """The targets with 0 for ignored ones, and what each of them weighs: 0 for those."""
@@ -384,21 +417,51 @@ class ClassificationLoss(_Loss):
         )
 
     def _fused(
-        self, logits: Tensor, target: Tensor, of_item: Tensor, count: Tensor | float | None
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
     ) -> Tensor:
-        scale = of_item
-        if self.reduction == "mean":
-            scale = of_item / (not_zero(of_item.sum()) if count is None else count)
+        target, scale, room = self.scaled(target, weight, count, logits.dtype)
         differentiate = torch.is_grad_enabled() and logits.requires_grad
         options = (self.reduction != "none", differentiate, self.overwrite_logits)
-        room = self.headroom(scale, logits.dtype)
-        scale = scale if room is None else scale * room
         out: Tensor = Fused.apply(  # type: ignore[no-untyped-call]
             logits, target, scale, self.kernel, self._one_by_one, options
         )
         return out if room is None else out / room
 
-    def headroom(self, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def scaled(
+        self,
+        target: Tensor,
+        weight: Tensor | None,
+        count: Tensor | float | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What losses with their gradients are made of, beside the logits.
+
+        Args:
+            target: Class indices.
+            weight: `[C]`, float32, or None.
+            count: As for `forward`.
+            dtype: Of the gradients.
+
+        Returns:
+            The targets with 0 for ignored ones; by what their losses are multiplied, `[]` if that
+            is the same for all; and what has to be divided out of their sum again, or None.
+        """
+        number = target.numel()
+        # On a GPU asking would take longer than multiplying.
+        if weight is None and target.is_cpu and number and target.min().item() > self.ignore_index:
+            if self.reduction == "mean":
+                divisor = float(number if count is None else count)
+                scale = torch.full((), 1 / divisor if divisor else math.inf)
+            else:
+                scale = torch.ones(())
+        else:
+            target, scale = self._weigh(target, weight, torch.float32)
+            if self.reduction == "mean":
+                scale = scale / (not_zero(scale.sum()) if count is None else count)
+        room = self._headroom(scale, dtype)
+        return target, scale if room is None else scale * room, room
+
+    def _headroom(self, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
         """What gradients that are made in forward are multiplied by there, and divided by later.
 
         float16 would round a small share of a mean to 0, before a loss scaler can save it.

@@ -25,6 +25,7 @@ FEW_CLASSES = 16
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+ProbabilityFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 WrongFunction = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 Kernel = Callable[..., Tensor]
 
@@ -36,7 +37,7 @@ def chunk_rows(classes: int, device: torch.device) -> int:
 
 def multiply_(gradient: Tensor, factor: Tensor) -> None:
     """Multiplies in place by the upstream gradient, a scalar."""
-    if factor.device.type != "cpu":  # Which a comparison would make wait.
+    if not factor.is_cpu:  # Which a comparison would make wait.
         gradient.mul_(factor.unsqueeze(-1))  # A scalar would be rounded to half precision first.
     elif factor.item() != 1:
         gradient.mul_(factor)
@@ -50,7 +51,8 @@ def sparse(
     differentiate: bool,
     spare: list[Tensor],
     function: ScalarFunction,
-    within: ScalarFunction,
+    bounded: ProbabilityFunction,
+    within: ProbabilityFunction,
     floor: float,
 ) -> Tensor:
     """Losses of the true class's margin, and their gradients.
@@ -60,10 +62,12 @@ def sparse(
         p: `[N, C]`, float32; overwritten with the gradients, or with anything if there are none.
         target: `[N]`, int64, in [0, C).
         scale: `[N]`, by which every row's gradient is multiplied; a row with 0 may hold anything.
+            `[]` if it is the same number, and not 0, for all.
         differentiate: Whether to make gradients.
         spare: Memory that the chunks of one loss share; empty for the first, which is the largest.
         function: Value and derivative of the loss by the margin.
-        within: The same in fewer operations while p and 1 - p are at least `floor`.
+        bounded: Value and gradient weight of p and 1 - p while both are at least `SMALLEST`.
+        within: The same in fewer operations while both are at least `floor`.
         floor: In (0, 1/2).
 
     Returns:
@@ -72,12 +76,12 @@ def sparse(
     index, own, others = _true_and_others(z, p, target)
     least = torch.minimum(own, others)
     lowest = least.min().item()
-    scale = scale.unsqueeze(-1)
-    margin = (own / others).log_().masked_fill_(scale == 0, 0.0)  # Not 0 · inf.
-    value, slope = (within if lowest >= floor else function)(margin)
+    if scale.dim():
+        scale = scale.unsqueeze(-1)
+        own.masked_fill_(scale == 0, 0.5)  # Not 0 · inf.
+    value, weight = (within if lowest >= floor else bounded)(own, others)
     if differentiate:
-        slope = slope * scale
-        p.mul_(slope / -others).scatter_(-1, index, slope)
+        p.scatter_(-1, index, -others).mul_(weight * scale)
     if not lowest >= SMALLEST:  # Nor if it is NaN.
         rows = ~(least >= SMALLEST)
         _again(sparse_exact, rows, z, p, target, scale, differentiate, value, function)
@@ -159,7 +163,7 @@ def _again(
     """Puts the exact numbers into those rows of p and value whose probabilities are too small."""
     rows = which.squeeze(-1).nonzero().squeeze(-1)
     again = z[rows].float()
-    of_rows = scale[rows].squeeze(-1)
+    of_rows = scale.expand_as(value)[rows].squeeze(-1)
     value[rows] = exact(again, target[rows], of_rows, differentiate, *functions)
     p[rows] = again
 
@@ -249,24 +253,24 @@ class Fused(torch.autograd.Function):
             ctx: PyTorch's.
             logits: `[..., C]`.
             target: `[...]`, int64, in [0, C).
-            scale: `[...]`, float32.
+            scale: `[...]`, or `[]` for one number that is not 0, float32.
             kernel: `sparse` or `full`, with the functions that it takes.
             plain: The same loss of logits, target and scale as PyTorch's own operations: the way
                 to second derivatives.
             options: Whether to sum, to make gradients, and to overwrite the logits with them.
         """
         summed, differentiate, overwrite = options
-        classes = logits.shape[-1]
-        rows, targets, scales = logits.detach(), target, scale
+        rows, targets, scales = logits.detach() if overwrite else logits, target, scale
         if logits.dim() != 2:
-            rows, targets, scales = rows.reshape(-1, classes), target.flatten(), scale.flatten()
-        count, size = len(rows), chunk_rows(classes, logits.device)
+            rows, targets = rows.reshape(-1, logits.shape[-1]), target.flatten()
+            scales = scale.flatten() if scale.dim() else scale
+        count, size = rows.shape[0], chunk_rows(logits.shape[-1], logits.device)
         gradient: Any = None
         scratch: Any = None
         if differentiate:
             gradient = rows if overwrite else torch.empty_like(rows)
         if gradient is None or overwrite or rows.dtype != torch.float32:
-            scratch = rows.new_empty(min(size, count), classes, dtype=torch.float32)
+            scratch = rows.new_empty(min(size, count), rows.shape[-1], dtype=torch.float32)
         if scratch is None and 0 < count <= size:
             values = kernel(rows, gradient, targets, scales, True, [])
         else:
@@ -276,15 +280,18 @@ class Fused(torch.autograd.Function):
                 part = slice(start, start + size)
                 z = rows[part]
                 p = gradient[part] if scratch is None else scratch[: len(z)]
-                values[part] = kernel(z, p, targets[part], scales[part], differentiate, spare)
+                of_rows = scales[part] if scales.dim() else scales
+                values[part] = kernel(z, p, targets[part], of_rows, differentiate, spare)
                 if scratch is not None and gradient is not None:
                     gradient[part] = p
-        values = values * scales
         ctx.summed, ctx.plain, ctx.overwrite = summed, plain, overwrite
+        if gradient is not None and logits.dim() != 2:
+            gradient = gradient.view(logits.shape)
         ctx.gradient = gradient
         ctx.logits = weakref.ref(logits)
         ctx.version = logits._version if differentiate else 0
         ctx.save_for_backward(target, scale)
+        values = values * scales
         return values.sum() if summed else values.view(target.shape)
 
     @staticmethod
@@ -294,8 +301,6 @@ class Fused(torch.autograd.Function):
         if gradient is None or torch.is_grad_enabled():
             return _plainly(ctx, upstream), None, None, None, None, None
         ctx.gradient = None  # It is the engine's now, which may add to it.
-        target, _ = ctx.saved_tensors
-        gradient = gradient.view(*target.shape, gradient.shape[-1])
         if ctx.summed:
             multiply_(gradient, upstream)
         else:

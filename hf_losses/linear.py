@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses.criterion import ClassificationLoss, get_loss, not_zero
+from hf_losses.criterion import ClassificationLoss, get_loss
 from hf_losses.fused import DTYPES, Kernel, chunk_rows, multiply_
 
 # Rows that are projected together, at least and at most. Fewer take less memory, and more time for
@@ -59,8 +59,9 @@ class _Linear(torch.autograd.Function):
                 piece = z[start : start + size]
                 part = slice(first + start, first + start + len(piece))
                 p = scratch[: len(piece)]
-                values = kernel(piece, p, target[part], scale[part], any(needs), spare)
-                total += (values * scale[part]).sum()
+                of_rows = scale[part] if scale.dim() else scale
+                values = kernel(piece, p, target[part], of_rows, any(needs), spare)
+                total += (values * of_rows).sum()
                 piece.copy_(p)  # The gradient, in the logits' place.
             if of_hidden is not None:
                 torch.mm(z, weight, out=of_hidden[first : first + together])
@@ -167,11 +168,7 @@ def linear_loss(
         of_class = of_class.to(hidden.device, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         try:
-            labels, scale = criterion.weigh(flat[kept], of_class, torch.float32)
-            if criterion.reduction == "mean":
-                scale = scale / (not_zero(scale.sum()) if count is None else count)
-            room = criterion.headroom(scale, hidden.dtype)
-            scale = scale if room is None else scale * room
+            labels, scale, room = criterion.scaled(flat[kept], of_class, count, hidden.dtype)
             out: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
                 rows, weight, bias, labels, scale, criterion.kernel, torch.is_grad_enabled()
             )

@@ -55,6 +55,9 @@ class LossSpec:
         function: `function(x, **parameters) -> (value, derivative)`, both element-wise in x, the
             margin of the true class (classification) or the error (regression), in forms that stay
             accurate in float32 for every finite x.
+        probability_function: `probability_function(p, q, **parameters) -> (value, w)`, the same
+            from p and q = 1 - p, where neither is below 1e-30, with the gradient weight w in place
+            of the derivative: for speed. Without it, the function of the margin serves.
         weight_formula: The gradient weight w(p) = p·|dl/dp|, in Python syntax; may be empty.
         wrong_class_formula: What every wrong class of probability `q` adds (the full forms only).
         wrong_class_function: `wrong_class_function(q, value, slope, spare, **parameters)`, the same
@@ -70,6 +73,7 @@ class LossSpec:
     kind: str
     formula: str
     function: Callable[..., Any]
+    probability_function: Callable[..., Any] | None = None
     weight_formula: str = ""
     wrong_class_formula: str = ""
     wrong_class_function: Callable[..., Any] | None = None
