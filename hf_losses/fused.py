@@ -27,6 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 ProbabilityFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 WrongFunction = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+Rows = Callable[[Tensor], Tensor]
 Kernel = Callable[..., Tensor]
 
 
@@ -50,6 +51,7 @@ def sparse(
     scale: Tensor,
     differentiate: bool,
     spare: list[Tensor],
+    logits_of: Rows,
     function: ScalarFunction,
     bounded: ProbabilityFunction,
     within: ProbabilityFunction,
@@ -60,11 +62,13 @@ def sparse(
     Args:
         z: `[N, C]`, logits of one of `DTYPES`.
         p: `[N, C]`, float32; overwritten with the gradients, or with anything if there are none.
+            May be the logits themselves.
         target: `[N]`, int64, in [0, C).
         scale: `[N]`, by which every row's gradient is multiplied; a row with 0 may hold anything.
             `[]` if it is the same number, and not 0, for all.
         differentiate: Whether to make gradients.
         spare: Memory that the chunks of one loss share; empty for the first, which is the largest.
+        logits_of: Some rows' logits, by their indices; asked after `p` was overwritten.
         function: Value and derivative of the loss by the margin.
         bounded: Value and gradient weight of p and 1 - p while both are at least `SMALLEST`.
         within: The same in fewer operations while both are at least `floor`.
@@ -84,7 +88,7 @@ def sparse(
         p.scatter_(-1, index, -others).mul_(weight * scale)
     if not lowest >= SMALLEST:  # Nor if it is NaN.
         rows = ~(least >= SMALLEST)
-        _again(sparse_exact, rows, z, p, target, scale, differentiate, value, function)
+        _again(sparse_exact, rows, logits_of, p, target, scale, differentiate, value, function)
     return value.squeeze(-1)
 
 
@@ -95,6 +99,7 @@ def full(
     scale: Tensor,
     differentiate: bool,
     spare: list[Tensor],
+    logits_of: Rows,
     function: ScalarFunction,
     wrong: WrongFunction,
 ) -> Tensor:
@@ -107,6 +112,7 @@ def full(
         scale: The same.
         differentiate: The same.
         spare: The same.
+        logits_of: The same.
         function: The same.
         wrong: What a wrong class of probability p ≤ 1/2 adds; see `LossSpec`.
 
@@ -134,7 +140,7 @@ def full(
     least = torch.minimum(own, others).masked_fill_(highest > 0.5, 0.0)
     if not least.min().item() >= SMALLEST:
         rows = ~(least >= SMALLEST)
-        _again(full_exact, rows, z, p, target, scale, differentiate, value, function, wrong)
+        _again(full_exact, rows, logits_of, p, target, scale, differentiate, value, function, wrong)
     return value.squeeze(-1)
 
 
@@ -152,7 +158,7 @@ def _true_and_others(z: Tensor, p: Tensor, target: Tensor) -> tuple[Tensor, Tens
 def _again(
     exact: Kernel,
     which: Tensor,
-    z: Tensor,
+    logits_of: Rows,
     p: Tensor,
     target: Tensor,
     scale: Tensor,
@@ -162,7 +168,7 @@ def _again(
 ) -> None:
     """Puts the exact numbers into those rows of p and value whose probabilities are too small."""
     rows = which.squeeze(-1).nonzero().squeeze(-1)
-    again = z[rows].float()
+    again = logits_of(rows).float()
     of_rows = scale.expand_as(value)[rows].squeeze(-1)
     value[rows] = exact(again, target[rows], of_rows, differentiate, *functions)
     p[rows] = again
@@ -272,7 +278,7 @@ class Fused(torch.autograd.Function):
         if gradient is None or overwrite or rows.dtype != torch.float32:
             scratch = rows.new_empty(min(size, count), rows.shape[-1], dtype=torch.float32)
         if scratch is None and 0 < count <= size:
-            values = kernel(rows, gradient, targets, scales, True, [])
+            values = kernel(rows, gradient, targets, scales, True, [], rows.__getitem__)
         else:
             values = rows.new_empty(count, dtype=torch.float32)
             spare: list[Tensor] = []
@@ -281,7 +287,9 @@ class Fused(torch.autograd.Function):
                 z = rows[part]
                 p = gradient[part] if scratch is None else scratch[: len(z)]
                 of_rows = scales[part] if scales.dim() else scales
-                values[part] = kernel(z, p, targets[part], of_rows, differentiate, spare)
+                values[part] = kernel(
+                    z, p, targets[part], of_rows, differentiate, spare, z.__getitem__
+                )
                 if scratch is not None and gradient is not None:
                     gradient[part] = p
         ctx.summed, ctx.plain, ctx.overwrite = summed, plain, overwrite

@@ -6,6 +6,7 @@ exist. Only rows with a label are projected.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,13 @@ from hf_losses.fused import DTYPES, Kernel, chunk_rows, multiply_
 # Rows that are projected together, at least and at most. Fewer take less memory, and more time for
 # the matrix products. In between, as many as hidden states are wide: their logits are then as large
 # as the gradient of the weight.
-ROWS = (256, 512)
+ROWS = (224, 512)
+
+
+def _project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Any = None) -> Tensor:
+    if bias is None:
+        return torch.mm(rows, weight.T, out=out)
+    return torch.addmm(bias, rows, weight.T, out=out)
 
 
 class _Linear(torch.autograd.Function):
@@ -43,26 +50,34 @@ class _Linear(torch.autograd.Function):
         of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
         classes, count = len(weight), len(hidden)
-        together = min(max(hidden.shape[1], ROWS[0]), ROWS[1])
-        logits = hidden.new_empty(min(together, count), classes)
+        most = min(max(hidden.shape[1], ROWS[0]), ROWS[1])
+        together = max(1, math.ceil(count / max(1, math.ceil(count / most))))
+        logits = hidden.new_empty(together, classes)
         size = chunk_rows(classes, hidden.device)
-        scratch = hidden.new_empty(min(size, together, count), classes, dtype=torch.float32)
+        scratch: Any = None
+        if hidden.dtype != torch.float32:
+            scratch = hidden.new_empty(min(size, together), classes, dtype=torch.float32)
         spare: list[Tensor] = []
         for first in range(0, count, together):
             rows = hidden[first : first + together]
             z = logits[: len(rows)]
-            if bias is None:
-                torch.mm(rows, weight.T, out=z)
-            else:
-                torch.addmm(bias, rows, weight.T, out=z)
+            _project(rows, weight, bias, out=z)
             for start in range(0, len(rows), size):
                 piece = z[start : start + size]
                 part = slice(first + start, first + start + len(piece))
-                p = scratch[: len(piece)]
-                of_rows = scale[part] if scale.dim() else scale
-                values = kernel(piece, p, target[part], of_rows, any(needs), spare)
-                total += (values * of_rows).sum()
-                piece.copy_(p)  # The gradient, in the logits' place.
+                p = piece if scratch is None else scratch[: len(piece)]
+                values = kernel(
+                    piece,
+                    p,
+                    target[part],
+                    scale[part] if scale.dim() else scale,
+                    any(needs),
+                    spare,
+                    lambda which, part=part: _project(hidden[part][which], weight, bias),
+                )
+                total += (values * (scale[part] if scale.dim() else scale)).sum()
+                if scratch is not None:
+                    piece.copy_(p)
             if of_hidden is not None:
                 torch.mm(z, weight, out=of_hidden[first : first + together])
             if of_weight is not None:

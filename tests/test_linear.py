@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer, get_loss, linear, linear_loss, list_losses
+from hf_losses.margin import class_margin
 
 LOSSES = list_losses(task="classification")
 EVERY = pytest.mark.parametrize("name", LOSSES)
@@ -61,6 +62,27 @@ def test_the_numbers_are_those_of_projection_and_loss(name, with_bias, options):
     expected = torch.autograd.grad(3 * apart, exact)
     for found, exact in zip(torch.autograd.grad(3 * fused, leaves), expected, strict=True):
         assert far(found, exact) < 2 * ROUNDING
+
+
+@EVERY
+def test_rows_beyond_the_range_of_probabilities(name):
+    hidden, weight, bias, target = example()
+    with torch.no_grad():
+        hidden[1, 2:5] *= 20
+        hidden[1, 3] = 30 * weight[target[1, 3]]
+    leaves = (hidden, weight, bias)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    logits = F.linear(*exact)
+    margin = class_margin(logits.detach()[1], target[1])
+    assert margin.min() < -75
+    assert margin.max() > 75
+    apart = get_loss(name)(logits, target)
+    fused = linear_loss(hidden, weight, target, loss=name, bias=bias)
+    rounding = ROUNDING * logits.abs().max().item()
+    assert far(fused.detach(), apart.detach()) < rounding
+    expected = torch.autograd.grad(apart, exact)
+    for found, of_exact in zip(torch.autograd.grad(fused, leaves), expected, strict=True):
+        assert far(found, of_exact) < rounding
 
 
 @EVERY
