@@ -269,7 +269,7 @@ class Fused(torch.autograd.Function):
         rows, targets, scales = logits.detach() if overwrite else logits, target, scale
         if logits.dim() != 2:
             rows, targets = rows.reshape(-1, logits.shape[-1]), target.flatten()
-            scales = scale.flatten() if scale.dim() else scale
+            scales = scale.flatten() if scale.dim() == target.dim() else scale
         count, size = rows.shape[0], chunk_rows(logits.shape[-1], logits.device)
         gradient: Any = None
         scratch: Any = None

@@ -50,6 +50,7 @@ class _Linear(torch.autograd.Function):
         of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
         classes, count = len(weight), len(hidden)
+        scale = scale.expand(count)
         most = min(max(hidden.shape[1], ROWS[0]), ROWS[1])
         together = max(1, math.ceil(count / max(1, math.ceil(count / most))))
         logits = hidden.new_empty(together, classes)
@@ -66,16 +67,12 @@ class _Linear(torch.autograd.Function):
                 piece = z[start : start + size]
                 part = slice(first + start, first + start + len(piece))
                 p = piece if scratch is None else scratch[: len(piece)]
-                values = kernel(
-                    piece,
-                    p,
-                    target[part],
-                    scale[part] if scale.dim() else scale,
-                    any(needs),
-                    spare,
-                    lambda which, part=part: _project(hidden[part][which], weight, bias),
-                )
-                total += (values * (scale[part] if scale.dim() else scale)).sum()
+
+                def logits_of(which: Tensor, own: Tensor = hidden[part]) -> Tensor:
+                    return _project(own[which], weight, bias)
+
+                values = kernel(piece, p, target[part], scale[part], any(needs), spare, logits_of)
+                total += (values * scale[part]).sum()
                 if scratch is not None:
                     piece.copy_(p)
             if of_hidden is not None:

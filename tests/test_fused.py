@@ -332,6 +332,21 @@ def test_a_row_that_does_not_count_may_hold_anything(name, classes):
     torch.testing.assert_close(z.grad[6:], alone.grad, rtol=1e-5, atol=1e-7)
 
 
+@EVERY
+def test_one_item_alone(name):
+    z = torch.tensor([0.5, -torch.inf, 2.0], requires_grad=True)
+    loss = get_loss(name, max_weight=math.inf)
+    loss(z, torch.tensor(0)).backward()
+    rows = z.detach()[None].requires_grad_()
+    loss(rows, torch.tensor([0])).backward()
+    assert torch.equal(z.grad, rows.grad[0])
+    z.grad = None
+    value = loss(z, torch.tensor(-100))
+    value.backward()
+    assert value == 0
+    assert (z.grad == 0).all()
+
+
 @pytest.mark.parametrize("classes", [5, CLASSES])
 @EVERY
 def test_what_all_logits_share_changes_nothing(name, classes):
