@@ -44,7 +44,7 @@ test-all: test test-slow  ## Run every test that runs on a CPU.
 docs: setup  ## Write the README's table and the curves again from the registry.
 	$(BIN)/python docs/build.py
 
-bench: setup  ## Measure time and memory of the losses beside their peers (a quarter of an hour).
+bench: setup  ## Measure time and memory of the losses beside their peers (half an hour).
 	$(BIN)/python benchmarks/losses.py results/benchmarks
 
 check: lint type test  ## What CI runs, less the slow tests.
