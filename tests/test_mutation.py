@@ -6,6 +6,7 @@ is held against the formula text, value and slope, as test_formulas.py does with
 
 import ast
 import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -20,21 +21,41 @@ POINTS = {
     "regression": (-30.0, -5.0, -1.1, -0.6, -1e-3, 1e-3, 0.6, 1.1, 5.0, 30.0),
 }
 
-# The first record of each function; the full forms share those of the sparse ones.
-SPECS = {get_spec(name).function.__name__: get_spec(name) for name in reversed(list_losses())}
-FUNCTIONS = pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
+
+def itself(function):
+    return function
+
+
+def of_pq(function):
+    """A function of the margin from one of p and q."""
+    return lambda m, **parameters: functional.at_margin(partial(function, **parameters), m)
+
+
+def of_exp(at_margin):
+    return lambda m: at_margin(functional.liberal_exp_pq, m)
+
+
+# Every function with the first record that has it, and how it becomes one of the margin.
+UNITS = {"at_margin": (get_spec("liberal_exp"), functional.at_margin, of_exp)}
+for name in reversed(list_losses()):
+    spec = get_spec(name)
+    if "at_margin" not in spec.function.__code__.co_names:  # There is nothing else in such a one.
+        UNITS[spec.function.__name__] = (spec, spec.function, itself)
+    if spec.probability_function:
+        UNITS[spec.probability_function.__name__] = (spec, spec.probability_function, of_pq)
+FUNCTIONS = pytest.mark.parametrize("unit", UNITS.values(), ids=list(UNITS))
 
 # Lines of mutants that compute the same, because they change the sign of what an even function
-# takes: |-e| = |e|, tanh(-e)² = tanh(e)², and (-p)·sin(-πp/2) = p·sin(πp/2).
+# takes: |-e| = |e| and tanh(-e)² = tanh(e)²; or of what only lends its shape.
 EQUIVALENT = {
     "mae": {"return ((-e).abs(), e.sign())"},
+    "cross_entropy_pq": {"return ((q / p).log1p_(), torch.ones_like(-p))"},
     "log_cosh": {
         "size, slope = ((-e).abs(), torch.tanh(e))",
         "near = -0.5 * torch.log1p(-torch.tanh((-size).clamp(max=1.0)) ** 2)",
         "near = -0.5 * torch.log1p(-torch.tanh(-size.clamp(max=1.0)) ** 2)",
         "near = -0.5 * torch.log1p(-(-torch.tanh(size.clamp(max=1.0))) ** 2)",
     },
-    "liberal_cosine": {"p, q = (-torch.sigmoid(m), torch.sigmoid(-m))"},
 }
 
 
@@ -68,7 +89,8 @@ class Mutation(ast.NodeTransformer):
 
     def visit_Call(self, node):
         self.generic_visit(node)
-        return self.negated(node)
+        is_pair = isinstance(node.func, ast.Name) and node.func.id == "function"
+        return node if is_pair else self.negated(node)
 
     def visit_Attribute(self, node):
         # torch.sigmoid, math.pi: the module has no sign.
@@ -76,7 +98,7 @@ class Mutation(ast.NodeTransformer):
         return node if is_module else self.generic_visit(node)
 
     def visit_Name(self, node):
-        is_value = isinstance(node.ctx, ast.Load) and node.id != "logsigmoid"
+        is_value = isinstance(node.ctx, ast.Load) and node.id not in ("logsigmoid", "function")
         return self.negated(node) if is_value else node
 
 
@@ -117,10 +139,11 @@ def is_right(spec, function, expected):
 
 
 @FUNCTIONS
-def test_every_mutant_is_refused(spec):
+def test_every_mutant_is_refused(unit):
+    spec, function, of_margin = unit
     expected = exact(spec)
-    assert is_right(spec, spec.function, expected)
-    found = list(mutants(spec.function))
+    assert is_right(spec, of_margin(function), expected)
+    found = list(mutants(function))
     assert len(found) >= 4
-    survivors = {line for line, function in found if is_right(spec, function, expected)}
-    assert survivors == EQUIVALENT.get(spec.function.__name__, set())
+    survivors = {line for line, mutant in found if is_right(spec, of_margin(mutant), expected)}
+    assert survivors == EQUIVALENT.get(function.__name__, set())
