@@ -24,18 +24,20 @@ MATHS = {
 }
 TRAINING = {
     "schedule": {"registry"},
-    "normalise": set(MATHS),
-    "loss_stats": {*MATHS, "normalise"},
+    "heads": {"criterion"},
+    "normalise": {*MATHS, "heads"},
+    "loss_stats": {*MATHS, "heads"},
     "arguments": {"registry", "criterion", "schedule", "loss_stats"},
-    "choice": {*MATHS, "arguments"},
+    "choice": {*MATHS, "heads"},
     "checkpoint": {"criterion"},
     "gradients": set(),
-    "calibration": {"normalise"},
+    "calibration": {"heads"},
+    "evaluation": {"calibration"},
     "model_card": {*MATHS, "checkpoint", "plots", "table"},
     "publish": {"__init__", "checkpoint", "model_card"},
     "trainer": {
         *(*MATHS, "schedule"),
-        *("arguments", "normalise", "choice", "calibration", "checkpoint", "gradients"),
+        *("arguments", "heads", "normalise", "choice", "evaluation", "checkpoint", "gradients"),
         *("loss_stats", "model_card", "publish"),
     },
 }

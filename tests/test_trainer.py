@@ -15,7 +15,6 @@ from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertForPreTraining,
-    BertForQuestionAnswering,
     BertForTokenClassification,
     MixtralConfig,
     MixtralForCausalLM,
@@ -26,6 +25,8 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    XLNetConfig,
+    XLNetForQuestionAnswering,
     set_seed,
 )
 
@@ -223,10 +224,16 @@ MISTAKES = {
         {"model": lambda: tiny.bert(BertForPreTraining)},
         "BertForPreTraining.*next_sentence_label",
     ),
-    "question answering": (
-        {"model": lambda: tiny.bert(BertForQuestionAnswering, num_labels=2)},
-        "BertForQuestionAnswering.*ForSequenceClassification",
+    "a beam over answers": (
+        {
+            "model": lambda: XLNetForQuestionAnswering(
+                XLNetConfig(vocab_size=9, d_model=4, n_head=1)
+            )
+        },
+        "XLNetForQuestionAnswering.*ForSequenceClassification",
     ),
+    "a class": ({"loss": nn.CrossEntropyLoss}, r"CrossEntropyLoss is a class.*CrossEntropyLoss\("),
+    "a number": ({"loss": 0.5}, "loss=0.5 is neither a name nor a callable"),
 }
 
 
@@ -429,11 +436,9 @@ def test_a_step_whose_items_were_not_counted_is_divided_by_the_accumulation(buil
 
 
 def test_soft_labels_of_a_step_are_rows():
-    logits, labels = torch.zeros(4, 3), torch.full((4, 3), 1 / 3)
-    single = get_loss("strict_m")
-    assert item_count(logits, labels, torch.tensor(24), single) == 8
-    multi = get_loss("strict_m", problem_type="multi_label_classification")
-    assert item_count(logits, labels, torch.tensor(24), multi) == 24
+    labels = torch.full((4, 3), 1 / 3)
+    assert item_count(labels, None, "single_label_classification") == 4
+    assert item_count(labels, None, "multi_label_classification") == 12
 
 
 def test_missing_logits_are_an_error_not_cross_entropy(build):
