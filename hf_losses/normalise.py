@@ -109,12 +109,12 @@ def check_targets(logits: Tensor, labels: Tensor, loss: Any) -> None:
     if not isinstance(loss, ClassificationLoss):
         return
     number = "for numbers name a regression loss, such as loss='mse'"
-    if logits.dim() < 2:
+    several = loss.problem_type == MULTI_LABEL
+    if logits.dim() < 2 or (logits.shape[-1] < 2 and not several):
         raise ValueError(
             f"the model's output of shape {tuple(logits.shape)} has no dimension of classes for "
             f"the loss {loss.spec.name!r}: {number}"
         )
-    several = loss.problem_type == MULTI_LABEL
     if not several and not labels.is_floating_point():
         return
     values = labels[kept(labels, loss.problem_type)]
