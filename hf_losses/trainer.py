@@ -61,6 +61,8 @@ logger = logging.getLogger(__name__)
 
 # Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.
 SAME_LOSS = {"trl.trainer.sft_trainer.SFTTrainer": ("loss_type", "nll")}
+# PEFT's prompts that become keys and values of the attention, not tokens.
+KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 NOT_PUSHED = "This checkpoint was not pushed, the next one will be. %s"
 
 # Any trainer class may stand below; the type checker sees the stock one.
@@ -226,7 +228,7 @@ class LossMixin(_Base):  # type: ignore[misc]
     def _virtual_tokens(self) -> int:
         """How many embeddings PEFT puts before those of the tokens."""
         config = getattr(self.accelerator.unwrap_model(self.model), "active_peft_config", None)
-        if config is None or not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":
+        if config is None or not config.is_prompt_learning or config.peft_type in KEYS_AND_VALUES:
             return 0
         return int(config.num_virtual_tokens)
 
