@@ -98,7 +98,8 @@ def check_head(model: Any, label_names: list[str]) -> None:
     """
     name, kind = type(model).__name__, loss_type(model)
     expected = POSITIONS if kind == QUESTION_ANSWERING else ["labels"]
-    fits = kind in (None, *CLASSIFIERS, *LABELLERS) and label_names == expected
+    fits = kind in (*CLASSIFIERS, *LABELLERS) and label_names == expected
+    fits |= kind is None and len(label_names) == 1
     if kind == QUESTION_ANSWERING and hasattr(model.config, "start_n_top"):
         fits = False  # A beam over positions, and a loss of more than the two.
     if not fits:

@@ -107,6 +107,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._empty_steps: Any = 0  # Steps of training whose labels were all ignored.
         self._warned_of_empty = False
         self._unwrapped: tuple[Any, Any] | None = None
+        self._taken: Targets | None = None
         self._nonfinite = NonfiniteSteps()
         self._stats = LossStats()
         self._stats_of_line: dict[str, float] = {}
@@ -218,12 +219,11 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     def _targets(self) -> Targets:
         """How labels and logits are taken from a batch of the model as it is now."""
-        return Targets(
-            self._core(),
-            self.label_names,
-            shifts=self._loss_shifts_labels,
-            virtual_tokens=self._virtual_tokens(),
-        )
+        core = self._core()
+        if self._taken is None or self._taken.model is not core:
+            shifts, virtual = self._loss_shifts_labels, self._virtual_tokens()
+            self._taken = Targets(core, self.label_names, shifts=shifts, virtual_tokens=virtual)
+        return self._taken
 
     def _virtual_tokens(self) -> int:
         """How many embeddings PEFT puts before those of the tokens."""

@@ -326,6 +326,21 @@ def test_a_model_may_return_its_logits_in_many_ways(model, gather, build):
     assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
 
 
+def test_labels_of_an_unknown_model_may_have_any_name(build):
+    class Named(Line):
+        def forward(self, input_ids, attention_mask, true_label=None):
+            return super().forward(input_ids, attention_mask)
+
+    data, model = tiny.texts(8), Named(3)
+    plain = Line(3)
+    plain.load_state_dict(model.state_dict())
+    expected = build(plain, data, "strict_m").evaluate()
+    renamed = [{"true_label" if key == "labels" else key: row[key] for key in row} for row in data]
+    found = build(model, renamed, "strict_m", max_steps=1)
+    assert found.evaluate()["eval_loss"] == expected["eval_loss"]
+    assert first_loss(found) == pytest.approx(expected["eval_loss"], rel=1e-4)
+
+
 def test_a_model_without_logits_is_told_what_to_return(build):
     class Nothing(Line):
         def forward(self, input_ids, attention_mask, labels=None):
