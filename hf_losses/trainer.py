@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from hf_losses.arguments import check_direction
 from hf_losses.calibration import calibration_bins, expected_calibration_error
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
@@ -171,6 +172,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         return self._unwrapped[1]
 
     def _check_trainer(self) -> None:
+        check_direction(self.args)
         if self.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func would compete with this trainer's loss: pass it as loss=, "

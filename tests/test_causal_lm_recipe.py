@@ -446,6 +446,14 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(run, files):
         assert torch.equal(weight, weights[name]), name
 
 
+def test_the_best_model_is_that_of_the_lowest_perplexity(run, files):
+    best = ("--metric_for_best_model", "perplexity", "--load_best_model_at_end", "true")
+    found, _ = run(*files, *best, "--num_train_epochs", "3")
+    least = min(entry["perplexity"] for entry in found["history"])
+    assert found["best"]["value"] == least < max(entry["perplexity"] for entry in found["history"])
+    assert found["metrics"]["validation"]["perplexity"] == pytest.approx(least, rel=1e-5)
+
+
 def test_a_fused_head_gives_the_same_metrics(run, files):
     arguments = (*files, "--loss", "strict_l", "--num_train_epochs", "2")
     plain, _ = run(*arguments)

@@ -336,6 +336,18 @@ def test_selects_by_the_tasks_own_metric(run, files):
     assert result["best"]["value"] == result["metrics"]["validation"]["accuracy"] == best
 
 
+def test_selects_by_an_error_of_one_of_several_sets(run, tmp_path):
+    task = ("--task_name", "mnli", "--dataset_name", glue_folder(tmp_path / "glue", "mnli")[0])
+    name = "validation_mismatched_cross_entropy"
+    best = ("--metric_for_best_model", name, "--load_best_model_at_end", "true")
+    found, out = run(*task, *best, "--num_train_epochs", "3")
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    values = [entry[f"eval_{name}"] for entry in log if f"eval_{name}" in entry]
+    assert found["best"]["value"] == min(values) < max(values)
+    chosen = found["metrics"]["validation_mismatched"]["cross_entropy"]
+    assert chosen == pytest.approx(min(values), rel=1e-5)
+
+
 @pytest.mark.parametrize("targets", [[], ["--lora_target_modules", "query", "dense"]])
 def test_adapter_predicts_the_same_on_the_same_base(run, files, tiny, tmp_path, targets):
     test = write(tmp_path / "data" / "test.csv", rows(24, 2))
