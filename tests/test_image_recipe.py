@@ -531,6 +531,37 @@ def test_images_of_any_mode_become_rgb(mode):
         assert difference.max() <= 1
 
 
+@pytest.mark.parametrize(("ending", "mode"), [("png", "I;16"), ("pgm", "I"), ("tif", "I;16")])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, ending, mode):
+    exact = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    PIL.Image.fromarray(exact).save(tmp_path / f"a.{ending}")
+    image = PIL.Image.open(tmp_path / f"a.{ending}")
+    assert image.mode in (mode, "I")  # Older versions of Pillow read a png into 32 bits, too.
+    found = np.asarray(images.to_rgb(image), np.float64)
+    assert np.abs(found - exact[..., None] / 65535 * 255).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("largest", [1, 255, 65535])
+def test_names_images_of_which_nobody_knows_what_is_white(refused, photos, dtype, largest):
+    pixels = np.linspace(0, largest, 64).reshape(8, 8).astype(dtype)
+    PIL.Image.fromarray(pixels).save(Path(photos[1]) / "red" / "scan.tif")
+    message = refused(*photos)
+    assert "1 of 49 images cannot be read" in message
+    kind = "floats" if dtype == np.float32 else "32-bit numbers"
+    assert f"red/scan.tif: its pixels are {kind}, and nothing says which" in message
+
+
+def test_leaves_out_rows_of_float_pixels_or_names_them(run, refused, tmp_path):
+    table = rows(24, 0)
+    table["image"][3] = np.full((8, 8), 0.5, np.float32)
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
+    assert "row 4: its pixels are floats" in refused("--train_file", "a.parquet")
+    result, _ = run("--train_file", "a.parquet", "--skip_corrupt", "--num_train_epochs", "1")
+    assert result["skipped_images"] == ["train: row 4"]
+
+
 SQUARE = np.add.outer(np.arange(60), 2 * np.arange(60)).astype(np.uint8)
 
 
