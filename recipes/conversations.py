@@ -16,7 +16,8 @@ import jinja2
 from arguments import option
 from datasets import Dataset, load_dataset
 from movie_reviews import load_movie_reviews
-from text_data import MOVIE_REVIEWS, need_column, read_rows, sample
+from sets import check_seen, files_and_folders
+from text_data import FORMATS, MOVIE_REVIEWS, need_column, read_rows, sample
 from transformers import PreTrainedTokenizerBase
 
 DEFAULT = "movie_review_sentiments"
@@ -366,12 +367,15 @@ def _load(name: str, config: str | None) -> dict[str, Dataset]:
     if _is_path(name) and not folder.is_dir():
         raise ValueError(f"no folder {name!r}")
     try:
-        return dict(load_dataset(str(folder), config))
+        found = dict(load_dataset(str(folder), config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, or --train_file"
         ) from error
+    seen = {HUB_SPLITS[split] for split in found if split in HUB_SPLITS}
+    check_seen(files_and_folders(folder, FORMATS), seen)
+    return found
 
 
 def _checked(split: Dataset, columns: list[str], name: str, where: str) -> Dataset:

@@ -541,6 +541,14 @@ def test_refuses_a_file_that_does_not_exist(refused, files, tmp_path):
     assert "--test_file goes with --train_file" in refused("--test_file", path)
 
 
+def test_refuses_a_folder_whose_test_file_would_be_trained_on(refused, tmp_path):
+    for name in ("TRAIN", "TEST"):
+        write(tmp_path / "chats" / f"{name}.jsonl", rows(8, 0))
+    message = refused("--dataset_name", str(tmp_path / "chats"))
+    assert "TEST.jsonl is called after the test set" in message
+    assert "call it test.jsonl" in message
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

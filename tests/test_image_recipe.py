@@ -413,6 +413,68 @@ def test_refuses_what_is_not_there(refused, photos, tmp_path):
     assert "cannot load the model" in refused(*photos, model="./empty")
 
 
+@pytest.mark.parametrize(
+    ("names", "flag", "right"),
+    [
+        (
+            ["train/cat", "train/dog", "test/cat", "test/dog", "validation/cat"],
+            "--train_dir",
+            ["--train_dir ./photos/train", "--test_dir ./photos/test", "--dataset_name ./photos)"],
+        ),
+        (
+            ["Training/cat", "Training/dog", "Testing/cat", "Testing/dog"],
+            "--train_dir",
+            ["--train_dir ./photos/Training", "--test_dir ./photos/Testing"],
+        ),
+        # An unlabelled test set.
+        (["train/cat", "train/dog", "test"], "--train_dir", ["--train_dir ./photos/train"]),
+        (["train", "val"], "--train_dir", ["--train_dir ./photos/train"]),
+        (
+            ["animals/train2017/cat", "animals/val2017/cat"],
+            "--train_dir",
+            ["--train_dir ./photos/animals/train2017", "--dataset_name ./photos/animals)"],
+        ),
+        (
+            ["Train/cat", "Train/dog", "Test/cat"],
+            "--dataset_name",
+            ["photos/Test is called after the test set", "call it test"],
+        ),
+    ],
+)
+def test_refuses_a_folder_whose_sets_would_become_one(refused, tmp_path, names, flag, right):
+    folder(tmp_path / "photos", 12, classes=names)
+    message = refused(flag, "./photos")
+    for part in right:
+        assert part.replace("./", "") in message
+
+
+def test_refuses_sets_of_which_one_holds_another(refused, tmp_path, photos):
+    train, validation = photos[1], tmp_path / "photos" / "train" / "held_out"
+    folder(validation, 6)
+    message = refused("--train_dir", train, "--validation_dir", str(validation))
+    assert f"--train_dir {train} holds --validation_dir {validation}" in message
+    folder(tmp_path / "more" / "train", 6)
+    message = refused(*photos[:2], "--validation_dir", str(tmp_path / "more"))
+    assert f"--validation_dir {tmp_path / 'more'} holds folders of sets" in message
+
+
+@pytest.mark.parametrize("names", [["train", "car", "bus"], ["test", "control"], ["a/x", "a/y"]])
+def test_a_class_may_have_the_name_of_a_set(tmp_path, names):
+    path = folder(tmp_path / "photos", 30, classes=names)
+    (tmp_path / "photos" / ".cache" / "test" / "x").mkdir(parents=True)
+    data = image_data.DataArguments(train_dir=path).load()
+    assert data.classes == sorted(name.rpartition("/")[2] for name in names)
+    assert sum(map(len, data.splits.values())) == 30
+
+
+def test_sets_are_known_by_their_folders(tmp_path):
+    for name, seed in (("train", 0), ("val", 1), ("test_images", 2)):
+        folder(tmp_path / "photos" / name, 6 + 6 * seed, seed)
+    data = image_data.DataArguments(dataset_name=str(tmp_path / "photos")).load()
+    sizes = {name: len(split) for name, split in data.splits.items()}
+    assert sizes == {"train": 6, "validation": 12, "test": 18}
+
+
 def test_refuses_images_without_labels(refused, tmp_path):
     folder(tmp_path / "flat", 4, classes=["."])
     assert "every class needs a folder" in refused("--train_dir", "flat")
