@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 from arguments import option
 from images import Images, Pixels, Stored
-from labels import check_complete, check_two, class_names, encode
+from labels import check_complete, check_not_all, check_two, class_names, encode
 from sets import SETS, check_seen, folders_of_sets
 from sklearn.datasets import load_digits
 
@@ -174,6 +174,10 @@ class DataArguments:
         image, label = _image_column(train, self.image_column, where), None
         label = _label_column(train, self.label_column, where)
         feature = train.features[label]
+        if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+            raise ValueError(f"{where}: column {label!r} holds {feature}, not labels")
+        if self.train_dir:
+            check_not_all(train[label][:], where)
         classes = getattr(feature, "names", None) or class_names(train[label][:], where)
         splits = {}
         for split, (where, rows) in found.items():

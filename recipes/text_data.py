@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from arguments import option
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
-from labels import check_complete, check_two, class_names, encode
+from labels import are_decimals, check_complete, check_two, class_names, encode
 
 from hf_losses.registry import nearest
 
@@ -277,7 +277,7 @@ def load_files(
         classes = feature.names
     elif (dtype := _dtype(train, label)) in ("list", "null"):
         raise ValueError(f"{files['train']}: column {label!r} holds {feature}, not labels")
-    elif "float" in dtype:
+    elif "float" in dtype or "decimal" in dtype or are_decimals(train[label][:]):
         classes = None
     else:
         classes = class_names(train[label][:], files["train"])

@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from arguments import option
 from datasets import Dataset, DatasetDict, Features, List, Value
-from labels import check_two
+from labels import check_not_all, check_two
 from movie_reviews import load_movie_reviews
 from sets import check_seen, files_and_folders
 from text_data import check_file, need_column, read_rows, sample
@@ -338,7 +338,9 @@ def _checked(found: dict[str, Sentences]) -> TokenData:
         elif name != "test":
             raise ValueError(f"{sentences.where} has no tags: one column alone")
     train = found["train"]
-    given = chain.from_iterable(train.tags)
+    given = [*chain.from_iterable(train.tags)]
+    if train.names is None:
+        check_not_all(given, train.where)
     # Ids without names are sorted as numbers.
     classes = train.names or [str(tag) for tag in sorted(set(given))]
     marks = [name for name in classes if re.match("[BI]-.", name)]

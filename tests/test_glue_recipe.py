@@ -217,6 +217,35 @@ def test_regression_on_files(run, files, tmp_path):
     assert (out / "predictions_test.tsv").read_text().startswith("index\tprediction\n0\t")
 
 
+@pytest.mark.parametrize("kind", ["text", "decimal"])
+def test_numbers_are_numbers_however_they_are_stored(run, tmp_path, kind):
+    def score(good, rng):
+        return round((1.5 if good else -1.0) + rng.randrange(10) / 10, 1)
+
+    found = {}
+    for name in ("float", kind):
+        flags = []
+        for split, size, seed in (("train", 64, 0), ("validation", 20, 1)):
+            table = rows(size, seed, label=score)
+            if name == "text":
+                table = [row | {"label": str(row["label"])} for row in table]
+            path = tmp_path / name / f"{split}.{'parquet' if name == 'decimal' else 'json'}"
+            if name == "decimal":
+                text = pa.array([str(row["label"]) for row in table])
+                write(path, table)
+                columns = pa.parquet.read_table(path).drop_columns("label")
+                columns = columns.append_column("label", text.cast(pa.decimal128(4, 1)))
+                pa.parquet.write_table(columns, path)
+                flags += [f"--{split}_file", str(path)]
+            else:
+                flags += [f"--{split}_file", write(path, table)]
+        result, _ = run(*flags, name=f"out-{name}")
+        found[name] = result["metrics"]["validation"]
+        assert result["classes"] is None
+    assert found[kind] == found["float"]
+    assert set(found[kind]) == {"loss", "mse", "spearmanr", "pearson"}
+
+
 def test_an_undefined_correlation_is_null(run, files, tmp_path):
     write(tmp_path / "data" / "train.csv", rows(8, 0, label=lambda good, rng: good + 0.5))
     write(tmp_path / "data" / "validation.csv", rows(8, 0, label=lambda good, rng: 0.5))
@@ -487,6 +516,22 @@ def test_refuses(refused, arguments, message):
         ),
         ("a,b,c,label\ngood,x,y,1\nbad,x,y,0\n", "name the text by --sentence1_column"),
         ("id,label\n1,1\n2,0\n", "name the text by --sentence1_column"),
+        (
+            'sentence,label\ngood,"2,4"\nbad,1\n',
+            "train.csv, row 1: label '2,4' is a number with a comma; write numbers with a point",
+        ),
+        (
+            "sentence,label\n" + "".join(f"good,{i}\nbad,{i}kg\n" for i in range(12)),
+            "train.csv: 24 labels would be 24 classes, nearly each of them one of its own",
+        ),
+        (
+            "sentence,label\n" + "".join(f"good,{i % 40}\n" for i in range(60)),
+            "train.csv: 60 labels would be 40 classes",
+        ),
+        (
+            "sentence,label\ngood,2024-01-02\n" + "bad,2024-01-01\n" * 5,
+            "validation.csv, row 1: label 0 is not one of the training set's 2",
+        ),
         (
             "sentence,label\ngood,yes\nbad,no\n",
             "validation.csv, row 1: label 0 is not one of the trai",

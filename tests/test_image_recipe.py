@@ -458,6 +458,30 @@ def test_refuses_sets_of_which_one_holds_another(refused, tmp_path, photos):
     assert f"--validation_dir {tmp_path / 'more'} holds folders of sets" in message
 
 
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        ([i / 10 for i in range(24)], "float64", "row 2: label 0.1 is a number that is not whole"),
+        ([f"{i / 10}" for i in range(24)], "string", "row 2: label '0.1' is a number that is not"),
+        (["2,4", "1"] * 12, "string", "row 1: label '2,4' is a number with a comma"),
+        ([f"scan {i}" for i in range(24)], "string", "24 labels would be 24 classes"),
+        ([[i % 2, 1] for i in range(24)], None, "column 'label' holds List(Value('int64')), not"),
+    ],
+)
+def test_refuses_labels_that_are_no_classes(refused, tmp_path, labels, kind, message):
+    table = rows(24, 0) | {"label": labels}
+    kind = datasets.Value(kind) if kind else datasets.List(datasets.Value("int64"))
+    features = datasets.Features(image=datasets.Image(), label=kind)
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
+    assert message in refused("--train_file", "a.parquet")
+
+
+def test_refuses_a_folder_for_each_image(refused, tmp_path):
+    for i in range(24):
+        folder(tmp_path / "photos" / f"scan{i:02}", 1, classes=["."])
+    assert "photos: 24 labels would be 24 classes" in refused("--train_dir", "photos")
+
+
 @pytest.mark.parametrize("names", [["train", "car", "bus"], ["test", "control"], ["a/x", "a/y"]])
 def test_a_class_may_have_the_name_of_a_set(tmp_path, names):
     path = folder(tmp_path / "photos", 30, classes=names)

@@ -742,6 +742,13 @@ def test_refuses_a_tag_that_the_training_set_does_not_have(refused, files, tmp_p
     )
 
 
+def test_refuses_a_column_in_which_nearly_every_word_has_a_tag_of_its_own(refused, files, tmp_path):
+    words = [f"word{i}" for i in range(30)]
+    write(tmp_path / "data" / "train.conll", [{"tokens": words, "ner_tags": words}])
+    message = refused("--train_file", str(tmp_path / "data" / "train.conll"), *files[2:])
+    assert "train.conll: 30 labels would be 30 classes" in message
+
+
 def test_refuses_an_id_without_a_name(refused, tmp_path):
     path = tmp_path / "a.parquet"
     features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=TAGS))})
