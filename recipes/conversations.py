@@ -17,7 +17,7 @@ from arguments import option
 from datasets import Dataset, load_dataset
 from movie_reviews import load_movie_reviews
 from sets import check_seen, files_and_folders
-from text_data import FORMATS, MOVIE_REVIEWS, need_column, read_rows, sample
+from text_data import FORMATS, MOVIE_REVIEWS, layout, need_column, read_rows, sample
 from transformers import PreTrainedTokenizerBase
 
 DEFAULT = "movie_review_sentiments"
@@ -26,6 +26,7 @@ HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation
 HUB_SPLITS |= {"val": "validation", "dev": "validation", "test": "test"}
 HUB_SPLITS |= {"train_sft": "train", "test_sft": "test"}  # Beside splits for preference learning.
 IGNORED = -100  # As a label: no loss for this token.
+TABLES = (".csv", ".tsv")
 MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -366,6 +367,8 @@ def _load(name: str, config: str | None) -> dict[str, Dataset]:
     folder = Path(name).expanduser()
     if _is_path(name) and not folder.is_dir():
         raise ValueError(f"no folder {name!r}")
+    for path in files_and_folders(folder, TABLES):
+        _check_quotes(path)
     try:
         found = dict(load_dataset(str(folder), config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -376,6 +379,21 @@ def _load(name: str, config: str | None) -> dict[str, Dataset]:
     seen = {HUB_SPLITS[split] for split in found if split in HUB_SPLITS}
     check_seen(files_and_folders(folder, FORMATS), seen)
     return found
+
+
+def _check_quotes(path: Path) -> None:
+    """Raises a ValueError if `datasets`, which takes every table for quoted, would join rows."""
+    if path.suffix not in TABLES:  # A folder.
+        return
+    try:
+        quoted = layout(path).quote_char
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not quoted and re.search(r'(^|\t)"', path.read_text(encoding="utf-8-sig"), re.MULTILINE):
+        raise ValueError(
+            f"{path} has cells that begin with a quote, which would be taken for that of a .csv: "
+            "name the files one by one (--train_file, --validation_file, --test_file)"
+        )
 
 
 def _checked(split: Dataset, columns: list[str], name: str, where: str) -> Dataset:

@@ -541,6 +541,19 @@ def test_refuses_a_file_that_does_not_exist(refused, files, tmp_path):
     assert "--test_file goes with --train_file" in refused("--test_file", path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("train.tsv", 'prompt\tcompletion\n"a\tb\nc\td\n', "train.tsv has cells that begin with"),
+        ("train.csv", 'prompt,completion\n"a" b,c\n', "train.csv: line 2: ',' expected after"),
+    ],
+)
+def test_refuses_a_folder_of_tables_whose_quotes_join_rows(refused, tmp_path, name, text, message):
+    (tmp_path / "chats").mkdir()
+    (tmp_path / "chats" / name).write_text(text)
+    assert message in refused("--dataset_name", str(tmp_path / "chats"))
+
+
 def test_refuses_a_folder_whose_test_file_would_be_trained_on(refused, tmp_path):
     for name in ("TRAIN", "TEST"):
         write(tmp_path / "chats" / f"{name}.jsonl", rows(8, 0))

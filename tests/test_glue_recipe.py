@@ -1,5 +1,6 @@
 """recipes/glue.py as users call it, on a tiny random BERT and data written here."""
 
+import csv
 import json
 import os
 import random
@@ -269,6 +270,51 @@ def test_formats_give_the_same_result(run, tmp_path):
         for split in result["metrics"].values():
             assert split["accuracy"] >= 0
     assert found["csv"] == found["json"] == found["jsonl"] == found["parquet"]
+
+
+QUOTES = ['"lone', 'good "film"', '"quoted" start', '"whole"', "it's", 'end"', '"', "b"]
+
+
+def read(path, text):
+    path.write_text(text, newline="")
+    return text_data.read_rows([path]).to_dict()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_quotes_in_a_tsv_are_text(tmp_path, end):
+    lines = ["sentence\tlabel", *(f"{text}\t{i}" for i, text in enumerate(QUOTES))]
+    found = read(tmp_path / "a.tsv", end.join(lines) + end)
+    assert found == {"sentence": QUOTES, "label": list(range(len(QUOTES)))}
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_quoted_cells_may_hold_anything(tmp_path, ending):
+    texts = [*QUOTES, "two\nlines", "a\tb", "a, b", "x" * 200_000]
+    with open(tmp_path / f"a.{ending}", "w", newline="") as file:
+        delimiter = "\t" if ending == "tsv" else ","
+        table = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+        table.writerows([["sentence", "label"], *zip(texts, range(12), strict=True)])
+    found = text_data.read_rows([tmp_path / f"a.{ending}"]).to_dict()
+    assert found == {"sentence": texts, "label": list(range(12))}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", 'sentence,label\n"lone,1\ngood,0\na "film",1\n', "line 4: ',' expected after '"),
+        ("a.csv", 'sentence,label\n"quoted" start,1\n', "line 2: ',' expected after '\"'; a cell"),
+        ("a.csv", 'sentence,label\ngood,1\n"lone,0\n', "line 3: unexpected end of data"),
+        ("a.tsv", '"sentence"\tlabel\n"lone\t1\na "b"\t0\n', "line 3: '\t' expected after '"),
+        ("a.tsv", 'sentence\tlabel\ngood\t1\n"a ""b"""\t0\n', 'line 3: "a ""b""" looks quoted'),
+        ("a.tsv", 'sentence\tlabel\n"a\tb"\t0\n', "Expected 2 columns, got 3"),
+        ("a.tsv", 'sentence\tlabel\n"a\nb"\t0\n', "Expected 2 columns, got 1"),
+    ],
+)
+def test_refuses_quotes_that_would_join_rows(refused, files, tmp_path, name, text, message):
+    path = tmp_path / "data" / name
+    path.write_text(text)
+    assert f"{name}: " in (shown := refused("--train_file", str(path), *files[2:]))
+    assert message in shown
 
 
 def glue_folder(folder, task, ending="parquet"):
