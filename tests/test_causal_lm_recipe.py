@@ -237,6 +237,90 @@ def test_only_the_assistants_turns_are_learned(encode, template, text, learned):
     assert found == [(text, learned)]
 
 
+def weighted(*turns):
+    """A chat of contents, or pairs of content and weight."""
+    contents = [t if isinstance(t, str) else t[0] for t in turns]
+    found = chat(*contents)
+    for turn, given in zip(found["messages"], turns, strict=True):
+        if not isinstance(given, str):
+            turn["weight"] = given[1]
+    return found
+
+
+BEFORE = "<user>q<bot>ok</s>\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "table", "text", "learned"),
+    [
+        (MARKED, ["q", ("ok", 0), "r", "no"], TWO_ROUNDS, "..........no</s>"),
+        (MARKED, ["q", ("ok", 0), "r", ("no", 1)], TWO_ROUNDS, "..........no</s>"),
+        (MARKED, [("q", 1), ("ok", 1), ("r", 0), ("no", 1.0)], TWO_ROUNDS, "...ok</s>....no</s>"),
+        # What nobody learns from is left away.
+        (MARKED, ["q", "ok", "r", ("no", 0)], BEFORE[:-1], "...ok</s>"),
+        (PLAIN, ["q", "ok", "r", ("no", 0)], BEFORE[:-1], "...ok</s>"),
+        (PLAIN, ["q", ("ok", 0), "r", "no"], TWO_ROUNDS, "..........no</s>"),
+        (
+            MARKED,
+            ["a", "b", "c", ("d", 0), "e", "f", "g", ("h", 0)],
+            "<user>a<bot>b</s>\n<user>c<bot>d</s>\n<user>e<bot>f</s>",
+            "...b</s>..........f</s>",
+        ),
+    ],
+)
+def test_a_turn_of_weight_0_is_not_learned(encode, template, table, text, learned):
+    found, data = encode([weighted(*table)], make_tokenizer(template))
+    assert [(text, shown.replace("\n", ".")) for text, shown in found] == [(text, learned)]
+    assert data.idle == {}
+
+
+def test_a_chat_without_a_turn_to_learn_is_left_out_and_counted(encode):
+    table = [weighted("q", ("ok", 0)), weighted("q", "ok"), chat("r", "no")]
+    found, data = encode(table, make_tokenizer(MARKED))
+    assert [text for text, _ in found] == ["<user>q<bot>ok</s>", "<user>r<bot>no</s>"]
+    assert (data.idle, data.left_out, data.cut) == ({"train": 1}, {}, {})
+    assert data.origin["partial"] == ["train"]
+    shown = "Rows left out, since every turn of the assistant has weight 0: 1 train\n"
+    assert data.too_long(48) == [shown]
+    with pytest.raises(ValueError, match="nothing to learn in the train set"):
+        encode(table[:1], make_tokenizer(MARKED))
+
+
+def test_turns_that_a_template_runs_together_have_no_weights(encode):
+    template = MARKED.replace("<bot>{% generation", "{% generation").replace("{{ '\\n' }}", "")
+    table = [{"messages": [*chat("q", "ok")["messages"], turn("assistant", "no")]}]
+    assert encode(table, make_tokenizer(template))[0] == [("<user>qok</s>no</s>", "..ok</s>no</s>")]
+    table[0]["messages"][1]["weight"] = 0
+    with pytest.raises(ValueError, match="row 1: the chat template does not mark the assistant's"):
+        encode(table, make_tokenizer(template))
+
+
+def test_the_weights_of_turns_decide_what_is_trained(run, tiny, tmp_path):
+    """The loss of a chat with weights is that of the logits at the tokens that are learned."""
+    tokenizer = make_tokenizer(MARKED)
+    table = [weighted("a", ("yes", 0), "b", "no"), weighted("a", "yes", "b", ("so", 0))] * 4
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(tiny).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    train = write(tmp_path / "data" / "train.jsonl", table)
+    validation = write(tmp_path / "data" / "validation.jsonl", table[:2])
+    files = ("--train_file", train, "--validation_file", validation)
+    still = ("--learning_rate", "0", "--num_train_epochs", "1")
+    found, out = run(*files, *still, model=str(model))
+    losses = []
+    for text, learned in (
+        ("<user>a<bot>yes</s>\n<user>b<bot>no</s>", "no</s>"),
+        ("<user>a<bot>yes</s>", "yes</s>"),
+    ):
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = AutoModelForCausalLM.from_pretrained(out)(ids).logits.double()
+        own = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+        losses += own[-len(tokenizer(learned, add_special_tokens=False)["input_ids"]) :].tolist()
+    expected = math.exp(sum(losses) / len(losses))
+    assert found["metrics"]["validation"]["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_an_empty_system_turn_is_kept_and_not_learned(encode):
     messages = {"messages": [turn("system", ""), turn("user", "q"), turn("assistant", "ok")]}
     assert encode([messages], make_tokenizer(MARKED))[0] == [
@@ -505,6 +589,14 @@ def test_refuses(refused, files, arguments, message):
 
 def test_refuses_a_folder_that_does_not_exist(refused):
     assert "no folder './no'" in refused("--dataset_name", "./no")
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, -1, "0"])
+def test_refuses_weights_that_come_later(refused, tmp_path, weight):
+    path = write(tmp_path / "data" / "a.jsonl", [chat("a", "b"), weighted("a", ("b", weight))])
+    message = refused("--train_file", path)
+    assert f"a.jsonl, row 2: turn 2 (assistant) has weight {weight!r}; " in message
+    assert "other weights come with a later version" in message
 
 
 @pytest.mark.parametrize("loss", list_losses(task="regression"))
