@@ -674,6 +674,51 @@ def test_refuses_a_model_that_is_none(refused, files, tmp_path):
     assert "cannot load the tokenizer of" in refused(*files, model=str(tmp_path / "empty"))
 
 
+def absolute(folder, **tokenizer):
+    """Folder of a GPT-2 with 32 positions, and of a tokenizer that names no limit."""
+    made = make_tokenizer(PLAIN)
+    made.model_max_length = int(1e30)
+    made.save_pretrained(folder)
+    for name, value in tokenizer.items():
+        setattr(made, name, value)
+    made.save_pretrained(folder)
+    set_seed(0)
+    config = GPT2Config(vocab_size=len(made), n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_long_rows_are_cut_to_the_positions_of_the_model(run, files, tmp_path, capsys):
+    model = absolute(tmp_path / "model")
+    table = [*rows(8, 0), {"prompt": "y" * 80, "completion": "no"}]
+    train = write(tmp_path / "data" / "train.jsonl", table)
+    test = write(tmp_path / "data" / "test.jsonl", [{"prompt": "y" * 80}, {"prompt": "a:"}])
+    files = ("--train_file", train, *files[2:], "--test_file", test, "--max_new_tokens", "8")
+    found, out = run(*files, "--do_predict", model=model)
+    shown = capsys.readouterr().out
+    assert "Length  32 tokens, since the model takes no more" in shown
+    assert "Rows cut at their beginning to 32 tokens (--max_length): 1 train" in shown
+    assert AutoTokenizer.from_pretrained(out).model_max_length == 32
+    assert len((out / "predictions_test.tsv").read_text().splitlines()) > 2
+    cut, _ = run(*files, "--max_length", "32", model=model, name="cut")
+    assert found["metrics"] == cut["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "message"),
+    [
+        ({"eos_token": None}, "has no EOS token"),
+        ({"pad_token": "<new>"}, "the padding token '<new>'"),
+    ],
+)
+def test_refuses_a_tokenizer_that_does_not_fit(refused, files, tmp_path, dropped, message):
+    model = absolute(tmp_path / "model", **dropped)
+    if "pad_token" in dropped:
+        config = GPT2Config(vocab_size=256, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+        GPT2LMHeadModel(config).save_pretrained(model)
+    assert message in refused(*files, model=model)
+
+
 def test_is_a_page_that_a_user_reads():
     assert len((RECIPES / "causal_lm.py").read_text().splitlines()) < 200
 

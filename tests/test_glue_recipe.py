@@ -22,6 +22,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -34,6 +36,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import glue  # noqa: E402
+import limits  # noqa: E402
 import output  # noqa: E402
 import text_data  # noqa: E402
 
@@ -315,6 +318,103 @@ def test_refuses_quotes_that_would_join_rows(refused, files, tmp_path, name, tex
     path.write_text(text)
     assert f"{name}: " in (shown := refused("--train_file", str(path), *files[2:]))
     assert message in shown
+
+
+# ---- What a model takes ------------------------------------------------------------------------
+
+
+def remade(tiny, folder, model=None, drop=(), **tokenizer):
+    """The tiny model, or another one, with another tokenizer configuration; returns the folder."""
+    (model or BertModel.from_pretrained(tiny)).save_pretrained(folder)
+    made = AutoTokenizer.from_pretrained(tiny)
+    for name in drop:
+        setattr(made, name, None)
+    for name, value in tokenizer.items():
+        setattr(made, name, value)
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+NO_LIMIT = {"model_max_length": int(1e30)}
+SHAPE = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 1}
+SHAPE |= {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 16}
+SHAPES = {
+    "bert": (SHAPE, 16),
+    "roberta": (SHAPE, 14),  # Its first two positions are for padding.
+    "mpnet": (SHAPE, 14),
+    "ibert": (SHAPE, 14),
+    "electra": (SHAPE, 16),
+    "distilbert": (SHAPE | {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}, 16),
+    "gpt2": (SHAPE, 16),
+    "openai-gpt": (SHAPE, 16),
+    "opt": (SHAPE | {"word_embed_proj_dim": 16, "ffn_dim": 32}, 16),
+    "ctrl": (SHAPE | {"dff": 32}, 16),
+    "gptj": (SHAPE | {"rotary_dim": 8}, 16),
+    "llama": (SHAPE | {"num_key_value_heads": 2}, None),  # It rotates.
+    "bloom": ({**SHAPE, "n_layer": 1, "n_head": 2}, None),
+    "deberta-v2": (SHAPE | {"position_biased_input": False}, None),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_longest_text_that_a_model_takes(kind):
+    shape, expected = SHAPES[kind]
+    known = AutoConfig.for_model(kind)
+    config = AutoConfig.for_model(
+        kind, **{key: value for key, value in shape.items() if hasattr(known, key)}
+    )
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    assert limits.longest(model) == expected
+    with torch.no_grad():
+        model(input_ids=torch.full((1, expected or 24), 5))
+        if expected:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, expected + 1), 5))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_long_texts_are_cut_to_the_positions_of_the_model(run, files, tiny, tmp_path, capsys, kind):
+    config = AutoConfig.for_model(kind, **(SHAPE | {"initializer_range": 0.3, "pad_token_id": 0}))
+    set_seed(0)
+    model = remade(tiny, tmp_path / "model", AutoModel.from_config(config), **NO_LIMIT)
+    length = 16 if kind == "bert" else 15
+    table = [row | {"sentence": f"{row['sentence']} {'film ' * 40}"} for row in rows(32, 0)]
+    write(tmp_path / "data" / "train.csv", table)
+    found, out = run(*files, model=model)
+    assert f"Length  {length} tokens, since the model takes no more" in capsys.readouterr().out
+    assert AutoTokenizer.from_pretrained(out).model_max_length == length
+    cut, _ = run(*files, "--max_length", str(length), model=model, name="cut")
+    assert found["metrics"] == cut["metrics"]
+
+
+def test_texts_within_the_limit_are_not_cut(run, files, capsys):
+    run(*files, "--max_length", "32")
+    assert "Length" not in capsys.readouterr().out
+
+
+def test_a_tokenizer_without_padding_pads_with_its_eos(run, files, tiny, tmp_path):
+    model = remade(tiny, tmp_path / "model", drop=["pad_token"], eos_token="[SEP]")
+    found, out = run(*files, model=model)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.pad_token == tokenizer.eos_token == "[SEP]"
+    assert AutoModelForSequenceClassification.from_pretrained(out).config.pad_token_id == 3
+    # The attention mask hides what a text is padded with.
+    plain, _ = run(*files, name="plain")
+    assert found["metrics"]["validation"]["loss"] == pytest.approx(
+        plain["metrics"]["validation"]["loss"], rel=1e-5
+    )
+
+
+def test_refuses_a_tokenizer_that_cannot_pad(refused, files, tiny, tmp_path):
+    nothing = remade(tiny, tmp_path / "none", drop=["pad_token", "eos_token"])
+    assert "has neither a padding token nor an EOS" in refused(*files, model=nothing)
+    beyond = remade(tiny, tmp_path / "beyond")
+    tokenizer = AutoTokenizer.from_pretrained(beyond)
+    tokenizer.add_special_tokens({"pad_token": "[NEW]"})
+    tokenizer.save_pretrained(beyond)
+    message = refused(*files, model=beyond)
+    assert "'[NEW]'" in message
+    assert "has the id 21, but the model knows 21 tokens" in message
 
 
 def glue_folder(folder, task, ending="parquet"):
