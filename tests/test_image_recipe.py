@@ -698,6 +698,28 @@ def test_mixup_and_cutmix_share_labels_as_they_share_pixels():
     assert 0.4 < np.mean(boxes) < 0.75  # λ is uniform, and boxes end at the border.
 
 
+@pytest.mark.parametrize("alpha", [1e-320, 1e-3, 1.0, 1e300])
+@pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
+def test_mixed_targets_are_probabilities_for_every_alpha(kind, alpha):
+    mixing = image_pipeline.Mixing(3, **({"mixup_alpha": 0.0, "cutmix_alpha": 0.0} | {kind: alpha}))
+    for seed in range(50):
+        labels = torch.tensor([0, 0, 2, 1])
+        pixels = torch.rand(4, 3, 7, 5)
+        mixed, targets = mixing(pixels, labels, np.random.default_rng(seed))
+        assert mixed.min() >= 0
+        assert mixed.max() <= 1
+        assert targets.min() >= 0
+        assert targets.max() <= 1
+        torch.testing.assert_close(targets.sum(-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 1], [-100, 0], [0.5, 1.0]])
+def test_mixing_refuses_what_is_no_class(labels):
+    mixing = image_pipeline.Mixing(3, 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"class ids from 0 to 2, got \["):
+        mixing(torch.rand(2, 3, 4, 4), torch.tensor(labels), np.random.default_rng(0))
+
+
 def test_every_epoch_changes_an_image_in_another_way():
     data = image_data.DataArguments(max_train_samples=40).load()
     inputs = image_pipeline.training_inputs(
