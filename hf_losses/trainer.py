@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from hf_losses.arguments import check_direction
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -185,6 +186,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         return self._unwrapped[1]
 
     def _check_trainer(self) -> None:
+        check_direction(self.args)
         if self.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func would compete with this trainer's loss: pass it as loss=, "
