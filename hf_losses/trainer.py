@@ -17,6 +17,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
+from transformers.utils.generic import find_labels
 
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
@@ -179,7 +180,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         """The model without wrappers and adapters."""
         if self._unwrapped is None or self._unwrapped[0] is not self.model:
             # Unwrapping walks through all modules; a search replaces the model for every trial.
-            model = self.accelerator.unwrap_model(self.model)
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             core = model.get_base_model() if hasattr(model, "get_base_model") else model
             self._unwrapped = (self.model, core)
         return self._unwrapped[1]
@@ -212,7 +213,8 @@ class LossMixin(_Base):  # type: ignore[misc]
                 "use data or tensor parallelism with this trainer"
             )
         if not self.label_names:
-            self.label_names = ["labels"]  # The model itself never sees them.
+            # Of a compiled model Trainer has not found them; that itself never sees them.
+            self.label_names = find_labels(type(self._core())) or ["labels"]
         check_head(self._core(), self.label_names)
         # Trainer asks transformers' name of the loss, which GPT-2 and others do not have.
         self._loss_shifts_labels |= is_causal(self._core())
@@ -256,6 +258,15 @@ class LossMixin(_Base):  # type: ignore[misc]
                 "fused_linear does not work with a head that a hook of Accelerate moves between "
                 "devices: load the model without device_map, or switch fused_linear off"
             )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """The columns that the model takes; a compiled one takes anything by its signature."""
+        model: Any = self.model
+        self.model = self._core()
+        try:
+            super()._set_signature_columns_if_needed()
+        finally:
+            self.model = model
 
     # ---- Computing it ------------------------------------------------------------------------
 
@@ -616,7 +627,14 @@ class LossMixin(_Base):  # type: ignore[misc]
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             self.check_same_loss(str(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        trained = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        self._name_loss_in_config()  # For model.save_pretrained alone.
+        return trained
+
+    def _name_loss_in_config(self) -> None:
+        config = getattr(self._core(), "config", None)
+        if config is not None:
+            config.hf_losses = self.loss_config
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's loading, which also finds weights that transformers has renamed."""
@@ -645,7 +663,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             raise ValueError(
                 f"{checkpoint} was trained with the loss {before}, not {self.loss_config}: resume "
                 "with the same loss, start in another output_dir, or pass --allow_loss_change "
-                "(LossTrainingArguments(allow_loss_change=True))"
+                "(LossTrainingArguments(allow_loss_change=True); to hf-losses run before SCRIPT)"
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -657,9 +675,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             "args": self.loss_config,
             "attributes": {COUNT_KEY: self._nonfinite.count},
         }
-        config = getattr(self._core(), "config", None)
-        if config is not None:
-            config.hf_losses = self.loss_config
+        self._name_loss_in_config()
         if self.args.should_save:
             self._write_records(output_dir or self.args.output_dir)
         token, self.args.hub_token = self.args.hub_token, None  # It would get into a pickle.
