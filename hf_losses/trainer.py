@@ -6,12 +6,14 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -88,9 +90,10 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     # Since transformers 5.19: the loss is already divided by the items of the whole step.
     loss_is_scaled_for_ga = True
-    # Trainer sets these: one while it trains, the other when it is built.
+    # Trainer sets these: the first while it trains, the others when it is built.
     current_gradient_accumulation_steps = 1
     label_names: list[str]
+    model: Any
 
     def __init__(
         self, *args: Any, loss: str | Callable[..., Tensor] | None = None, **kwargs: Any
@@ -245,7 +248,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         plugin = self.accelerator.state.deepspeed_plugin
         for what, present in (
             ("loss_stats_steps, which needs the logits", self.args.loss_stats_steps),
-            ("torch_compile", self.args.torch_compile),
+            ("torch_compile", self.args.torch_compile or is_compiled_module(self.model)),
             ("DataParallel (start one process per GPU)", self.args.n_gpu > 1),
             ("FSDP, which shards the head", self.is_fsdp_enabled),
             ("DeepSpeed's ZeRO-3, which shards the head", plugin and plugin.zero_stage == 3),
@@ -260,13 +263,19 @@ class LossMixin(_Base):  # type: ignore[misc]
             )
 
     def _set_signature_columns_if_needed(self) -> None:
-        """The columns that the model takes; a compiled one takes anything by its signature."""
-        model: Any = self.model
-        self.model = self._core()
-        try:
+        with self._uncompiled():  # Else they are *args and **kwargs.
             super()._set_signature_columns_if_needed()
+
+    @contextmanager
+    def _uncompiled(self) -> Iterator[None]:
+        """The model itself in the place of `torch.compile(model)`, if that was given."""
+        given = self.model
+        if is_compiled_module(given):
+            self.model = given._orig_mod
+        try:
+            yield
         finally:
-            self.model = model
+            self.model = given
 
     # ---- Computing it ------------------------------------------------------------------------
 
@@ -638,15 +647,17 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's loading, which also finds weights that transformers has renamed."""
-        target = self.model if model is None else model
-        if self._is_sharded() or not load_renamed(target, resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with self._uncompiled():
+            target = self.model if model is None else model
+            if self._is_sharded() or not load_renamed(target, resume_from_checkpoint):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         """The same for the best model at the end of a training."""
         best = self.state.best_model_checkpoint
-        if self._is_sharded() or not load_renamed(self.model, best):
-            super()._load_best_model()
+        with self._uncompiled():
+            if self._is_sharded() or not load_renamed(self.model, best):
+                super()._load_best_model()
 
     def _is_sharded(self) -> bool:
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -680,7 +691,8 @@ class LossMixin(_Base):  # type: ignore[misc]
             self._write_records(output_dir or self.args.output_dir)
         token, self.args.hub_token = self.args.hub_token, None  # It would get into a pickle.
         try:
-            super().save_model(output_dir, _internal_call=True)
+            with self._uncompiled():  # Else the weights get names that from_pretrained lacks.
+                super().save_model(output_dir, _internal_call=True)
         finally:
             self.args.hub_token = token
         if self.args.push_to_hub and not _internal_call:
