@@ -6,17 +6,20 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
+from transformers.utils.generic import find_labels
 
 from hf_losses.arguments import check_direction
 from hf_losses.checkpoint import (
@@ -88,9 +91,10 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     # Since transformers 5.19: the loss is already divided by the items of the whole step.
     loss_is_scaled_for_ga = True
-    # Trainer sets these: one while it trains, the other when it is built.
+    # Trainer sets these: the first while it trains, the others when it is built.
     current_gradient_accumulation_steps = 1
     label_names: list[str]
+    model: Any
 
     def __init__(
         self, *args: Any, loss: str | Callable[..., Tensor] | None = None, **kwargs: Any
@@ -180,7 +184,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         """The model without wrappers and adapters."""
         if self._unwrapped is None or self._unwrapped[0] is not self.model:
             # Unwrapping walks through all modules; a search replaces the model for every trial.
-            model = self.accelerator.unwrap_model(self.model)
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             core = model.get_base_model() if hasattr(model, "get_base_model") else model
             self._unwrapped = (self.model, core)
         return self._unwrapped[1]
@@ -214,7 +218,8 @@ class LossMixin(_Base):  # type: ignore[misc]
                 "use data or tensor parallelism with this trainer"
             )
         if not self.label_names:
-            self.label_names = ["labels"]  # The model itself never sees them.
+            # Of a compiled model Trainer has not found them; that itself never sees them.
+            self.label_names = find_labels(type(self._core())) or ["labels"]
         check_head(self._core(), self.label_names)
         # Trainer asks transformers' name of the loss, which GPT-2 and others do not have.
         self._loss_shifts_labels |= is_causal(self._core())
@@ -245,7 +250,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         plugin = self.accelerator.state.deepspeed_plugin
         for what, present in (
             ("loss_stats_steps, which needs the logits", self.args.loss_stats_steps),
-            ("torch_compile", self.args.torch_compile),
+            ("torch_compile", self.args.torch_compile or is_compiled_module(self.model)),
             ("DataParallel (start one process per GPU)", self.args.n_gpu > 1),
             ("FSDP, which shards the head", self.is_fsdp_enabled),
             ("DeepSpeed's ZeRO-3, which shards the head", plugin and plugin.zero_stage == 3),
@@ -258,6 +263,21 @@ class LossMixin(_Base):  # type: ignore[misc]
                 "fused_linear does not work with a head that a hook of Accelerate moves between "
                 "devices: load the model without device_map, or switch fused_linear off"
             )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        with self._uncompiled():  # Else they are *args and **kwargs.
+            super()._set_signature_columns_if_needed()
+
+    @contextmanager
+    def _uncompiled(self) -> Iterator[None]:
+        """The model itself in the place of `torch.compile(model)`, if that was given."""
+        given = self.model
+        if is_compiled_module(given):
+            self.model = given._orig_mod
+        try:
+            yield
+        finally:
+            self.model = given
 
     # ---- Computing it ------------------------------------------------------------------------
 
@@ -618,19 +638,28 @@ class LossMixin(_Base):  # type: ignore[misc]
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             self.check_same_loss(str(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        trained = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        self._name_loss_in_config()  # For model.save_pretrained alone.
+        return trained
+
+    def _name_loss_in_config(self) -> None:
+        config = getattr(self._core(), "config", None)
+        if config is not None:
+            config.hf_losses = self.loss_config
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's loading, which also finds weights that transformers has renamed."""
-        target = self.model if model is None else model
-        if self._is_sharded() or not load_renamed(target, resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with self._uncompiled():
+            target = self.model if model is None else model
+            if self._is_sharded() or not load_renamed(target, resume_from_checkpoint):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         """The same for the best model at the end of a training."""
         best = self.state.best_model_checkpoint
-        if self._is_sharded() or not load_renamed(self.model, best):
-            super()._load_best_model()
+        with self._uncompiled():
+            if self._is_sharded() or not load_renamed(self.model, best):
+                super()._load_best_model()
 
     def _is_sharded(self) -> bool:
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -647,7 +676,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             raise ValueError(
                 f"{checkpoint} was trained with the loss {before}, not {self.loss_config}: resume "
                 "with the same loss, start in another output_dir, or pass --allow_loss_change "
-                "(LossTrainingArguments(allow_loss_change=True))"
+                "(LossTrainingArguments(allow_loss_change=True); to hf-losses run before SCRIPT)"
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -659,14 +688,13 @@ class LossMixin(_Base):  # type: ignore[misc]
             "args": self.loss_config,
             "attributes": {COUNT_KEY: self._nonfinite.count},
         }
-        config = getattr(self._core(), "config", None)
-        if config is not None:
-            config.hf_losses = self.loss_config
+        self._name_loss_in_config()
         if self.args.should_save:
             self._write_records(output_dir or self.args.output_dir)
         token, self.args.hub_token = self.args.hub_token, None  # It would get into a pickle.
         try:
-            super().save_model(output_dir, _internal_call=True)
+            with self._uncompiled():  # Else the weights get names that from_pretrained lacks.
+                super().save_model(output_dir, _internal_call=True)
         finally:
             self.args.hub_token = token
         if self.args.push_to_hub and not _internal_call:
