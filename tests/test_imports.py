@@ -33,12 +33,13 @@ TRAINING = {
     "gradients": set(),
     "calibration": {"heads"},
     "evaluation": {"calibration"},
+    "adapters": set(),
     "model_card": {*MATHS, "checkpoint", "plots", "table"},
     "publish": {"__init__", "checkpoint", "model_card"},
     "trainer": {
         *(*MATHS, "schedule"),
-        *("arguments", "heads", "normalise", "choice", "evaluation", "checkpoint", "gradients"),
-        *("loss_stats", "model_card", "publish"),
+        *("adapters", "arguments", "heads", "normalise", "choice", "evaluation"),
+        *("checkpoint", "gradients", "loss_stats", "model_card", "publish"),
     },
 }
 
