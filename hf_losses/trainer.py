@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from hf_losses.adapters import adapter_term, check_adapter
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -108,6 +109,8 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._warned_of_empty = False
         self._unwrapped: tuple[Any, Any] | None = None
         self._taken: Targets | None = None
+        # Labels and attention mask of the batch that the model was last run on.
+        self._adapter_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
         self._nonfinite = NonfiniteSteps()
         self._stats = LossStats()
         self._stats_of_line: dict[str, float] = {}
@@ -214,6 +217,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         if not self.label_names:
             self.label_names = ["labels"]  # The model itself never sees them.
         check_head(self._core(), self.label_names)
+        check_adapter(self.accelerator.unwrap_model(self.model), data_parallel=self.args.n_gpu > 1)
         # Trainer asks transformers' name of the loss, which GPT-2 and others do not have.
         self._loss_shifts_labels |= is_causal(self._core())
 
@@ -305,6 +309,7 @@ class LossMixin(_Base):  # type: ignore[misc]
                 inputs["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(
                     labels=given[0]
                 )
+        self._adapter_inputs = (given[0], inputs.get("attention_mask"))
         fuses = getattr(self.args, "fused_linear", False) and self.model.training
         if fuses and not return_outputs:
             return self._fused_loss(model, inputs, labels, shifted, num_items_in_batch)
@@ -473,13 +478,16 @@ class LossMixin(_Base):  # type: ignore[misc]
         return builtin_loss(self._core()) if spec is None else neutral_loss(spec.task)
 
     def _auxiliary(self, outputs: Any) -> Tensor | float:
-        """What a mixture of experts adds to its loss; models leave it out when given no labels."""
+        """What a mixture of experts and PEFT add to a loss, but not when given no labels."""
+        if self._fused_head is not None:
+            return 0.0  # Within the head; it comes when the model has been run.
+        adapted = self.accelerator.unwrap_model(self.model)
+        added = adapter_term(adapted, *self._adapter_inputs)
         auxiliary = outputs.get("aux_loss") if hasattr(outputs, "get") else None
-        if auxiliary is None:
-            return 0.0
-        steps = self.current_gradient_accumulation_steps if self.model.training else 1
-        added: Tensor = auxiliary * (self._core().config.router_aux_loss_coef / steps)
-        return added
+        if auxiliary is not None:
+            added = added + auxiliary * self._core().config.router_aux_loss_coef
+        # Once per optimizer step: the mean over its micro-batches.
+        return added / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     # ---- Gradients that are not finite -------------------------------------------------------
 
