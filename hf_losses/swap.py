@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 from transformers import Trainer
 
-from hf_losses.trainer import SAME_LOSS, LossMixin, full_name
+from hf_losses.base_trainers import SAME_LOSS, full_name
+from hf_losses.trainer import LossMixin
 
 
 @dataclass
@@ -61,6 +62,9 @@ class Swap:
 
 class _SwappedLoss(LossMixin):
     swap: Swap
+
+    def _check_base(self) -> None:
+        """`Swap.trainer_class` has done it, and `training_step` will."""
 
     def _check_trainer(self) -> None:
         swap, name = self.swap, type(self).__name__

@@ -19,6 +19,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from hf_losses.adapters import adapter_term, check_adapter
+from hf_losses.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -60,8 +61,6 @@ from hf_losses.schedule import target_share
 
 logger = logging.getLogger(__name__)
 
-# Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.
-SAME_LOSS = {"trl.trainer.sft_trainer.SFTTrainer": ("loss_type", "nll")}
 # PEFT's prompts that become keys and values of the attention, not tokens.
 KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 NOT_PUSHED = "This checkpoint was not pushed, the next one will be. %s"
@@ -98,6 +97,8 @@ class LossMixin(_Base):  # type: ignore[misc]
         """See the class."""
         if isinstance(loss, str):
             get_spec(loss)  # Before the trainer makes folders, or a repository on the Hub.
+        self._check_base()
+        self._sft = SFTLog(self)
         self._given_loss = loss
         self._built: tuple[Any, Any, SumFunction] | None = None
         self._first: tuple[Any, Any, SumFunction] | None = None
@@ -186,6 +187,9 @@ class LossMixin(_Base):  # type: ignore[misc]
             core = model.get_base_model() if hasattr(model, "get_base_model") else model
             self._unwrapped = (self.model, core)
         return self._unwrapped[1]
+
+    def _check_base(self) -> None:
+        check_base(type(self), LossMixin)
 
     def _check_trainer(self) -> None:
         if self.compute_loss_func is not None:
@@ -286,7 +290,8 @@ class LossMixin(_Base):  # type: ignore[misc]
             ValueError: If labels or logits are missing or do not fit each other.
         """
         # A copy without labels: given them, the model would compute its built-in loss for nothing.
-        inputs, targets = dict(inputs), self._targets()
+        batch, inputs = inputs, {**inputs, **self._sft.model_inputs()}
+        targets = self._targets()
         if not targets.present(inputs):
             raise ValueError(
                 f"the batch has no {' and '.join(map(repr, self.label_names))} for the loss, only: "
@@ -312,10 +317,11 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._adapter_inputs = (given[0], inputs.get("attention_mask"))
         fuses = getattr(self.args, "fused_linear", False) and self.model.training
         if fuses and not return_outputs:
-            return self._fused_loss(model, inputs, labels, shifted, num_items_in_batch)
+            return self._fused_loss(model, inputs, labels, shifted, num_items_in_batch, batch)
         if loss_type(core) is None and _needs_labels(core):
             inputs["labels"] = given[0]
         outputs = model(**inputs)
+        self._sft.add(batch, outputs)
         if torch.is_tensor(outputs):
             outputs = (outputs,)  # Of a user's own module.
         if isinstance(outputs, tuple):
@@ -336,19 +342,24 @@ class LossMixin(_Base):  # type: ignore[misc]
         labels: list[Tensor],
         shifted: bool,
         items: Any,
+        batch: dict[str, Any],
     ) -> Tensor:
         """The loss in the place of the logits: the head's weight may be used in forward alone."""
-        self._fused_head = self._core().get_output_embeddings()
+        head = self._fused_head = self._core().get_output_embeddings()
+
+        def of_hidden(hidden: Tensor) -> Tensor:
+            self._sft.add_tokens(batch, hidden, head)
+            loss: Tensor = self.compute_loss_func(
+                (hidden,), labels, num_items_in_batch=items, shifted=shifted
+            )
+            return loss
+
         try:
-            with HeadOutput(
-                self._fused_head,
-                lambda hidden: self.compute_loss_func(
-                    (hidden,), labels, num_items_in_batch=items, shifted=shifted
-                ),
-            ):
+            with HeadOutput(head, of_hidden):
                 outputs = model(**inputs)
         finally:
             self._fused_head = None
+        self._sft.add_balance(outputs)
         loss: Tensor = logits_of(outputs) + self._auxiliary(outputs)
         return loss
 
@@ -804,10 +815,11 @@ class LossMixin(_Base):  # type: ignore[misc]
         """Writes `README.md` and its pictures: Trainer's metadata, and the text of this project.
 
         Args:
-            *args: Those of `Trainer.create_model_card`.
+            *args: Those of the trainer class: TRL's take `model_name`, `dataset_name` and `tags`.
             **kwargs: The same.
         """
-        if not args and kwargs.get("dataset_tags") is None:
+        takes_tags = "dataset_tags" in inspect.signature(super().create_model_card).parameters
+        if takes_tags and not args and kwargs.get("dataset_tags") is None:
             # Trainer would take what has read the files, such as "imagefolder", for their name.
             kwargs["dataset_tags"] = []
         super().create_model_card(*args, **kwargs)
@@ -826,11 +838,6 @@ def _needs_labels(model: nn.Module) -> bool:
     """Whether forward cannot be called without labels, as in some users' modules."""
     labels = inspect.signature(model.forward).parameters.get("labels")
     return labels is not None and labels.default is inspect.Parameter.empty
-
-
-def full_name(cls: type) -> str:
-    """Module and name of a class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 class LossTrainer(LossMixin, Trainer):  # type: ignore[misc]
