@@ -356,14 +356,16 @@ def test_sft_logs_what_it_logs_without_the_mixin(
 
     _, stock_lines, stock_evaluation = train(build(trl.SFTTrainer, None))
     model, lines, evaluation = train(build(Ours, "cross_entropy"))
+    # TRL sums over the token after a prompt that is tuned, but does not count it.
+    losses = () if peft_config is PROMPT else ("loss", "grad_norm")
     for line, stock in zip(lines, stock_lines, strict=True):
-        check(line, stock, ("loss", "grad_norm", "num_tokens", *figures))
+        check(line, stock, (*losses, "num_tokens", *figures))
     check(evaluation, stock_evaluation, ("loss", "num_tokens", *figures), "eval_")
 
     # As without the mixin, the tokens of a training that goes on are counted anew.
     again, lines, evaluation = train(build(Ours, "cross_entropy"), str(tmp_path / "checkpoint-2"))
     same(again, model)
-    check(lines[1], stock_lines[1], ("loss", "grad_norm", *figures))
+    check(lines[1], stock_lines[1], (*losses, *figures))
     check(evaluation, stock_evaluation, ("loss", *figures), "eval_")
     if peft_config:
         loaded = PeftModel.from_pretrained(make(), tmp_path / "checkpoint-4")
