@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 
-def check_adapter(model: Any, *, data_parallel: bool = False) -> None:
+def check_adapter(model: Any, *, data_parallel: bool = False, processes: int = 1) -> None:
     """Raises a ValueError if PEFT trains the active adapter on a loss that is not added here.
 
     Args:
         model: The model, with adapters or without.
         data_parallel: Whether `DataParallel` will wrap it.
+        processes: How many train it.
     """
     kind = adapter_type(model)
     if kind == "CPT":
@@ -36,6 +37,12 @@ def check_adapter(model: Any, *, data_parallel: bool = False) -> None:
         raise ValueError(
             "peft_type='SHADOW' adds a term to the loss that DataParallel loses: start one process "
             "per GPU (torchrun or accelerate launch)"
+        )
+    if kind == "SHADOW" and processes > 1 and model.active_peft_config.task_type == "SEQ_CLS":
+        # DistributedDataParallel would take the second classifier for unused after forward.
+        raise ValueError(
+            "peft_type='SHADOW' of a classifier has a second one, which only its own term of the "
+            f"loss trains: {processes} processes cannot do that, take one"
         )
 
 

@@ -221,7 +221,11 @@ class LossMixin(_Base):  # type: ignore[misc]
         if not self.label_names:
             self.label_names = ["labels"]  # The model itself never sees them.
         check_head(self._core(), self.label_names)
-        check_adapter(self.accelerator.unwrap_model(self.model), data_parallel=self.args.n_gpu > 1)
+        check_adapter(
+            self.accelerator.unwrap_model(self.model),
+            data_parallel=self.args.n_gpu > 1,
+            processes=self.accelerator.num_processes,
+        )
         # Trainer asks transformers' name of the loss, which GPT-2 and others do not have.
         self._loss_shifts_labels |= is_causal(self._core())
 

@@ -243,4 +243,6 @@ def test_adapters_with_a_loss_that_cannot_be_replaced_are_refused(tmp_path):
             build(model, rows(), tmp_path)
     with pytest.raises(ValueError, match="start one process per GPU"):
         check_adapter(adapted("SHADOW"), data_parallel=True)
-    check_adapter(adapted("SHADOW"))
+    with pytest.raises(ValueError, match="2 processes cannot do that"):
+        check_adapter(adapted("SHADOW", llama(), "SEQ_CLS"), processes=2)
+    check_adapter(adapted("SHADOW"), processes=2)
