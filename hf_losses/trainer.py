@@ -500,7 +500,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         added = adapter_term(adapted, *self._adapter_inputs)
         auxiliary = outputs.get("aux_loss") if hasattr(outputs, "get") else None
         if auxiliary is not None:
-            added = added + auxiliary * self._core().config.router_aux_loss_coef
+            added = added + auxiliary * self._core().config.get_text_config().router_aux_loss_coef
         # Once per optimizer step: the mean over its micro-batches.
         return added / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
