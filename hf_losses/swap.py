@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from transformers import Trainer
 from transformers.utils.generic import find_labels
 
-from hf_losses.trainer import SAME_LOSS, LossMixin, full_name
+from hf_losses.base_trainers import SAME_LOSS, full_name
+from hf_losses.trainer import LossMixin
 
 # By trainer of a library: what to do in the place of this command.
 INSTEAD = {
@@ -117,6 +118,9 @@ class Swap:
 class _SwappedLoss(LossMixin):
     swap: Swap
     own_losses: list[type]
+
+    def _check_base(self) -> None:
+        """`Swap.trainer_class` has done it, and `training_step` will."""
 
     def _check_trainer(self) -> None:
         swap, name = self.swap, type(self).__name__

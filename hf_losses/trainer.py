@@ -21,7 +21,9 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 from transformers.utils.generic import find_labels
 
+from hf_losses.adapters import adapter_term, check_adapter
 from hf_losses.arguments import check_direction
+from hf_losses.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -63,8 +65,6 @@ from hf_losses.schedule import target_share
 
 logger = logging.getLogger(__name__)
 
-# Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.
-SAME_LOSS = {"trl.trainer.sft_trainer.SFTTrainer": ("loss_type", "nll")}
 # PEFT's prompts that become keys and values of the attention, not tokens.
 KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 NOT_PUSHED = "This checkpoint was not pushed, the next one will be. %s"
@@ -102,6 +102,8 @@ class LossMixin(_Base):  # type: ignore[misc]
         """See the class."""
         if isinstance(loss, str):
             get_spec(loss)  # Before the trainer makes folders, or a repository on the Hub.
+        self._check_base()
+        self._sft = SFTLog(self)
         self._given_loss = loss
         self._built: tuple[Any, Any, SumFunction] | None = None
         self._first: tuple[Any, Any, SumFunction] | None = None
@@ -113,6 +115,8 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._warned_of_empty = False
         self._unwrapped: tuple[Any, Any] | None = None
         self._taken: Targets | None = None
+        # Labels and attention mask of the batch that the model was last run on.
+        self._adapter_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
         self._nonfinite = NonfiniteSteps()
         self._stats = LossStats()
         self._stats_of_line: dict[str, float] = {}
@@ -189,6 +193,9 @@ class LossMixin(_Base):  # type: ignore[misc]
             self._unwrapped = (self.model, core)
         return self._unwrapped[1]
 
+    def _check_base(self) -> None:
+        check_base(type(self), LossMixin)
+
     def _check_trainer(self) -> None:
         check_direction(self.args)
         if self.compute_loss_func is not None:
@@ -221,6 +228,11 @@ class LossMixin(_Base):  # type: ignore[misc]
             # Of a compiled model Trainer has not found them; that itself never sees them.
             self.label_names = find_labels(type(self._core())) or ["labels"]
         check_head(self._core(), self.label_names)
+        check_adapter(
+            self.accelerator.unwrap_model(self.model),
+            data_parallel=self.args.n_gpu > 1,
+            processes=self.accelerator.num_processes,
+        )
         # Trainer asks transformers' name of the loss, which GPT-2 and others do not have.
         self._loss_shifts_labels |= is_causal(self._core())
 
@@ -304,7 +316,8 @@ class LossMixin(_Base):  # type: ignore[misc]
             ValueError: If labels or logits are missing or do not fit each other.
         """
         # A copy without labels: given them, the model would compute its built-in loss for nothing.
-        inputs, targets = dict(inputs), self._targets()
+        batch, inputs = inputs, {**inputs, **self._sft.model_inputs()}
+        targets = self._targets()
         if not targets.present(inputs):
             raise ValueError(
                 f"the batch has no {' and '.join(map(repr, self.label_names))} for the loss, only: "
@@ -327,12 +340,14 @@ class LossMixin(_Base):  # type: ignore[misc]
                 inputs["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(
                     labels=given[0]
                 )
+        self._adapter_inputs = (given[0], inputs.get("attention_mask"))
         fuses = getattr(self.args, "fused_linear", False) and self.model.training
         if fuses and not return_outputs:
-            return self._fused_loss(model, inputs, labels, shifted, num_items_in_batch)
+            return self._fused_loss(model, inputs, labels, shifted, num_items_in_batch, batch)
         if loss_type(core) is None and _needs_labels(core):
             inputs["labels"] = given[0]
         outputs = model(**inputs)
+        self._sft.add(batch, outputs)
         if torch.is_tensor(outputs):
             outputs = (outputs,)  # Of a user's own module.
         if isinstance(outputs, tuple):
@@ -353,19 +368,24 @@ class LossMixin(_Base):  # type: ignore[misc]
         labels: list[Tensor],
         shifted: bool,
         items: Any,
+        batch: dict[str, Any],
     ) -> Tensor:
         """The loss in the place of the logits: the head's weight may be used in forward alone."""
-        self._fused_head = self._core().get_output_embeddings()
+        head = self._fused_head = self._core().get_output_embeddings()
+
+        def of_hidden(hidden: Tensor) -> Tensor:
+            self._sft.add_tokens(batch, hidden, head)
+            loss: Tensor = self.compute_loss_func(
+                (hidden,), labels, num_items_in_batch=items, shifted=shifted
+            )
+            return loss
+
         try:
-            with HeadOutput(
-                self._fused_head,
-                lambda hidden: self.compute_loss_func(
-                    (hidden,), labels, num_items_in_batch=items, shifted=shifted
-                ),
-            ):
+            with HeadOutput(head, of_hidden):
                 outputs = model(**inputs)
         finally:
             self._fused_head = None
+        self._sft.add_balance(outputs)
         loss: Tensor = logits_of(outputs) + self._auxiliary(outputs)
         return loss
 
@@ -495,13 +515,16 @@ class LossMixin(_Base):  # type: ignore[misc]
         return builtin_loss(self._core()) if spec is None else neutral_loss(spec.task)
 
     def _auxiliary(self, outputs: Any) -> Tensor | float:
-        """What a mixture of experts adds to its loss; models leave it out when given no labels."""
+        """What a mixture of experts and PEFT add to a loss, but not when given no labels."""
+        if self._fused_head is not None:
+            return 0.0  # Within the head; it comes when the model has been run.
+        adapted = self.accelerator.unwrap_model(self.model)
+        added = adapter_term(adapted, *self._adapter_inputs)
         auxiliary = outputs.get("aux_loss") if hasattr(outputs, "get") else None
-        if auxiliary is None:
-            return 0.0
-        steps = self.current_gradient_accumulation_steps if self.model.training else 1
-        added: Tensor = auxiliary * (self._core().config.router_aux_loss_coef / steps)
-        return added
+        if auxiliary is not None:
+            added = added + auxiliary * self._core().config.get_text_config().router_aux_loss_coef
+        # Once per optimizer step: the mean over its micro-batches.
+        return added / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     # ---- Gradients that are not finite -------------------------------------------------------
 
@@ -826,10 +849,11 @@ class LossMixin(_Base):  # type: ignore[misc]
         """Writes `README.md` and its pictures: Trainer's metadata, and the text of this project.
 
         Args:
-            *args: Those of `Trainer.create_model_card`.
+            *args: Those of the trainer class: TRL's take `model_name`, `dataset_name` and `tags`.
             **kwargs: The same.
         """
-        if not args and kwargs.get("dataset_tags") is None:
+        takes_tags = "dataset_tags" in inspect.signature(super().create_model_card).parameters
+        if takes_tags and not args and kwargs.get("dataset_tags") is None:
             # Trainer would take what has read the files, such as "imagefolder", for their name.
             kwargs["dataset_tags"] = []
         super().create_model_card(*args, **kwargs)
@@ -848,11 +872,6 @@ def _needs_labels(model: nn.Module) -> bool:
     """Whether forward cannot be called without labels, as in some users' modules."""
     labels = inspect.signature(model.forward).parameters.get("labels")
     return labels is not None and labels.default is inspect.Parameter.empty
-
-
-def full_name(cls: type) -> str:
-    """Module and name of a class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 class LossTrainer(LossMixin, Trainer):  # type: ignore[misc]

@@ -34,12 +34,14 @@ TRAINING = {
     "gradients": set(),
     "calibration": {"heads"},
     "evaluation": {"calibration"},
+    "adapters": set(),
+    "base_trainers": {"heads"},
     "model_card": {*MATHS, "checkpoint", "plots", "table"},
     "publish": {"__init__", "checkpoint", "model_card"},
     "trainer": {
         *(*MATHS, "schedule"),
-        *("arguments", "heads", "normalise", "choice", "evaluation", "checkpoint", "gradients"),
-        *("loss_stats", "model_card", "publish"),
+        *("adapters", "arguments", "base_trainers", "heads", "normalise", "choice"),
+        *("checkpoint", "evaluation", "gradients", "loss_stats", "model_card", "publish"),
     },
 }
 

@@ -18,6 +18,8 @@ from transformers import (
     BertForTokenClassification,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5Config,
@@ -475,6 +477,24 @@ def test_a_mixture_of_experts_keeps_its_auxiliary_loss(build):
     trainer.current_gradient_accumulation_steps = 2
     items = (inputs["labels"][:, 1:] != -100).sum() * 2
     torch.testing.assert_close(trainer.compute_loss(model, inputs, False, items) * 2, ours)
+
+
+def test_the_experts_of_a_model_that_sees_have_their_weight_in_its_text_config(build):
+    text = tiny.causal_lm().config.to_dict() | {"num_experts": 4, "moe_intermediate_size": 32}
+    text |= {"router_aux_loss_coef": 0.5, "rope_parameters": {"mrope_section": [2, 3, 3]}}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2}
+    vision = sizes | {"depth": 1, "deepstack_visual_indexes": [0]}
+    set_seed(0)
+    model = Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(text_config=text, vision_config=vision, image_token_id=tiny.VOCABULARY)
+    ).eval()
+    data = tiny.texts(label=tiny.some_next_tokens)
+    trainer = build(model, data, loss="cross_entropy")
+    inputs = batch(data[:4]) | {"output_router_logits": True}
+    with torch.no_grad():
+        builtin = model(**inputs)
+        assert builtin.aux_loss > 0
+        torch.testing.assert_close(trainer.compute_loss(model, inputs), builtin.loss)
 
 
 def t5():
