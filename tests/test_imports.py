@@ -27,8 +27,9 @@ TRAINING = {
     "heads": {"criterion"},
     "normalise": {*MATHS, "heads"},
     "loss_stats": {*MATHS, "heads"},
-    "arguments": {"registry", "criterion", "schedule", "loss_stats"},
-    "choice": {*MATHS, "heads"},
+    "class_weights": {"registry", "criterion", "heads"},
+    "arguments": {"registry", "class_weights", "schedule", "loss_stats"},
+    "choice": {*MATHS, "heads", "class_weights"},
     "checkpoint": {"criterion"},
     "gradients": set(),
     "calibration": {"heads"},
@@ -38,7 +39,7 @@ TRAINING = {
     "trainer": {
         *(*MATHS, "schedule"),
         *("arguments", "heads", "normalise", "choice", "evaluation", "checkpoint", "gradients"),
-        *("loss_stats", "model_card", "publish"),
+        *("class_weights", "loss_stats", "model_card", "publish"),
     },
 }
 
