@@ -78,6 +78,12 @@ class CrossEncoderLoss(nn.Module):
         # The trainer looks for a part by the name of `model`, and the model card for `loss`.
         self.model = model
         self.criterion = get_loss(loss, **params)
+        weight = getattr(self.criterion, "weight", None)
+        if weight is not None and len(weight) != model.num_labels:
+            raise ValueError(
+                f"weight has {len(weight)} entries, one per class, but the model has "
+                f"num_labels={model.num_labels}"
+            )
 
     def forward(
         self,

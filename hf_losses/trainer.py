@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
@@ -34,6 +35,7 @@ from hf_losses.checkpoint import (
     loss_of_checkpoint,
 )
 from hf_losses.choice import builtin_loss, check_fit, choose_loss
+from hf_losses.class_weights import ClassWeights
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.evaluation import EvaluationLosses
 from hf_losses.gradients import NonfiniteSteps
@@ -105,6 +107,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._check_base()
         self._sft = SFTLog(self)
         self._given_loss = loss
+        self._class_weights = ClassWeights()
         self._built: tuple[Any, Any, SumFunction] | None = None
         self._first: tuple[Any, Any, SumFunction] | None = None
         self._fused_head: Any = None  # While a step is computed without logits.
@@ -154,12 +157,18 @@ class LossMixin(_Base):  # type: ignore[misc]
         # Read late: a hyperparameter search sets the fields of the arguments before every trial.
         key = (
             getattr(self.args, "loss", None),
-            json.dumps(getattr(self.args, "loss_kwargs", None)),
+            json.dumps(self._class_weights.plain(self.args)),
             self.args.label_smoothing_factor,
             problem_type(self._core()),
         )
         if self._built is None or self._built[0] != key:
-            criterion = choose_loss(self._given_loss, self.args, self._core())
+            weigh = functools.partial(
+                self._class_weights.resolve,
+                dataset=self.train_dataset,
+                label_names=self.label_names,
+                show=self.is_world_process_zero(),
+            )
+            criterion = choose_loss(self._given_loss, self.args, self._core(), weigh)
             if isinstance(criterion, nn.Module):
                 criterion.to(self.args.device)
             problem = problem_type(self._core()) or problem_of(criterion)

@@ -28,8 +28,9 @@ TRAINING = {
     "normalise": {*MATHS, "heads"},
     "loss_stats": {*MATHS, "heads"},
     "direction": {"registry"},
-    "arguments": {"registry", "criterion", "direction", "schedule", "loss_stats"},
-    "choice": {*MATHS, "heads"},
+    "class_weights": {"registry", "criterion", "heads"},
+    "arguments": {"registry", "class_weights", "direction", "schedule", "loss_stats"},
+    "choice": {*MATHS, "heads", "class_weights"},
     "checkpoint": {"criterion"},
     "gradients": set(),
     "calibration": {"heads"},
@@ -40,8 +41,16 @@ TRAINING = {
     "publish": {"__init__", "checkpoint", "model_card"},
     "trainer": {
         *(*MATHS, "schedule"),
-        *("adapters", "arguments", "base_trainers", "heads", "normalise", "choice"),
-        *("checkpoint", "evaluation", "gradients", "loss_stats", "model_card", "publish"),
+        *(
+            "adapters",
+            "arguments",
+            "base_trainers",
+            "class_weights",
+            "heads",
+            "normalise",
+            "choice",
+        ),
+        *("choice", "checkpoint", "evaluation", "gradients", "loss_stats", "model_card", "publish"),
     },
 }
 

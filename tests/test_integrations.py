@@ -643,6 +643,10 @@ def test_cross_encoder_loss_refuses_what_does_not_fit(cross_encoder, monkeypatch
         "num_labels=1: leave problem_type out": partial(
             CrossEncoderLoss, model, problem_type="single_label_classification"
         ),
+        "weight has 2 entries, one per class, but the model has num_labels=1": partial(
+            CrossEncoderLoss, model, weight=[1, 5]
+        ),
+        "number per class, .* got 'balanced'": partial(CrossEncoderLoss, model, weight="balanced"),
         "two columns .* has 3": partial(CrossEncoderLoss(model), [["a"]] * 3, torch.ones(1)),
     }.items():
         with pytest.raises(ValueError, match=message):
