@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_losses.builtin import check_builtin_loss, loss_type
 from hf_losses.criterion import (
     MULTI_LABEL,
     SINGLE_LABEL,
@@ -19,6 +20,7 @@ REGRESSION = "regression"
 
 # Heads by the name transformers gives their loss. The first group reads config.problem_type.
 CLASSIFIERS = (
+    "ForAudioClassification",
     "ForSequenceClassification",
     "ForImageClassification",
     "ForVideoClassification",
@@ -29,16 +31,6 @@ LABELLERS = (
     "ForMaskedLM",
     "ForConditionalGeneration",
 )
-# Causal language models whose names do not say so: transformers calls their loss None, and takes
-# that of causal language models.
-CAUSAL = (
-    "BertGenerationDecoder",
-    "BertLMHeadModel",
-    "CTRLLMHeadModel",
-    "GPT2LMHeadModel",
-    "OpenAIGPTLMHeadModel",
-    "ReformerModelWithLMHead",
-)
 
 
 def check_head(model: Any, label_names: list[str]) -> None:
@@ -48,13 +40,14 @@ def check_head(model: Any, label_names: list[str]) -> None:
         model: The model without wrappers; one that transformers does not know is taken as it is.
         label_names: The columns that the trainer takes for labels.
     """
-    loss_type = _loss_type(model)
-    if label_names != ["labels"] or loss_type not in (None, *CLASSIFIERS, *LABELLERS):
+    kind = loss_type(model)
+    if label_names != ["labels"] or kind not in (None, *CLASSIFIERS, *LABELLERS):
         raise ValueError(
             f"{type(model).__name__} (labels {label_names}) is not a model whose loss is one "
             "function of its logits and 'labels'; models that fit: "
             f"{', '.join(CLASSIFIERS + LABELLERS)}"
         )
+    check_builtin_loss(model)
 
 
 def problem_type(model: Any) -> str | None:
@@ -69,7 +62,7 @@ def problem_type(model: Any) -> str | None:
     if _is_classifier(model):
         declared: str | None = model.config.problem_type
         return declared or (REGRESSION if model.config.num_labels == 1 else None)
-    return SINGLE_LABEL if _loss_type(model) in LABELLERS else None
+    return SINGLE_LABEL if loss_type(model) in LABELLERS else None
 
 
 def settle_problem_type(model: Any, labels: Tensor) -> None:
@@ -86,7 +79,7 @@ def settle_problem_type(model: Any, labels: Tensor) -> None:
 
 def is_causal(model: Any) -> bool:
     """Whether a model, without wrappers, learns the next token from labels that are not shifted."""
-    return _loss_type(model) == "ForCausalLM"
+    return loss_type(model) == "ForCausalLM"
 
 
 def builtin_loss(model: Any) -> str:
@@ -179,12 +172,5 @@ def _task(problem: str | None) -> str:
     return "regression" if problem == REGRESSION else "classification"
 
 
-def _loss_type(model: Any) -> str | None:
-    own = getattr(model, "loss_type", None)
-    if own is None and {cls.__name__ for cls in type(model).__mro__} & {*CAUSAL}:
-        return "ForCausalLM"
-    return own
-
-
 def _is_classifier(model: Any) -> bool:
-    return _loss_type(model) in CLASSIFIERS
+    return loss_type(model) in CLASSIFIERS

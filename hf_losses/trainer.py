@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from hf_losses.builtin import auxiliary_weight, check_batch, shifts_labels
 from hf_losses.calibration import calibration_bins, expected_calibration_error
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
@@ -37,6 +38,7 @@ from hf_losses.choice import (
     settle_problem_type,
 )
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.decoder_inputs import decoder_inputs
 from hf_losses.gradients import NonfiniteSteps
 from hf_losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
 from hf_losses.loss_stats import LossStats, check_stats, stats_due
@@ -83,6 +85,7 @@ class LossMixin(_Base):  # type: ignore[misc]
     loss_is_scaled_for_ga = True
     # Trainer sets it while it trains.
     current_gradient_accumulation_steps = 1
+    _loss_shifts_labels: bool
 
     def __init__(
         self, *args: Any, loss: str | Callable[..., Tensor] | None = None, **kwargs: Any
@@ -200,8 +203,9 @@ class LossMixin(_Base):  # type: ignore[misc]
         if not self.label_names:
             self.label_names = ["labels"]  # The model itself never sees them.
         check_head(self._core(), self.label_names)
-        # Trainer asks transformers' name of the loss, which GPT-2 and others do not have.
-        self._loss_shifts_labels |= is_causal(self._core())
+        # Trainer asks transformers' name of the loss, which GPT-2 does not have and BART's decoder
+        # does not follow.
+        self._loss_shifts_labels = shifts_labels(self._core())
 
     def _check_fused_linear(self) -> None:
         core = self._core()
@@ -264,15 +268,10 @@ class LossMixin(_Base):  # type: ignore[misc]
             )
         core = self._core()
         if labels is not None:
+            check_batch(core, inputs, labels)
             settle_problem_type(core, labels)
-            if (
-                hasattr(core, "prepare_decoder_input_ids_from_labels")
-                and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
-                and core.config.is_encoder_decoder
-            ):
-                inputs["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(
-                    labels=labels
-                )
+            if not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
+                inputs = decoder_inputs(core, labels) | inputs
         if shifted is None:
             shifted = shift_left(labels) if self._loss_shifts_labels else labels
         fuses = getattr(self.args, "fused_linear", False) and self.model.training
@@ -377,7 +376,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         if auxiliary is None:
             return 0.0
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
-        added: Tensor = auxiliary * (self._core().config.router_aux_loss_coef / steps)
+        added: Tensor = auxiliary * (auxiliary_weight(self._core()) / steps)
         return added
 
     def _has_virtual_tokens(self) -> bool:

@@ -24,10 +24,12 @@ MATHS = {
 }
 TRAINING = {
     "schedule": {"registry"},
-    "normalise": set(MATHS),
+    "builtin": set(),
+    "decoder_inputs": {"builtin"},
+    "normalise": {*MATHS, "builtin"},
     "loss_stats": {*MATHS, "normalise"},
     "arguments": {"registry", "criterion", "schedule", "loss_stats"},
-    "choice": {*MATHS, "arguments"},
+    "choice": {*MATHS, "arguments", "builtin"},
     "checkpoint": {"criterion"},
     "gradients": set(),
     "calibration": {"normalise"},
@@ -36,7 +38,7 @@ TRAINING = {
     "trainer": {
         *(*MATHS, "schedule"),
         *("arguments", "normalise", "choice", "calibration", "checkpoint", "gradients"),
-        *("loss_stats", "model_card", "publish"),
+        *("loss_stats", "model_card", "publish", "builtin", "decoder_inputs"),
     },
 }
 
