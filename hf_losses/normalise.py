@@ -151,7 +151,8 @@ def compute_loss_func(
             position earlier. False: they belong to the positions they stand at; for an
             encoder-decoder the batch must hold `decoder_input_ids` too, which
             `DataCollatorForSeq2Seq(tokenizer, model=model)` makes. None decides by the class of
-            the model's outputs, and refuses those that do not say it.
+            the model's outputs, and refuses those that do not say it (CpmAnt alone looks like a
+            model that shifts and does not: give False).
         **params: See `get_loss`.
 
     Returns:
