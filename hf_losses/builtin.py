@@ -8,6 +8,7 @@ the installed version and fails when one is missing.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor
@@ -70,6 +71,10 @@ NAMELESS = {
     ),
 }
 NAMELESS_ENDINGS = ("ForMultipleChoice", "ForNextSentencePrediction")
+KINDS = re.compile(
+    "For((Sequence|Image|Video|Audio|Token)Classification|CausalLM|MaskedLM|ConditionalGeneration"
+    "|QuestionAnswering|SemanticSegmentation|Segmentation|ObjectDetection|CTC)"
+)
 
 # Heads whose name asks for a plain loss, and what theirs is instead.
 OTHER_LOSS = {
@@ -147,11 +152,16 @@ def loss_type(model: Any) -> str | None:
     named: str | None = getattr(model, "loss_type", None)
     if named is not None:
         return named
-    for name in _names(model):
-        if name in NAMELESS:
-            return NAMELESS[name]
-        if name.endswith(NAMELESS_ENDINGS):
+    # Transformers asks the name of a subclass alone, which may be any.
+    for cls in type(model).__mro__:
+        if not cls.__module__.startswith("transformers."):
+            continue
+        if cls.__name__ in NAMELESS:
+            return NAMELESS[cls.__name__]
+        if cls.__name__.endswith(NAMELESS_ENDINGS):
             return "ForTokenClassification"
+        if found := KINDS.search(cls.__name__):
+            return found.group()
     return None
 
 
@@ -181,8 +191,8 @@ def is_encoder_decoder(model: Any) -> bool:
 def check_builtin_loss(model: Any) -> None:
     """Raises a ValueError for a class of transformers whose own loss is another than a plain one.
 
-    A subclass with a `forward` of its own, and a class that transformers does not know, may do as
-    they like.
+    A subclass with a `forward` of its own, and a class that transformers does not know, are taken
+    as they are.
 
     Args:
         model: The model without wrappers.
@@ -330,15 +340,11 @@ UNCERTAIN = ("CausalLMOutputWithCrossAttentions", "CausalLMOutput")
 NOT_PLAIN = ("HiggsAudioV2", "VibeVoiceCausalLM")
 
 
-def _forward_class(model: Any) -> type[Any]:
-    return next(cls for cls in type(model).__mro__ if "forward" in vars(cls))
-
-
 def _is_transformers(model: Any) -> bool:
-    return _forward_class(model).__module__.startswith("transformers.")
+    """Whether its `forward` is one of transformers, not of a subclass or a model of the user's."""
+    forward = next(cls for cls in type(model).__mro__ if "forward" in vars(cls))
+    return forward.__module__.startswith("transformers.")
 
 
 def _names(model: Any) -> list[str]:
-    """The model's classes down to the one whose `forward` it has."""
-    classes = type(model).__mro__
-    return [cls.__name__ for cls in classes[: classes.index(_forward_class(model)) + 1]]
+    return [cls.__name__ for cls in type(model).__mro__]

@@ -31,9 +31,13 @@ def decoder_inputs(model: Any, labels: Tensor) -> dict[str, Tensor]:
     """
     if loss_type(model) not in ("ForConditionalGeneration", "ForMaskedLM"):
         return {}
-    forward: type[Any] = next(cls for cls in type(model).__mro__ if "forward" in vars(cls))
-    reads = inspect.signature(forward.forward).parameters
-    if "decoder_input_ids" not in reads or not is_encoder_decoder(model):
+    # A subclass may hand on whatever it is given.
+    classes = type(model).__mro__
+    forwards = [
+        inspect.signature(vars(cls)["forward"]) for cls in classes if "forward" in vars(cls)
+    ]
+    reads = any("decoder_input_ids" in forward.parameters for forward in forwards)
+    if not reads or not is_encoder_decoder(model):
         return {}
     # BLIP-2 and its kin hand the labels to the encoder-decoder within.
     maker = getattr(model, "language_model", model)
@@ -42,19 +46,21 @@ def decoder_inputs(model: Any, labels: Tensor) -> dict[str, Tensor]:
     elif hasattr(maker, "_shift_right"):
         ids = maker._shift_right(labels)
     else:
-        ids = _shift_tokens_right(model, forward, labels)
+        ids = _shift_tokens_right(model, labels)
     made = {"decoder_input_ids": ids}
-    if forward.__name__ in HIDES_PADDING:
-        mask = ids.ne(model.config.pad_token_id).long()
-        if HIDES_PADDING[forward.__name__]:
-            mask[:, 0] = 1
-        made["decoder_attention_mask"] = mask
+    for name in (cls.__name__ for cls in classes):
+        if name in HIDES_PADDING:
+            mask = ids.ne(model.config.pad_token_id).long()
+            if HIDES_PADDING[name]:
+                mask[:, 0] = 1
+            made["decoder_attention_mask"] = mask
     return made
 
 
-def _shift_tokens_right(model: Any, forward: type[Any], labels: Tensor) -> Tensor:
+def _shift_tokens_right(model: Any, labels: Tensor) -> Tensor:
     """By the function of that name in the model's own file, with the tokens of its config."""
-    shift = getattr(sys.modules[forward.__module__], "shift_tokens_right", None)
+    files = (vars(sys.modules[cls.__module__]) for cls in type(model).__mro__)
+    shift = next((f["shift_tokens_right"] for f in files if "shift_tokens_right" in f), None)
     if shift is None:
         raise ValueError(
             f"it is not known what the decoder of {type(model).__name__} reads while it learns its "

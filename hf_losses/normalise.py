@@ -255,7 +255,8 @@ def compute_loss_func(
             position earlier. False: they belong to the positions they stand at; for an
             encoder-decoder the batch must hold `decoder_input_ids` too, which
             `DataCollatorForSeq2Seq(tokenizer, model=model)` makes. None decides by the class of
-            the model's outputs, and refuses those that do not say it.
+            the model's outputs, and refuses those that do not say it (CpmAnt alone looks like a
+            model that shifts and does not: give False).
         **params: See `get_loss`.
 
     Returns:
@@ -272,6 +273,7 @@ def compute_loss_func(
     loss = get_loss(name, **params)
     problem = problem_of(loss)
     summed = sum_over_items(loss, problem)
+    seen: list[bool] = []  # Whether labels have been looked at.
 
     def compute(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         if labels is None:
@@ -304,6 +306,9 @@ def compute_loss_func(
             num_items_in_batch = num_items_in_batch.flatten()[0] * num_items_in_batch.numel()
         items = num_items_in_batch
         logits, labels = fit(logits, labels, problem)
+        if not seen:
+            seen.append(True)
+            check_targets(logits, labels, loss)
         if items is not None and problem == REGRESSION:
             items = items + (labels == IGNORE).sum()  # Trainer has left them out of the count.
         elif items is not None and problem == SINGLE_LABEL and labels.is_floating_point():

@@ -108,6 +108,47 @@ def test_what_a_decoder_reads_is_not_guessed():
         decoder_inputs(model, batch["labels"])
 
 
+def test_a_module_of_ones_own_may_have_any_name(tmp_path):
+    class ToyForSequenceClassification(torch.nn.Linear):
+        def forward(self, x, labels=None):
+            """A model that transformers does not know."""
+            return {"logits": super().forward(x)}
+
+    model, x, labels = ToyForSequenceClassification(4, 3), torch.randn(5, 4), torch.arange(5) % 3
+    found = trainer_of(model, tmp_path).compute_loss(model.eval(), {"x": x, "labels": labels})
+    assert found.item() == pytest.approx(F.cross_entropy(model(x)["logits"], labels).item())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LlamaForCausalLM",
+        "GPT2LMHeadModel",
+        "BartForCausalLM",
+        "LlavaForConditionalGeneration",
+        "BartForConditionalGeneration",
+        "WhisperForConditionalGeneration",
+        "EncoderDecoderModel",
+    ],
+)
+@pytest.mark.parametrize("wraps", [False, True])
+def test_a_subclass_of_any_name_is_what_its_class_is(name, wraps, tmp_path):
+    """Transformers goes by the name of the subclass, and does not know it."""
+    model, batch = tiny_heads.head(name)
+
+    def forward(self, *args, **kwargs):
+        return type(model).forward(self, *args, **kwargs)
+
+    mine = type("Mine", (type(model),), {"forward": forward} if wraps else {})
+    copy = mine(model.config).eval()
+    copy.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        own = model(**batch).loss.item()
+        assert trainer_of(copy, tmp_path).compute_loss(copy.eval(), batch).item() == pytest.approx(
+            own, rel=2e-6
+        )
+
+
 # ---- Refused -----------------------------------------------------------------------------------
 
 XVECTOR = tiny_heads.HEARING | {
