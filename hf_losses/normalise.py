@@ -186,7 +186,8 @@ def _cross_entropy(loss: ClassificationLoss) -> SumFunction:
     kernel = nn.CrossEntropyLoss(loss.weight, reduction="sum", label_smoothing=loss.label_smoothing)
 
     def summed(logits: Tensor, labels: Tensor, divisor: Tensor | float) -> Tensor:
-        if labels.is_floating_point() or loss.problem_type == MULTI_LABEL:
+        of_indices = not labels.is_floating_point() and loss.problem_type != MULTI_LABEL
+        if not of_indices or logits.dtype == torch.float64:
             mean: Tensor = own(logits, labels, divisor)
             return mean
         # PyTorch's kernel, so that the baseline is the stock Trainer's to the last bit.

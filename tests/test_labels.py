@@ -386,3 +386,14 @@ def test_the_first_token_is_predicted_from_the_last_virtual_one(prompt, fused, m
         right = model.eval()(**batch(rows)).loss.item()  # Over all tokens of the step.
     assert trainer.evaluate()["eval_loss"] == pytest.approx(right, rel=1e-5)
     assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
+
+
+def test_float64_stays(build):
+    model, data = tiny.bert().double(), tiny.texts(8)
+    trainer = build(model, data, "cross_entropy")
+    inputs = batch(data)
+    with torch.no_grad():
+        builtin = model.eval()(**inputs).loss
+        ours = trainer.compute_loss(model, inputs)
+    assert builtin.dtype == ours.dtype == torch.float64
+    torch.testing.assert_close(ours, builtin, rtol=1e-14, atol=0)
