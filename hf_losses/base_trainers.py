@@ -131,6 +131,10 @@ class SFTLog:
             balance = self.trainer.accelerator.gather_for_metrics(outputs.aux_loss.detach())
             self._metrics()["aux_loss"].append(balance.mean().item())
 
+    def balance_weight(self) -> float | None:
+        """By what `SFTTrainer` multiplies that; None where it is the model's own number."""
+        return float(self.trainer.router_aux_loss_coef) if self.wanted else None
+
     def _metrics(self) -> Any:
         return self.trainer._metrics["train" if self.trainer.model.training else "eval"]
 

@@ -535,7 +535,10 @@ class LossMixin(_Base):  # type: ignore[misc]
         added = adapter_term(adapted, *self._adapter_inputs)
         auxiliary = outputs.get("aux_loss") if hasattr(outputs, "get") else None
         if auxiliary is not None:
-            added = added + auxiliary * auxiliary_weight(self._core())
+            weight = self._sft.balance_weight()
+            added = added + auxiliary * (
+                auxiliary_weight(self._core()) if weight is None else weight
+            )
         # Once per optimizer step: the mean over its micro-batches.
         return added / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
