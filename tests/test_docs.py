@@ -24,7 +24,7 @@ def build():
 def copied(build, tmp_path, monkeypatch):
     """The script, at work on a copy of what it generates."""
     (tmp_path / "docs").mkdir()
-    for name in (*build.PICTURES, "README.md"):
+    for name in (*build.PICTURES, *build.DOCUMENTS):
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(build, "ROOT", tmp_path)
     return build
