@@ -25,6 +25,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from official.offline import environment, repair_torchvision
+from official.site import sitecustomize
 
 TARGET = Path(__file__).parent.parent / "results" / "official" / "tests.json"
 PACKAGES = ("transformers", "torch", "accelerate", "peft", "trl")
@@ -40,6 +41,7 @@ class Suite:
         ours: What that class is.
         package: Whose trainer is tested.
         allowed: Why a test may end differently, by a part of its name.
+        repairs: Functions of `official/site/sitecustomize.py` without which it does not start.
     """
 
     file: str
@@ -47,6 +49,7 @@ class Suite:
     ours: str
     package: str
     allowed: dict
+    repairs: tuple = ()
 
 
 SUITES = (
@@ -73,7 +76,9 @@ def outcomes(suite, folder, repairs, arguments=()):
     report = folder / "report.xml"
     command = [sys.executable, "-m", "pytest", suite.file, f"--junitxml={report}", "-q"]
     command += ["-p", "official.swap_trainer", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment(folder, repairs), check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder, [*repairs, *suite.repairs]), check=False
+    )
     if done.returncode not in (0, 1):
         raise SystemExit(f"pytest ended with {done.returncode}: {' '.join(command)}")
     found = {}
@@ -105,6 +110,7 @@ def compared(suite, stock, ours, folder):
         "file": suite.file,
         "trainer": suite.trainer,
         "ours_is": suite.ours,
+        "repairs": [getattr(sitecustomize, name).__doc__ for name in suite.repairs],
         "stock": counts[0],
         "ours": counts[1],
         "need_the_hub": made_elsewhere,

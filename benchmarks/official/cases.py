@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 TRAIN = (
     "--do_train --do_eval --max_steps 2 --save_steps 2 --logging_steps 1 --use_cpu "
-    "--per_device_train_batch_size 4 --per_device_eval_batch_size 4 --report_to none"
+    "--per_device_train_batch_size 4 --per_device_eval_batch_size 4 --report_to none --disable_tqdm True"
 )
 GENERATE = "--predict_with_generate"
 SOUND = "--dataset_name audio --audio_column_name audio"
@@ -170,8 +170,14 @@ CASES = (
         f"{files('captions')} --image_column image --caption_column caption "
         "--remove_unused_columns False",
         own=PAIRS,
+        repairs=("image_reading",),
     ),
-    Case("image-pretraining/run_mae.py", "ViT-MAE", "--dataset_name images", own=PIXELS),
+    Case(
+        "image-pretraining/run_mae.py",
+        "ViT-MAE",
+        "--dataset_name images --remove_unused_columns False",
+        own=PIXELS,
+    ),
     Case(
         "image-pretraining/run_mim.py",
         "ViT",
@@ -188,7 +194,7 @@ CASES = (
         "object-detection/run_object_detection.py",
         "YOLOS",
         "--dataset_name objects --image_square_size 32 --remove_unused_columns False "
-        "--eval_do_concat_batches False",
+        "--eval_do_concat_batches False --ignore_mismatched_sizes True",
         own=BOXES,
     ),
     Case(
@@ -202,11 +208,13 @@ CASES = (
         "Wav2Vec2",
         f"{SOUND} {WORDS} --eval_split_name test",
         own=CTC,
+        repairs=("config_without_tokenizer_class",),
     ),
     Case(
         "speech-recognition/run_speech_recognition_ctc_adapter.py",
         "Wav2Vec2 with adapters",
         f"{SOUND} {WORDS} --eval_split_name test --target_language eng",
         own=CTC,
+        repairs=("config_without_tokenizer_class",),
     ),
 )

@@ -18,7 +18,7 @@ def pytest_configure(config):
         from hf_losses import LossTrainer
 
         start = partialmethod(LossTrainer.__init__, loss="mse")
-        # Not the module that was imported first: in the end another has its place.
+        # By then another module is in the place of the one that was imported first.
         sys.modules["transformers"].Trainer = type("Trainer", (LossTrainer,), {"__init__": start})
     if config.option.swap == "SFTTrainer":
         import trl

@@ -6,6 +6,7 @@ they are; which repairs one gets stands in `OFFICIAL_REPAIRS`, and in the table 
 
 import functools
 import os
+import sys
 
 
 def torchvision_operators():
@@ -48,6 +49,30 @@ def misspelt_keyword():
         start(self, *args, **keywords)
 
     Trainer.__init__ = __init__
+
+
+def config_without_tokenizer_class():
+    """It reads `tokenizer_class` of a configuration, which no longer has one."""
+    from transformers import PreTrainedConfig
+
+    PreTrainedConfig.tokenizer_class = None
+
+
+def image_reading():
+    """It reads images by torchvision's compiled library, which does not load beside every torch."""
+    import torchvision.io
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    torchvision.io.read_image = lambda path, mode: pil_to_tensor(Image.open(path).convert("RGB"))
+
+
+def removed_classes():
+    """It imports classes for GLUE and for lines of text, which are gone."""
+    import transformers.trainer  # Which puts another module in the place of transformers.
+
+    for name in ("GlueDataset", "GlueDataTrainingArguments", "LineByLineTextDataset"):
+        setattr(sys.modules["transformers"], name, type(name, (), {}))
 
 
 for repair in os.environ.get("OFFICIAL_REPAIRS", "").split():
