@@ -29,8 +29,8 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_losses import LossTrainer, LossTrainingArguments
+from hf_losses.heads import shift_left
 from hf_losses.loss_stats import LossStats
-from hf_losses.normalise import shift_left
 
 LOSS = "strict_l"
 BLOCK, ROUNDS, REPEATS = 10, 8, 30

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="hf-losses run --loss LOSS [options] [-m] SCRIPT [its own arguments]",
         description="Runs an unmodified script; every transformers Trainer in it uses the loss. "
         "Distributed: accelerate launch -m hf_losses run --loss LOSS SCRIPT … . The exit code is "
-        "the script's, or 1 if no Trainer was trained with the loss.",
+        "the script's, 1 if no Trainer was trained with the loss, or 2 if its source shows that.",
     )
     command.add_argument("--loss", required=True, help=f"one of {', '.join(list_losses())}")
     command.add_argument(
@@ -103,6 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--loss_warmup_from",
         metavar="LOSS",
         help="the loss to begin with; by default cross_entropy (regression: mse)",
+    )
+    command.add_argument(
+        "--allow_loss_change",
+        action="store_true",
+        default=None,
+        help="let the script resume a checkpoint that was trained with another loss",
     )
     command.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module")
     command.add_argument("script", metavar="SCRIPT", help="file, or with -m the name of a module")
@@ -173,6 +179,7 @@ def _run(arguments: argparse.Namespace) -> Callable[[], int]:
         loss_warmup_ratio=arguments.loss_warmup_ratio,
         loss_warmup_steps=arguments.loss_warmup_steps,
         loss_warmup_from=arguments.loss_warmup_from,
+        allow_loss_change=arguments.allow_loss_change,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_losses.criterion import get_loss
+from hf_losses.direction import lower_is_better
 from hf_losses.loss_stats import check_stats_steps
 from hf_losses.registry import list_losses, parse_loss_kwargs
 from hf_losses.schedule import check_warmup
@@ -16,6 +17,10 @@ from hf_losses.schedule import check_warmup
 @dataclass
 class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
     """`TrainingArguments` with the loss as a hyperparameter.
+
+    Without `greater_is_better`, less of a `metric_for_best_model` such as `cross_entropy`, `mae` or
+    `ece` is better, whatever set's name stands before it. A learning rate that follows the metric
+    (`reduce_lr_on_plateau`, `greedy`) follows it in the same direction.
 
     Args:
         loss: Name of a registered loss. None is the baseline of the model's task: `cross_entropy`,
@@ -97,4 +102,28 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
             self.loss, self.loss_warmup_ratio, self.loss_warmup_steps, self.loss_warmup_from
         )
         check_stats_steps(self.loss_stats_steps)
+        args: Any = self  # The type checker does not see the fields of transformers.
+        # Where nothing is said, transformers takes more of everything but `…loss` for better.
+        if args.greater_is_better is None and lower_is_better(args.metric_for_best_model or ""):
+            args.greater_is_better = False
         super().__post_init__()
+        if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            mode = "max" if args.greater_is_better else "min"
+            args.lr_scheduler_kwargs = {"mode": mode} | (args.lr_scheduler_kwargs or {})
+
+
+def check_direction(args: TrainingArguments) -> None:
+    """Raises a ValueError if transformers takes more of an error for better, by its default.
+
+    Args:
+        args: Those of a trainer. `LossTrainingArguments` are right, or as the user wants them.
+    """
+    metric = args.metric_for_best_model or ""
+    # More of a `…loss` is what a user has asked for: the default is less.
+    by_default = args.greater_is_better and not metric.endswith("loss")
+    if by_default and lower_is_better(metric) and not isinstance(args, LossTrainingArguments):
+        raise ValueError(
+            f"metric_for_best_model={metric!r} with greater_is_better=True, the default of "
+            f"{type(args).__name__}, would choose the worst model: set greater_is_better=False, or "
+            "use LossTrainingArguments, which know the direction"
+        )

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_losses.criterion import ClassificationLoss, RegressionLoss, get_loss
 
@@ -115,23 +115,31 @@ def load_loss(
         >>> load_loss("runs/glue/movie_reviews-liberal_exp-seed42")
     """
     folder = os.fspath(repo_or_folder)
-    path = os.path.join(folder, LOSS_FILE)
     try:
-        if not os.path.isdir(folder):
-            path = hf_hub_download(folder, LOSS_FILE, revision=revision)
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+        config = _read(folder, LOSS_FILE, revision)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ValueError(
-            f"cannot read {LOSS_FILE} of {folder!r}, which is written beside a model that "
-            f"LossTrainer trained: {error}"
-        ) from error
+        try:  # What model.save_pretrained alone has left.
+            config = _read(folder, CONFIG_NAME, revision)[STATE_KEY]
+        except (OSError, ValueError, HfHubHTTPError, KeyError):
+            raise ValueError(
+                f"cannot read {LOSS_FILE} of {folder!r}, which is written beside a model that "
+                f"LossTrainer trained: {error}"
+            ) from error
     if ":" in config["name"]:
         raise ValueError(
             f"{folder!r} was trained with {config['name']}, a loss without a registered name; "
             "build it as its author did"
         )
     return get_loss(**config)
+
+
+def _read(folder: str, name: str, revision: str | None) -> dict[str, Any]:
+    path = os.path.join(folder, name)
+    if not os.path.isdir(folder):
+        path = hf_hub_download(folder, name, revision=revision)
+    with open(path, encoding="utf-8") as file:
+        found: dict[str, Any] = json.load(file)
+    return found
 
 
 def loss_of_checkpoint(checkpoint: str) -> dict[str, Any] | None:

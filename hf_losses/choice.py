@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from hf_losses.criterion import (
     MULTI_LABEL,
     SINGLE_LABEL,
@@ -13,80 +11,8 @@ from hf_losses.criterion import (
     RegressionLoss,
     get_loss,
 )
+from hf_losses.heads import REGRESSION, is_classifier, problem_type
 from hf_losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
-
-REGRESSION = "regression"
-
-# Heads by the name transformers gives their loss. The first group reads config.problem_type.
-CLASSIFIERS = (
-    "ForSequenceClassification",
-    "ForImageClassification",
-    "ForVideoClassification",
-)
-LABELLERS = (
-    "ForTokenClassification",
-    "ForCausalLM",
-    "ForMaskedLM",
-    "ForConditionalGeneration",
-)
-# Causal language models whose names do not say so: transformers calls their loss None, and takes
-# that of causal language models.
-CAUSAL = (
-    "BertGenerationDecoder",
-    "BertLMHeadModel",
-    "CTRLLMHeadModel",
-    "GPT2LMHeadModel",
-    "OpenAIGPTLMHeadModel",
-    "ReformerModelWithLMHead",
-)
-
-
-def check_head(model: Any, label_names: list[str]) -> None:
-    """Raises a ValueError unless the model's loss is one function of its logits and labels.
-
-    Args:
-        model: The model without wrappers; one that transformers does not know is taken as it is.
-        label_names: The columns that the trainer takes for labels.
-    """
-    loss_type = _loss_type(model)
-    if label_names != ["labels"] or loss_type not in (None, *CLASSIFIERS, *LABELLERS):
-        raise ValueError(
-            f"{type(model).__name__} (labels {label_names}) is not a model whose loss is one "
-            "function of its logits and 'labels'; models that fit: "
-            f"{', '.join(CLASSIFIERS + LABELLERS)}"
-        )
-
-
-def problem_type(model: Any) -> str | None:
-    """What the head is for, in the words of `config.problem_type`.
-
-    Args:
-        model: The model without wrappers.
-
-    Returns:
-        None for a classifier until labels have shown it, and for a head that is not known.
-    """
-    if _is_classifier(model):
-        declared: str | None = model.config.problem_type
-        return declared or (REGRESSION if model.config.num_labels == 1 else None)
-    return SINGLE_LABEL if _loss_type(model) in LABELLERS else None
-
-
-def settle_problem_type(model: Any, labels: Tensor) -> None:
-    """Sets a classifier's `config.problem_type` as the model would, had it seen the labels.
-
-    Args:
-        model: The model without wrappers.
-        labels: Those of any batch.
-    """
-    if _is_classifier(model) and model.config.problem_type is None:
-        many = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
-        model.config.problem_type = REGRESSION if model.config.num_labels == 1 else many
-
-
-def is_causal(model: Any) -> bool:
-    """Whether a model, without wrappers, learns the next token from labels that are not shifted."""
-    return _loss_type(model) == "ForCausalLM"
 
 
 def builtin_loss(model: Any) -> str:
@@ -106,9 +32,15 @@ def choose_loss(given: Any, args: Any, model: Any) -> Any:
         A module of this project, or what was given; the task's baseline if nothing names a loss.
 
     Raises:
-        ValueError: If two losses are named, the loss is unknown or does not fit the model's head,
-            or label smoothing would be ignored.
+        ValueError: If two losses are named, the loss is unknown, no loss at all or does not fit the
+            model's head, or label smoothing would be ignored.
     """
+    if isinstance(given, type):
+        raise ValueError(
+            f"loss={given.__name__} is a class: give one of its instances, {given.__name__}(…)"
+        )
+    if given is not None and not isinstance(given, str) and not callable(given):
+        raise ValueError(f"loss={given!r} is neither a name nor a callable loss(logits, labels)")
     named, smoothing = getattr(args, "loss", None), args.label_smoothing_factor
     if given is not None and named is not None and given != named:
         raise ValueError(
@@ -155,14 +87,14 @@ def check_fit(loss: Any, model: Any) -> None:
         return
     problem = problem_type(model)
     name, head = loss.spec.name, f"{type(model).__name__}, problem_type={problem!r}"
-    if _is_classifier(model):
+    if is_classifier(model):
         head += f", num_labels={model.config.num_labels}"
     if problem is not None and loss.spec.task != _task(problem):
         raise ValueError(
             f"loss {name!r} is for {loss.spec.task} and does not fit the model's head "
             f"({head}); choose one of: {', '.join(list_losses(task=_task(problem)))}"
         )
-    if problem is None and _is_classifier(model) and loss.spec.task == REGRESSION:
+    if problem is None and is_classifier(model) and loss.spec.task == REGRESSION:
         raise ValueError(
             f"loss {name!r} is for regression and does not fit the model's head ({head}); set "
             "config.problem_type='regression', or choose one of: "
@@ -177,14 +109,3 @@ def check_fit(loss: Any, model: Any) -> None:
 
 def _task(problem: str | None) -> str:
     return "regression" if problem == REGRESSION else "classification"
-
-
-def _loss_type(model: Any) -> str | None:
-    own = getattr(model, "loss_type", None)
-    if own is None and {cls.__name__ for cls in type(model).__mro__} & {*CAUSAL}:
-        return "ForCausalLM"
-    return own
-
-
-def _is_classifier(model: Any) -> bool:
-    return _loss_type(model) in CLASSIFIERS

@@ -1,8 +1,9 @@
 """One loss for one optimizer step: the sum over its items, divided by their number.
 
-`Trainer` counts the items (labels that are not -100) of all micro-batches and processes of a step
-and hands the count to the loss. A loss that sums over its micro-batch and divides by that count
-gives the same gradients for batch 16, 8 x 2 accumulated, and 2 processes x 8.
+`Trainer` counts the items of all micro-batches and processes of a step and hands the count to the
+loss. A loss that sums over its micro-batch and divides by that count gives the same gradients for
+batch 16, 8 x 2 accumulated, and 2 processes x 8. What an item is follows from the head's problem:
+see `kept`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hf_losses.criterion import (
     MULTI_LABEL,
@@ -22,22 +22,131 @@ from hf_losses.criterion import (
     RegressionLoss,
     get_loss,
 )
-
-IGNORE = -100
+from hf_losses.heads import IGNORE, REGRESSION, logits_of, shift_left
 
 # Of logits, labels and the number to divide the sum by.
 SumFunction = Callable[[Tensor, Tensor, Tensor | float], Tensor]
 
+# What PyTorch's own losses are for, where the model does not say it.
+PROBLEMS: dict[type, str] = {
+    nn.CrossEntropyLoss: SINGLE_LABEL,
+    nn.MultiMarginLoss: SINGLE_LABEL,
+    nn.NLLLoss: SINGLE_LABEL,
+    nn.BCEWithLogitsLoss: MULTI_LABEL,
+    nn.MultiLabelSoftMarginLoss: MULTI_LABEL,
+    nn.HuberLoss: REGRESSION,
+    nn.L1Loss: REGRESSION,
+    nn.MSELoss: REGRESSION,
+    nn.SmoothL1Loss: REGRESSION,
+}
 
-def sum_over_items(loss: Callable[..., Tensor]) -> SumFunction:
+
+def problem_of(loss: Any) -> str | None:
+    """What a loss is for, in the words of `config.problem_type`; None where it does not say it."""
+    if isinstance(loss, ClassificationLoss):
+        return loss.problem_type
+    if isinstance(loss, RegressionLoss):
+        return REGRESSION
+    return next((name for kind, name in PROBLEMS.items() if isinstance(loss, kind)), None)
+
+
+def kept(labels: Tensor, problem: str | None) -> Tensor:
+    """Which items count: those that are not -100, and every number of a regression.
+
+    Args:
+        labels: `[...]` classes, `[..., C]` probabilities of them or yes/no labels, or numbers.
+        problem: What they are labels for.
+
+    Returns:
+        Boolean, one per item: a row of probabilities is one, of yes/no labels it is C.
+    """
+    if problem == REGRESSION:
+        return torch.ones_like(labels, dtype=torch.bool)
+    if problem == SINGLE_LABEL and labels.is_floating_point():
+        labels = labels[..., 0]
+    return labels != IGNORE
+
+
+def fit(logits: Tensor, labels: Tensor, problem: str | None) -> tuple[Tensor, Tensor]:
+    """Logits, and their labels in a shape that belongs to them.
+
+    Args:
+        logits: `[..., C]`, or numbers `[...]` or `[..., 1]`.
+        labels: `[...]`, `[..., 1]` or `[..., C]`.
+        problem: What they are labels for.
+
+    Returns:
+        Labels `[...]` of classes, or of the logits' shape: `[N, 1]` never meets `[N]`, of which
+        PyTorch would make `[N, N]`.
+
+    Raises:
+        ValueError: If the shapes do not belong together.
+    """
+    shapes = tuple(logits.shape), tuple(labels.shape)
+    if shapes[1] not in (shapes[0], shapes[0][:-1]) and shapes[1][-1:] == (1,):
+        labels = labels.squeeze(-1)
+    if shapes[0] == (*labels.shape, 1) and problem != SINGLE_LABEL:
+        labels = labels.unsqueeze(-1)
+    of_classes = problem in (SINGLE_LABEL, None) and labels.shape == logits.shape[:-1]
+    if not of_classes and labels.shape != logits.shape:
+        raise ValueError(
+            f"labels of shape {shapes[1]} do not fit the model's output of shape {shapes[0]}"
+            + (f" for {problem}" if problem else "")
+        )
+    return logits, labels
+
+
+def check_targets(logits: Tensor, labels: Tensor, loss: Any) -> None:
+    """Raises a ValueError unless a loss of this project is defined for such labels.
+
+    It reads their values: on a GPU that waits for them, so it is for the first batch.
+
+    Args:
+        logits: `[..., C]`.
+        labels: As of `fit`.
+        loss: The loss; one of the user's own is taken as it is.
+    """
+    if not isinstance(loss, ClassificationLoss):
+        return
+    number = "for numbers name a regression loss, such as loss='mse'"
+    several = loss.problem_type == MULTI_LABEL
+    if logits.dim() < 2 or (logits.shape[-1] < 2 and not several):
+        raise ValueError(
+            f"the model's output of shape {tuple(logits.shape)} has no dimension of classes for "
+            f"the loss {loss.spec.name!r}: {number}"
+        )
+    if not several and not labels.is_floating_point():
+        return
+    values = labels[kept(labels, loss.problem_type)]
+    if not values.numel():
+        return
+    low, high = values.min().item(), values.max().item()
+    if not (low >= 0 and high <= 1):
+        what = "yes/no labels" if several else "probabilities of the classes"
+        raise ValueError(
+            f"labels from {low:g} to {high:g} are no {what}, which lie in [0, 1] "
+            f"(or are {IGNORE}, to be left out); {number}"
+        )
+    if not several:
+        sums = values.sum(-1)
+        worst = sums[(sums - 1).abs().argmax()].item()
+        if abs(worst - 1) > 0.01:
+            raise ValueError(
+                f"a row of labels sums to {worst:g}, but probabilities of the classes sum to 1; "
+                f"for several yes/no labels set problem_type={MULTI_LABEL!r}; {number}"
+            )
+
+
+def sum_over_items(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:
     """Makes of any loss the sum over the items of a batch, divided by a given number.
 
     Args:
         loss: A loss of this project, a loss module of PyTorch, or a callable `loss(logits, labels)`
             that returns a mean over the items that are not -100, or one value per item.
+        problem: What the labels are for; see `kept`.
 
     Returns:
-        A function of logits, labels and the divisor that returns a scalar.
+        A function of logits, labels (as of `fit`) and the divisor that returns a scalar.
 
     Raises:
         ValueError: If the loss sums already, or normalises by something else than the items.
@@ -62,9 +171,7 @@ def sum_over_items(loss: Callable[..., Tensor]) -> SumFunction:
     if isinstance(loss, ClassificationLoss | RegressionLoss):
         mean: SumFunction = _reduced(loss, "mean")
         return mean
-    if isinstance(loss, nn.modules.loss._Loss):
-        return _divided(_reduced(loss, "sum"))
-    return _divided(_scaled_to_sum(loss))
+    return _of_user(loss, problem)
 
 
 def _reduced(loss: nn.Module, reduction: str) -> Any:
@@ -93,47 +200,44 @@ def _cross_entropy(loss: ClassificationLoss) -> SumFunction:
 
 
 def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    if labels.shape == logits.shape[:-1] and not labels.is_floating_point():
+    if labels.shape == logits.shape[:-1]:
         return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-    return logits.squeeze(-1) if logits.shape == (*labels.shape, 1) else logits, labels
+    if labels.dim() > 1 and labels.shape[-1] == 1:
+        return logits.squeeze(-1), labels.squeeze(-1)  # As users' functions expect numbers.
+    return logits, labels
 
 
-def _divided(function: Callable[..., Tensor]) -> SumFunction:
-    return lambda logits, labels, divisor: function(*_flat(logits, labels)) / divisor
+def _of_user(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:
+    if isinstance(loss, nn.modules.loss._Loss) and loss.reduction == "mean":
+        loss = _reduced(loss, "none")
+    takes_indices = isinstance(loss, nn.MultiLabelMarginLoss)
 
-
-def _scaled_to_sum(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def summed(logits: Tensor, labels: Tensor) -> Tensor:
+    def summed(logits: Tensor, labels: Tensor, divisor: Tensor | float) -> Tensor:
+        logits, labels = _flat(logits, labels)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        if labels.shape == logits.shape and not takes_indices:
+            labels = labels.to(logits.dtype)
         value = loss(logits, labels)
-        return value.sum() if value.dim() else value * item_count(logits, labels, None, loss)
+        items = kept(labels, problem)
+        if not value.dim():
+            return value * items.sum() / divisor
+        # It may have one value for each row where every number of a row is an item, or many.
+        return value.sum() * (items.numel() / max(value.numel(), 1)) / divisor
 
     return summed
 
 
-def item_count(logits: Tensor, labels: Tensor, counted: Any, loss: Any) -> Tensor | Any:
-    """Items to divide by: those of the whole step where they were counted, else of this batch."""
-    items = labels.ne(IGNORE).sum() if counted is None else counted
-    soft = labels.is_floating_point() and labels.shape == logits.shape
-    if soft and getattr(loss, "problem_type", None) == SINGLE_LABEL:
-        # Trainer counts every number of a row of probabilities as a label.
-        items = items / logits.shape[-1]
+def item_count(labels: Tensor, counted: Any, problem: str | None) -> Tensor | Any:
+    """Items to divide by: those of the whole step where they were counted, else of this batch.
+
+    Args:
+        labels: Those of the batch.
+        counted: The items of the step, or None.
+        problem: What the labels are for; see `kept`.
+    """
+    items = kept(labels, problem).sum() if counted is None else counted
     return items.clamp(min=1) if torch.is_tensor(items) else max(items, 1)
-
-
-def shift_left(labels: Tensor) -> Tensor:
-    """Labels of the next token; shifting the logits instead would copy them."""
-    return F.pad(labels, (0, 1), value=IGNORE)[..., 1:].contiguous()
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits of a model's outputs, a `ModelOutput` or a tuple without a loss."""
-    logits = outputs.get("logits") if hasattr(outputs, "get") else outputs[0]
-    if logits is None:
-        raise ValueError(
-            "the model returned no logits, so no loss can be computed from them "
-            "(is a fused head such as Liger's switched on?)"
-        )
-    return logits  # type: ignore[no-any-return]
 
 
 def compute_loss_func(
@@ -161,7 +265,8 @@ def compute_loss_func(
         >>> Trainer(model, args, compute_loss_func=compute_loss_func("strict_m_power", alpha=0.3))
     """
     loss = get_loss(name, **params)
-    summed = sum_over_items(loss)
+    problem = problem_of(loss)
+    summed = sum_over_items(loss, problem)
 
     def compute(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         if labels is None:
@@ -187,6 +292,12 @@ def compute_loss_func(
             # Under DataParallel the count comes once per GPU, and the stock Trainer multiplies the
             # loss by their number although it was computed on all outputs at once.
             num_items_in_batch = num_items_in_batch.flatten()[0] * num_items_in_batch.numel()
-        return summed(logits, labels, item_count(logits, labels, num_items_in_batch, loss))
+        items = num_items_in_batch
+        logits, labels = fit(logits, labels, problem)
+        if items is not None and problem == REGRESSION:
+            items = items + (labels == IGNORE).sum()  # Trainer has left them out of the count.
+        elif items is not None and problem == SINGLE_LABEL and labels.is_floating_point():
+            items = items / labels.shape[-1]  # Trainer has counted every number of a row.
+        return summed(logits, labels, item_count(labels, items, problem))
 
     return compute

@@ -13,14 +13,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hf_losses import functional  # noqa: F401  (registers the losses)
+from hf_losses import direction, functional  # noqa: F401  (registers the losses)
 from hf_losses.pool import write_json
 from hf_losses.registry import get_spec, list_losses, nearest, neutral_loss
 
 PLAN = "plan.json"
 OURS = ("loss", "seed", "output_dir")  # The flags that compare gives to the script.
-# Smaller is better for these; whatever else is compared, larger is.
-LOWER_IS_BETTER = ("loss", "cross_entropy", "ece", "mse", "mae", "rmse", "perplexity", "wer", "cer")
 TUNING_SEED = 0  # Test results come from seeds 1, 2, …
 FIRST_SEED = 1
 
@@ -285,7 +283,7 @@ def lower_is_better(plan: Plan, metric: Mapping[str, str] | None) -> bool:
     if plan.lower_is_better is not None:
         return plan.lower_is_better
     name = plan.metric or (metric["name"] if metric else "")
-    return name in LOWER_IS_BETTER
+    return direction.lower_is_better(name)
 
 
 def find_program(name: str) -> str:

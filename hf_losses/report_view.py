@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_losses.plan import LOWER_IS_BETTER
+from hf_losses.direction import lower_is_better
 from hf_losses.statistics import describe_design
 
 NOTHING = "–"
@@ -199,7 +199,7 @@ def _command(plan: Mapping[str, Any], metric: Mapping[str, str] | None) -> str:
     for name in ("seeds", "screen", "confirm", "top", "metric"):
         if plan[name] is not None:
             words += [f"--{name}", str(plan[name])]
-    if metric and plan["lower_is_better"] != (metric["name"] in LOWER_IS_BETTER):
+    if metric and plan["lower_is_better"] != lower_is_better(metric["name"]):
         words.append("--lower_is_better" if plan["lower_is_better"] else "--no-lower_is_better")
     if plan["tune"]:
         ranges = [f"{name}={low!r}:{high!r}" for name, (low, high) in plan["tune"].items()]

@@ -11,12 +11,14 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hf_losses.criterion import get_loss
 from hf_losses.registry import parse_loss_kwargs
 from hf_losses.schedule import check_warmup
+from hf_losses.script_source import trains_without_trainer
 
 if TYPE_CHECKING:
     from hf_losses.swap import Swap
@@ -41,7 +43,8 @@ def prepare(
         SystemExit if no `Trainer` was trained with the loss.
 
     Raises:
-        ValueError: If loss or parameters are wrong, or there is no such script.
+        ValueError: If loss or parameters are wrong, there is no such script, or its source shows
+            that it trains without a `Trainer`.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     settings["loss_kwargs"] = parse_loss_kwargs(settings.get("loss_kwargs")) or None
@@ -52,13 +55,18 @@ def prepare(
         settings.get("loss_warmup_steps", 0),
         settings.get("loss_warmup_from"),
     )
+    root = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
     if not sys.flags.safe_path:
-        sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
-    if module:
-        if not _exists(script):
-            raise ValueError(f"no module named {script!r}; for a file leave out -m")
-    elif not os.path.isfile(script):
+        sys.path[0] = root
+    if not module and not os.path.isfile(script):
         raise ValueError(f"no script {script!r}; for a module write -m {script}")
+    file = _file_of(script) if module else os.path.realpath(script)
+    if trains_without_trainer(Path(file), Path(root)):
+        raise ValueError(
+            f"the loss {loss!r} cannot be used: {script} has no transformers Trainer, nor have the "
+            "modules beside it, and trains in a loop of its own; use "
+            f"hf_losses.get_loss({loss!r}) in that loop"
+        )
 
     def run() -> int:
         if os.environ.get("RANK", "0") == "0":
@@ -70,11 +78,18 @@ def prepare(
     return run
 
 
-def _exists(module: str) -> bool:
+def _file_of(module: str) -> str:
+    """The file that `python -m` runs."""
     try:
-        return importlib.util.find_spec(module) is not None
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.submodule_search_locations is not None:
+            module = f"{module}.__main__"
+            spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of a package above it
-        return False
+        spec = None
+    if spec is None:
+        raise ValueError(f"no module named {module!r}; for a file leave out -m")
+    return str(spec.origin)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
+from transformers.utils.generic import find_labels
 
-from hf_losses.calibration import calibration_bins, expected_calibration_error
+from hf_losses.adapters import adapter_term, check_adapter
+from hf_losses.arguments import check_direction
+from hf_losses.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -27,26 +33,30 @@ from hf_losses.checkpoint import (
     load_renamed,
     loss_of_checkpoint,
 )
-from hf_losses.choice import (
-    builtin_loss,
-    check_fit,
+from hf_losses.choice import builtin_loss, check_fit, choose_loss
+from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.evaluation import EvaluationLosses
+from hf_losses.gradients import NonfiniteSteps
+from hf_losses.heads import (
+    IGNORE,
+    Targets,
     check_head,
-    choose_loss,
     is_causal,
+    logits_of,
+    loss_type,
     problem_type,
     settle_problem_type,
 )
-from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
-from hf_losses.gradients import NonfiniteSteps
 from hf_losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
 from hf_losses.loss_stats import LossStats, check_stats, stats_due
 from hf_losses.model_card import write_card
 from hf_losses.normalise import (
-    IGNORE,
     SumFunction,
+    check_targets,
+    fit,
     item_count,
-    logits_of,
-    shift_left,
+    kept,
+    problem_of,
     sum_over_items,
 )
 from hf_losses.publish import open_repo, publish, without_paths
@@ -55,8 +65,8 @@ from hf_losses.schedule import target_share
 
 logger = logging.getLogger(__name__)
 
-# Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.
-SAME_LOSS = {"trl.trainer.sft_trainer.SFTTrainer": ("loss_type", "nll")}
+# PEFT's prompts that become keys and values of the attention, not tokens.
+KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 NOT_PUSHED = "This checkpoint was not pushed, the next one will be. %s"
 
 # Any trainer class may stand below; the type checker sees the stock one.
@@ -81,8 +91,10 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     # Since transformers 5.19: the loss is already divided by the items of the whole step.
     loss_is_scaled_for_ga = True
-    # Trainer sets it while it trains.
+    # Trainer sets these: the first while it trains, the others when it is built.
     current_gradient_accumulation_steps = 1
+    label_names: list[str]
+    model: Any
 
     def __init__(
         self, *args: Any, loss: str | Callable[..., Tensor] | None = None, **kwargs: Any
@@ -90,15 +102,21 @@ class LossMixin(_Base):  # type: ignore[misc]
         """See the class."""
         if isinstance(loss, str):
             get_spec(loss)  # Before the trainer makes folders, or a repository on the Hub.
+        self._check_base()
+        self._sft = SFTLog(self)
         self._given_loss = loss
         self._built: tuple[Any, Any, SumFunction] | None = None
         self._first: tuple[Any, Any, SumFunction] | None = None
         self._fused_head: Any = None  # While a step is computed without logits.
-        self._neutral_losses: list[Tensor] | None = None
-        self._neutral_of_batch: Tensor | None = None
-        self._bins: Tensor | None = None
+        self._evaluation: EvaluationLosses | None = None  # While one runs.
         self._batch_has_loss = False
+        self._targets_checked = {True: False, False: False}  # By whether the model is training.
+        self._empty_steps: Any = 0  # Steps of training whose labels were all ignored.
+        self._warned_of_empty = False
         self._unwrapped: tuple[Any, Any] | None = None
+        self._taken: Targets | None = None
+        # Labels and attention mask of the batch that the model was last run on.
+        self._adapter_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
         self._nonfinite = NonfiniteSteps()
         self._stats = LossStats()
         self._stats_of_line: dict[str, float] = {}
@@ -144,8 +162,13 @@ class LossMixin(_Base):  # type: ignore[misc]
             criterion = choose_loss(self._given_loss, self.args, self._core())
             if isinstance(criterion, nn.Module):
                 criterion.to(self.args.device)
-            self._built = (key, criterion, sum_over_items(criterion))
+            problem = problem_type(self._core()) or problem_of(criterion)
+            self._built = (key, criterion, sum_over_items(criterion, problem))
         return self._built[1:]
+
+    def _problem(self) -> str | None:
+        """What labels are for: the head says it, and of one that is not known, the loss."""
+        return problem_type(self._core()) or problem_of(self.criterion)
 
     def _first_loss(self) -> tuple[Any, SumFunction]:
         """What a loss warm-up begins with: it shares class weights and smoothing with the loss."""
@@ -158,19 +181,23 @@ class LossMixin(_Base):  # type: ignore[misc]
                 options.pop(own, None)
             first = get_loss(key[1] or self._neutral_name(), **options).to(self.args.device)
             check_fit(first, self._core())
-            self._first = (key, first, sum_over_items(first))
+            self._first = (key, first, sum_over_items(first, self._problem()))
         return self._first[1:]
 
     def _core(self) -> Any:
         """The model without wrappers and adapters."""
         if self._unwrapped is None or self._unwrapped[0] is not self.model:
             # Unwrapping walks through all modules; a search replaces the model for every trial.
-            model = self.accelerator.unwrap_model(self.model)
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             core = model.get_base_model() if hasattr(model, "get_base_model") else model
             self._unwrapped = (self.model, core)
         return self._unwrapped[1]
 
+    def _check_base(self) -> None:
+        check_base(type(self), LossMixin)
+
     def _check_trainer(self) -> None:
+        check_direction(self.args)
         if self.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func would compete with this trainer's loss: pass it as loss=, "
@@ -198,10 +225,31 @@ class LossMixin(_Base):  # type: ignore[misc]
                 "use data or tensor parallelism with this trainer"
             )
         if not self.label_names:
-            self.label_names = ["labels"]  # The model itself never sees them.
+            # Of a compiled model Trainer has not found them; that itself never sees them.
+            self.label_names = find_labels(type(self._core())) or ["labels"]
         check_head(self._core(), self.label_names)
+        check_adapter(
+            self.accelerator.unwrap_model(self.model),
+            data_parallel=self.args.n_gpu > 1,
+            processes=self.accelerator.num_processes,
+        )
         # Trainer asks transformers' name of the loss, which GPT-2 and others do not have.
         self._loss_shifts_labels |= is_causal(self._core())
+
+    def _targets(self) -> Targets:
+        """How labels and logits are taken from a batch of the model as it is now."""
+        core = self._core()
+        if self._taken is None or self._taken.model is not core:
+            shifts, virtual = self._loss_shifts_labels, self._virtual_tokens()
+            self._taken = Targets(core, self.label_names, shifts=shifts, virtual_tokens=virtual)
+        return self._taken
+
+    def _virtual_tokens(self) -> int:
+        """How many embeddings PEFT puts before those of the tokens."""
+        config = getattr(self.accelerator.unwrap_model(self.model), "active_peft_config", None)
+        if config is None or not config.is_prompt_learning or config.peft_type in KEYS_AND_VALUES:
+            return 0
+        return int(config.num_virtual_tokens)
 
     def _check_fused_linear(self) -> None:
         core = self._core()
@@ -214,7 +262,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         plugin = self.accelerator.state.deepspeed_plugin
         for what, present in (
             ("loss_stats_steps, which needs the logits", self.args.loss_stats_steps),
-            ("torch_compile", self.args.torch_compile),
+            ("torch_compile", self.args.torch_compile or is_compiled_module(self.model)),
             ("DataParallel (start one process per GPU)", self.args.n_gpu > 1),
             ("FSDP, which shards the head", self.is_fsdp_enabled),
             ("DeepSpeed's ZeRO-3, which shards the head", plugin and plugin.zero_stage == 3),
@@ -227,6 +275,21 @@ class LossMixin(_Base):  # type: ignore[misc]
                 "fused_linear does not work with a head that a hook of Accelerate moves between "
                 "devices: load the model without device_map, or switch fused_linear off"
             )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        with self._uncompiled():  # Else they are *args and **kwargs.
+            super()._set_signature_columns_if_needed()
+
+    @contextmanager
+    def _uncompiled(self) -> Iterator[None]:
+        """The model itself in the place of `torch.compile(model)`, if that was given."""
+        given = self.model
+        if is_compiled_module(given):
+            self.model = given._orig_mod
+        try:
+            yield
+        finally:
+            self.model = given
 
     # ---- Computing it ------------------------------------------------------------------------
 
@@ -253,113 +316,193 @@ class LossMixin(_Base):  # type: ignore[misc]
             ValueError: If labels or logits are missing or do not fit each other.
         """
         # A copy without labels: given them, the model would compute its built-in loss for nothing.
-        inputs = dict(inputs)
-        labels = inputs.pop("labels", None)
-        shifted = inputs.pop("shift_labels", None)
-        inputs.pop("skip_logits", None)
-        if labels is None and shifted is None:
+        batch, inputs = inputs, {**inputs, **self._sft.model_inputs()}
+        targets = self._targets()
+        if not targets.present(inputs):
             raise ValueError(
-                f"the batch has no 'labels' for the loss, only: {', '.join(inputs)} "
-                "(the data needs a column 'label' or 'labels')"
+                f"the batch has no {' and '.join(map(repr, self.label_names))} for the loss, only: "
+                f"{', '.join(inputs)} (the data needs a column 'label' or 'labels')"
             )
+        given = [inputs.get(name) for name in self.label_names]
+        if given[0] is not None:
+            settle_problem_type(self._core(), given[0])
+        labels = targets.of_batch(inputs)
+        shifted = inputs.get("shift_labels") is not None
+        for name in (*self.label_names, "shift_labels", "skip_logits"):
+            inputs.pop(name, None)
         core = self._core()
-        if labels is not None:
-            settle_problem_type(core, labels)
+        if given[0] is not None:
             if (
                 hasattr(core, "prepare_decoder_input_ids_from_labels")
                 and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
                 and core.config.is_encoder_decoder
             ):
                 inputs["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(
-                    labels=labels
+                    labels=given[0]
                 )
-        if shifted is None:
-            shifted = shift_left(labels) if self._loss_shifts_labels else labels
+        self._adapter_inputs = (given[0], inputs.get("attention_mask"))
         fuses = getattr(self.args, "fused_linear", False) and self.model.training
         if fuses and not return_outputs:
-            return self._fused_loss(model, inputs, shifted, num_items_in_batch)
+            return self._fused_loss(model, inputs, labels, shifted, num_items_in_batch, batch)
+        if loss_type(core) is None and _needs_labels(core):
+            inputs["labels"] = given[0]
         outputs = model(**inputs)
+        self._sft.add(batch, outputs)
         if torch.is_tensor(outputs):
             outputs = (outputs,)  # Of a user's own module.
-        loss = self.compute_loss_func(outputs, shifted, num_items_in_batch=num_items_in_batch)
+        if isinstance(outputs, tuple):
+            # Without labels some return (None, logits); if they had to have them, (loss, logits).
+            outputs = tuple(o for o in outputs if not torch.is_tensor(o) or o.dim())
+            outputs = tuple(o for o in outputs if o is not None)
+        loss = self.compute_loss_func(
+            outputs, labels, num_items_in_batch=num_items_in_batch, shifted=shifted
+        )
         if isinstance(outputs, tuple):
             outputs = (loss, *outputs)  # Trainer's evaluation leaves out the first of a tuple.
         return (loss, outputs) if return_outputs else loss
 
     def _fused_loss(
-        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, items: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: list[Tensor],
+        shifted: bool,
+        items: Any,
+        batch: dict[str, Any],
     ) -> Tensor:
         """The loss in the place of the logits: the head's weight may be used in forward alone."""
-        self._fused_head = self._core().get_output_embeddings()
+        head = self._fused_head = self._core().get_output_embeddings()
+
+        def of_hidden(hidden: Tensor) -> Tensor:
+            self._sft.add_tokens(batch, hidden, head)
+            loss: Tensor = self.compute_loss_func(
+                (hidden,), labels, num_items_in_batch=items, shifted=shifted
+            )
+            return loss
+
         try:
-            with HeadOutput(
-                self._fused_head,
-                lambda hidden: self.compute_loss_func((hidden,), labels, num_items_in_batch=items),
-            ):
+            with HeadOutput(head, of_hidden):
                 outputs = model(**inputs)
         finally:
             self._fused_head = None
+        self._sft.add_balance(outputs)
         loss: Tensor = logits_of(outputs) + self._auxiliary(outputs)
         return loss
 
     def _loss_of_outputs(
-        self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None
+        self,
+        outputs: Any,
+        labels: list[Tensor],
+        num_items_in_batch: Any = None,
+        shifted: bool = False,
     ) -> Tensor:
-        criterion = self.criterion
-        logits = logits_of(outputs)  # Of a fused head, hidden states.
-        if logits.dim() == 3 and labels.dim() == 2 and self._has_virtual_tokens():
-            logits = logits[:, -labels.shape[1] :]
-        items = num_items_in_batch
-        if torch.is_tensor(items) and items.dim():
-            # DataParallel: once per GPU, and without averaging across devices already divided.
-            items = items.flatten()[0]
-            if not self.args.average_tokens_across_devices:
-                items = items * self.args.n_gpu
-        rows = self._rows_of_last_batch(len(labels))
-        if rows is not None:
-            logits, labels = logits[:rows], labels[:rows]
-            items = self.accelerator.reduce(labels.ne(IGNORE).sum())
-        count = item_count(logits, labels, items, criterion)
-        if rows is None and num_items_in_batch is None:
-            if self.model.training:
-                count = count * self.current_gradient_accumulation_steps
-        elif rows is None and self.args.average_tokens_across_devices:
-            # The count is over all processes, but their gradients are averaged.
-            count = count / (self.accelerator.num_processes // self.get_tp_size())
+        """The mean over the classifications that a row goes through, mostly one; see `Targets`."""
+        targets, problem = self._targets(), self._problem()
+        logits = targets.logits(outputs, labels, shifted=shifted)
+        pairs = [fit(*pair, problem) for pair in zip(logits, labels, strict=True)]
+        if not self._targets_checked[self.model.training]:
+            self._targets_checked[self.model.training] = True
+            for pair in pairs:
+                check_targets(*pair, self.criterion)
+        if self._evaluation is not None:
+            loss = self._evaluated(self._evaluation, pairs)
+        else:
+            counts = self._divisors([own for _, own in pairs], num_items_in_batch)
+            losses = [self._loss_of_step(*p, c) for p, c in zip(pairs, counts, strict=True)]
+            loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        self._batch_has_loss = True
+        added = self._auxiliary(outputs)
+        if self._evaluation is not None and torch.is_tensor(added):
+            self._evaluation.add_term(added, len(labels[0]))
+        total: Tensor = loss + added
+        return total
 
-        def of_step(criterion: Any, summed: SumFunction) -> Tensor:
-            if self._fused_head is not None:
-                return linear_of_head(logits, self._fused_head, labels, criterion, count)
-            if rows is None:
-                return summed(logits, labels, count)
-            # One mean for all: processes with fewer rows, or none, must not weigh as much.
-            own = summed(logits, labels, 1) if rows else logits.float().sum()
-            mean: Tensor = self.accelerator.reduce(own) / count
-            return mean
+    def _divisors(self, labels: list[Tensor], items: Any) -> list[Any]:
+        """What each classification's sum is divided by, from Trainer's count of the step."""
+        several = items if len(labels) > 1 and items is not None else [items] * len(labels)
+        divisors = []
+        for own, counted in zip(labels, several, strict=True):
+            if torch.is_tensor(counted) and counted.dim():
+                # DataParallel: once per GPU, and without averaging across devices already divided.
+                counted = counted.flatten()[0]
+                if not self.args.average_tokens_across_devices:
+                    counted = counted * self.args.n_gpu
+            count = item_count(own, counted, self._problem())
+            if counted is None:
+                if self.model.training:
+                    count = count * self.current_gradient_accumulation_steps
+            elif self.args.average_tokens_across_devices:
+                # The count is over all processes, but their gradients are averaged.
+                count = count / (self.accelerator.num_processes // self.get_tp_size())
+            divisors.append(count)
+        return divisors
 
-        if self.model.training and stats_due(self.args, self.state.global_step + 1):
-            self._stats.add(criterion, logits, labels)
+    def _summed(
+        self, loss: tuple[Any, SumFunction], logits: Tensor, labels: Tensor, divisor: Any
+    ) -> Tensor:
+        criterion, summed = loss
+        if self._fused_head is not None:  # The logits are hidden states.
+            return linear_of_head(logits, self._fused_head, labels, criterion, divisor)
+        return summed(logits, labels, divisor)
+
+    def _loss_of_step(self, logits: Tensor, labels: Tensor, divisor: Any) -> Tensor:
+        """One classification of a micro-batch, with the loss warm-up while it lasts."""
         share = None
         if self.model.training:
+            if stats_due(self.args, self.state.global_step + 1):
+                self._stats.add(self.criterion, logits, labels)
             share = target_share(self.args, self.state.global_step, self.state.max_steps)
         if share == 0:
-            loss = of_step(*self._first_loss())
-        else:
-            loss = of_step(*self._loss())
-            if share is not None and share < 1:
-                loss = share * loss + (1 - share) * of_step(*self._first_loss())
-        self._batch_has_loss = True
-        if self._neutral_losses is not None:
-            neutral = self._neutral()
-            same = neutral.config == self.loss_config
-            found = loss if same else of_step(neutral, sum_over_items(neutral))
-            self._neutral_of_batch = found.detach()
-            one_of_many = neutral.spec.task == "classification" and not labels.is_floating_point()
-            if one_of_many and logits.dim() == 2 and labels.dim() == 1:
-                bins = calibration_bins(logits.detach(), labels)
-                self._bins = bins if self._bins is None else self._bins + bins
-        total: Tensor = loss + self._auxiliary(outputs)
-        return total
+            return self._summed(self._first_loss(), logits, labels, divisor)
+        loss = self._summed(self._loss(), logits, labels, divisor)
+        if share is not None and share < 1:
+            first = self._summed(self._first_loss(), logits, labels, divisor)
+            loss = share * loss + (1 - share) * first
+        return loss
+
+    def _evaluated(
+        self, evaluation: EvaluationLosses, pairs: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """The mean over a batch's items; their sums go into the evaluation's."""
+        neutral, problem, parts = self._neutral(), self._problem(), []
+        same = neutral.config == self.loss_config
+        for logits, labels in pairs:
+            rows = self._rows_of_last_batch(len(labels))
+            logits, labels = logits[:rows], labels[:rows]
+            if len(labels):
+                loss = self._loss()[1](logits, labels, 1.0)
+                baseline = sum_over_items(neutral, problem)
+                found = loss if same else baseline(logits, labels, 1.0)
+                parts.append(torch.stack([loss, found, kept(labels, problem).sum()]))
+            else:
+                parts.append(logits.new_zeros(3, dtype=torch.float32))
+            of_classes = neutral.spec.task == "classification" and not labels.is_floating_point()
+            if of_classes and logits.dim() == 2 and labels.dim() == 1 and len(pairs) == 1:
+                evaluation.add_predictions(logits, labels)
+        loss, found, items = torch.stack(parts, -1)
+        evaluation.add(loss, found, items)
+        mean: Tensor = (loss / items.clamp(min=1)).mean()
+        return mean
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Trainer's count of a step's items, by what an item of this head is."""
+        targets = self._targets()
+        if not batch_samples or not targets.present(batch_samples[0]):
+            return None
+        marks = []
+        for batch in batch_samples:
+            if batch.get(self.label_names[0]) is not None:
+                settle_problem_type(self._core(), batch[self.label_names[0]])
+            items = [kept(labels, self._problem()) for labels in targets.of_batch(batch)]
+            marks.append([item.long() - 1 for item in items])  # 0 or -1
+        counts = []
+        for part in zip(*marks, strict=True):
+            # Trainer counts what is not -100, in labels that are already shifted.
+            steps = [{"labels": m, "shift_labels": m * -IGNORE} for m in part]
+            counts.append(super()._get_num_items_in_batch(steps, device))
+        if self.model.training:
+            self._empty_steps = self._empty_steps + (sum(counts) == 0)
+        return counts[0] if len(counts) == 1 else torch.stack(counts)
 
     def _neutral(self) -> ClassificationLoss | RegressionLoss:
         """The plain baseline of the task, by which runs with different losses are compared."""
@@ -372,18 +515,16 @@ class LossMixin(_Base):  # type: ignore[misc]
         return builtin_loss(self._core()) if spec is None else neutral_loss(spec.task)
 
     def _auxiliary(self, outputs: Any) -> Tensor | float:
-        """What a mixture of experts adds to its loss; models leave it out when given no labels."""
+        """What a mixture of experts and PEFT add to a loss, but not when given no labels."""
+        if self._fused_head is not None:
+            return 0.0  # Within the head; it comes when the model has been run.
+        adapted = self.accelerator.unwrap_model(self.model)
+        added = adapter_term(adapted, *self._adapter_inputs)
         auxiliary = outputs.get("aux_loss") if hasattr(outputs, "get") else None
-        if auxiliary is None:
-            return 0.0
-        steps = self.current_gradient_accumulation_steps if self.model.training else 1
-        added: Tensor = auxiliary * (self._core().config.router_aux_loss_coef / steps)
-        return added
-
-    def _has_virtual_tokens(self) -> bool:
-        model = self.accelerator.unwrap_model(self.model)
-        config = getattr(model, "active_peft_config", None)
-        return config is not None and bool(config.is_prompt_learning)
+        if auxiliary is not None:
+            added = added + auxiliary * self._core().config.get_text_config().router_aux_loss_coef
+        # Once per optimizer step: the mean over its micro-batches.
+        return added / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     # ---- Gradients that are not finite -------------------------------------------------------
 
@@ -424,12 +565,25 @@ class LossMixin(_Base):  # type: ignore[misc]
                 # Of a fused optimizer, which does the skipping itself, accelerate does not know it.
                 skipped = self.accelerator.scaler or self.accelerator.optimizer_step_was_skipped
                 logger.warning(self._nonfinite.warning(self.state.global_step, bool(skipped)))
+        if {"loss", "train_runtime"} & logs.keys():
+            self._warn_of_empty_steps()
         share = target_share(self.args, self.state.global_step - 1, self.state.max_steps)
         if "loss" in logs and share is not None:
             logs["loss_warmup"] = share
         logs.update(self._stats_of_line)
         self._stats_of_line = {}
         super().log(logs, *args, **kwargs)
+
+    def _warn_of_empty_steps(self) -> None:
+        # Here, where the log has waited for the device anyway.
+        steps, self._empty_steps = int(self._empty_steps), 0
+        if steps and not self._warned_of_empty and self.is_world_process_zero():
+            self._warned_of_empty = True
+            logger.warning(
+                f"no item had a label in {steps} of the last optimizer steps: their loss is 0 and "
+                "nothing is learned from them (labels of -100 are left out; is everything masked, "
+                "or cut off by the maximum length?)"
+            )
 
     # ---- Evaluation --------------------------------------------------------------------------
 
@@ -438,30 +592,31 @@ class LossMixin(_Base):  # type: ignore[misc]
 
         For a classifier it reports `eval_ece` too, see `expected_calibration_error`.
         """
-        self._neutral_losses, self._bins = [], None
+        self._evaluation = EvaluationLosses()
         try:
             output = super().evaluation_loop(*args, **kwargs)
-            if self._neutral_losses:
-                prefix = kwargs.get("metric_key_prefix", "eval")
-                mean = torch.cat(self._neutral_losses).cpu().numpy().mean().item()
-                output.metrics[f"{prefix}_{self._neutral_name()}"] = mean
-                if self._bins is not None:
-                    bins = self.accelerator.reduce(self._bins)
-                    output.metrics.setdefault(f"{prefix}_ece", expected_calibration_error(bins))
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            finite_only = self.args.logging_nan_inf_filter
+            found = self._evaluation.metrics(self.accelerator, finite_only=finite_only)
+            if found:
+                # Trainer's mean weighs batches by their rows, however many items these have.
+                output.metrics[f"{prefix}_loss"] = found["loss"]
+                output.metrics[f"{prefix}_{self._neutral_name()}"] = found["baseline"]
+            if "ece" in found:
+                output.metrics.setdefault(f"{prefix}_ece", found["ece"])
         finally:
-            self._neutral_losses = None
+            self._evaluation = None
         return output
 
     def _rows_of_last_batch(self, size: int) -> int | None:
         """How many rows of an evaluation's last batch are this process's own.
 
         Several processes fill it up with rows from the beginning, so that all have equally many.
-        None wherever Trainer's mean is right without it.
+        None for all of them.
         """
         state, tensor_parallel = self.accelerator.gradient_state, self.get_tp_size() > 1
         if (
-            self._neutral_losses is None
-            or self.accelerator.num_processes == 1
+            self.accelerator.num_processes == 1
             or tensor_parallel
             or getattr(self.accelerator, "parallelism_config", None) is not None
             or not state.end_of_dataloader
@@ -474,15 +629,12 @@ class LossMixin(_Base):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Trainer's step, with this trainer's loss whatever the class below does."""
-        self._neutral_of_batch, self._batch_has_loss = None, False
+        self._batch_has_loss = False
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if loss is not None and not self._batch_has_loss:
             # Seq2SeqTrainer takes the model's built-in loss when it generates.
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
-        if self._neutral_losses is not None and self._neutral_of_batch is not None:
-            repeated = self._neutral_of_batch.repeat(self.args.eval_batch_size)
-            self._neutral_losses.append(self.gather_function(repeated))
         return loss, logits, labels
 
     # ---- Saving and resuming -----------------------------------------------------------------
@@ -509,19 +661,28 @@ class LossMixin(_Base):  # type: ignore[misc]
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             self.check_same_loss(str(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        trained = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        self._name_loss_in_config()  # For model.save_pretrained alone.
+        return trained
+
+    def _name_loss_in_config(self) -> None:
+        config = getattr(self._core(), "config", None)
+        if config is not None:
+            config.hf_losses = self.loss_config
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's loading, which also finds weights that transformers has renamed."""
-        target = self.model if model is None else model
-        if self._is_sharded() or not load_renamed(target, resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with self._uncompiled():
+            target = self.model if model is None else model
+            if self._is_sharded() or not load_renamed(target, resume_from_checkpoint):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         """The same for the best model at the end of a training."""
         best = self.state.best_model_checkpoint
-        if self._is_sharded() or not load_renamed(self.model, best):
-            super()._load_best_model()
+        with self._uncompiled():
+            if self._is_sharded() or not load_renamed(self.model, best):
+                super()._load_best_model()
 
     def _is_sharded(self) -> bool:
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -538,7 +699,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             raise ValueError(
                 f"{checkpoint} was trained with the loss {before}, not {self.loss_config}: resume "
                 "with the same loss, start in another output_dir, or pass --allow_loss_change "
-                "(LossTrainingArguments(allow_loss_change=True))"
+                "(LossTrainingArguments(allow_loss_change=True); to hf-losses run before SCRIPT)"
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -550,14 +711,13 @@ class LossMixin(_Base):  # type: ignore[misc]
             "args": self.loss_config,
             "attributes": {COUNT_KEY: self._nonfinite.count},
         }
-        config = getattr(self._core(), "config", None)
-        if config is not None:
-            config.hf_losses = self.loss_config
+        self._name_loss_in_config()
         if self.args.should_save:
             self._write_records(output_dir or self.args.output_dir)
         token, self.args.hub_token = self.args.hub_token, None  # It would get into a pickle.
         try:
-            super().save_model(output_dir, _internal_call=True)
+            with self._uncompiled():  # Else the weights get names that from_pretrained lacks.
+                super().save_model(output_dir, _internal_call=True)
         finally:
             self.args.hub_token = token
         if self.args.push_to_hub and not _internal_call:
@@ -689,10 +849,11 @@ class LossMixin(_Base):  # type: ignore[misc]
         """Writes `README.md` and its pictures: Trainer's metadata, and the text of this project.
 
         Args:
-            *args: Those of `Trainer.create_model_card`.
+            *args: Those of the trainer class: TRL's take `model_name`, `dataset_name` and `tags`.
             **kwargs: The same.
         """
-        if not args and kwargs.get("dataset_tags") is None:
+        takes_tags = "dataset_tags" in inspect.signature(super().create_model_card).parameters
+        if takes_tags and not args and kwargs.get("dataset_tags") is None:
             # Trainer would take what has read the files, such as "imagefolder", for their name.
             kwargs["dataset_tags"] = []
         super().create_model_card(*args, **kwargs)
@@ -707,9 +868,10 @@ def _warn_if_it_failed(job: Future[Any]) -> None:
         logger.warning(NOT_PUSHED, error)
 
 
-def full_name(cls: type) -> str:
-    """Module and name of a class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _needs_labels(model: nn.Module) -> bool:
+    """Whether forward cannot be called without labels, as in some users' modules."""
+    labels = inspect.signature(model.forward).parameters.get("labels")
+    return labels is not None and labels.default is inspect.Parameter.empty
 
 
 class LossTrainer(LossMixin, Trainer):  # type: ignore[misc]

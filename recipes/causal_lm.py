@@ -17,6 +17,7 @@ import torch
 from arguments import RecipeTrainingArguments, check_loss, option
 from conversations import DEFAULT, IGNORED, DataArguments
 from generation import generate
+from limits import fit_tokenizer, outline, usable_length
 from lora import LoraArguments, add_adapter
 from small_lm import small_model, small_tokenizer
 from torch.nn.functional import cross_entropy
@@ -62,8 +63,7 @@ def load_tokenizer(path):
         raise ValueError(f"cannot load the tokenizer of {path!r}: {text}") from error
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer of {path!r} has no EOS token, which ends a completion")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    fit_tokenizer(tokenizer, outline(path), path)
     return tokenizer
 
 
@@ -135,7 +135,7 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
             tokenizer = load_tokenizer(path)
-            length = min(options.max_length, tokenizer.model_max_length)
+            length = usable_length(options.max_length, tokenizer, args)
             if not 0 < options.max_new_tokens < length:
                 raise ValueError(f"--max_new_tokens must be above 0 and below {length} tokens")
             sets = data.encode(tokenizer, length)

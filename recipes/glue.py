@@ -11,6 +11,7 @@ from pathlib import Path
 
 import output
 from arguments import RecipeTrainingArguments, check_loss, option
+from limits import fit_tokenizer, usable_length
 from lora import LoraArguments, add_adapter
 from text_data import DataArguments
 from transformers import (
@@ -79,9 +80,7 @@ def load_model(path, options, data):
             f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
             "takes a folder or a Hub name that AutoModelForSequenceClassification loads"
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    fit_tokenizer(tokenizer, model, path)
     if options.lora:
         model = add_adapter(model, options, loading, "SEQ_CLS")
     return tokenizer, model
@@ -89,9 +88,9 @@ def load_model(path, options, data):
 
 def make_trainer(data, tokenizer, options, args, **model):
     """The trainer of a `model` or a `model_init`, on data that it tokenizes."""
+    length = usable_length(options.max_length, tokenizer, args)
 
     def tokenize(batch):
-        length = min(options.max_length, tokenizer.model_max_length)
         return tokenizer(*map(batch.get, data.columns), truncation=True, max_length=length)
 
     def decide(logits, labels):

@@ -15,7 +15,8 @@ import datasets
 import numpy as np
 from arguments import option
 from images import Images, Pixels, Stored
-from labels import check_complete, check_two, class_names, encode
+from labels import check_complete, check_not_all, check_two, class_names, encode
+from sets import SETS, check_seen, folders_of_sets
 from sklearn.datasets import load_digits
 
 from hf_losses.registry import nearest
@@ -126,7 +127,7 @@ class DataArguments:
             else:
                 splits[name] = split.readable()
         check_two(splits["train"].labels, classes)
-        order = [name for name in ("train", "validation", "test") if name in splits]
+        order = [name for name in SETS if name in splits]
         origin = self._origin()
         if self.on_hub:
             origin["splits"] = {name: names[name] for name in order}
@@ -158,7 +159,8 @@ class DataArguments:
                     found[SPLITS[split]] = f"{self.dataset_name}, {split} set", rows
                     called[SPLITS[split]] = split
         else:
-            for split in ("train", "validation", "test"):
+            _check_apart({n: p for n in SETS if (p := getattr(self, f"{n}_dir"))})
+            for split in SETS:
                 folder, file = getattr(self, f"{split}_dir"), getattr(self, f"{split}_file")
                 if folder:
                     found[split] = folder, _load_folder(folder)
@@ -172,6 +174,10 @@ class DataArguments:
         image, label = _image_column(train, self.image_column, where), None
         label = _label_column(train, self.label_column, where)
         feature = train.features[label]
+        if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+            raise ValueError(f"{where}: column {label!r} holds {feature}, not labels")
+        if self.train_dir:
+            check_not_all(train[label][:], where)
         classes = getattr(feature, "names", None) or class_names(train[label][:], where)
         splits = {}
         for split, (where, rows) in found.items():
@@ -314,14 +320,17 @@ def _is_path(name: str) -> bool:
 def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     if _is_path(name) and not Path(name).expanduser().is_dir():
         raise ValueError(f"no folder {name!r}")
+    folder = Path(name).expanduser()
     try:
-        return dict(datasets.load_dataset(str(Path(name).expanduser()), config))
+        found = dict(datasets.load_dataset(str(folder), config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, --train_dir, --train_file "
             f"or {DIGITS}"
         ) from error
+    check_seen(folders_of_sets(folder).values(), {SPLITS[name] for name in SPLITS if name in found})
+    return found
 
 
 def _load_folder(folder: str) -> datasets.Dataset:
@@ -337,6 +346,32 @@ def _load_folder(folder: str) -> datasets.Dataset:
             f"{folder}: no images found ({str(error).splitlines()[0]}); every class needs a "
             "folder of its own, as in train/cat/1.jpg"
         ) from error
+
+
+def _check_apart(folders: dict[str, str]) -> None:
+    """Raises a ValueError if the folder of a set holds others.
+
+    The class of an image is the folder that it lies in; what stands above it is not looked at.
+
+    Args:
+        folders: Those of the sets by name.
+    """
+    paths = {name: Path(folder).expanduser().resolve() for name, folder in folders.items()}
+    for name, path in paths.items():
+        given = f"--{name}_dir {folders[name]}"
+        if found := folders_of_sets(path):
+            shown = {n: Path(folders[name]) / p.relative_to(path) for n, p in found.items()}
+            raise ValueError(
+                f"{given} holds folders of sets, and the images of all of them would be one set: "
+                f"name each set ({' '.join(f'--{n}_dir {p}' for n, p in shown.items())}), or "
+                f"what holds them (--dataset_name {next(iter(shown.values())).parent})"
+            )
+        for other, below in paths.items():
+            if path in below.parents:
+                raise ValueError(
+                    f"{given} holds --{other}_dir {folders[other]}, whose images would be in both "
+                    "sets: give each set a folder of its own"
+                )
 
 
 def _load_parquet(file: str) -> datasets.Dataset:

@@ -274,7 +274,15 @@ class Mixing:
 
         Returns:
             `[B, 3, H, W]`, and the probabilities of the classes `[B, C]`, float32.
+
+        Raises:
+            ValueError: If a label is no class id; targets would not be probabilities.
         """
+        if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < self.classes:
+            raise ValueError(
+                f"mixup and CutMix take class ids from 0 to {self.classes - 1}, got "
+                f"{labels.tolist()[:8]}"
+            )
         kind = rng.choice([kind for kind, alpha in self.alphas.items() if alpha])
         share = rng.beta(self.alphas[kind], self.alphas[kind])
         other = pixels.roll(1, 0)

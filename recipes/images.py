@@ -14,6 +14,8 @@ import PIL.Image
 from arguments import CORES
 from sklearn.model_selection import train_test_split
 
+SIXTEEN_BITS = ("PNG", "PPM")  # Formats that Pillow reads into 32 bits where they have 16.
+
 
 class Stored(Sequence[PIL.Image.Image]):
     """Images in files or in a table, read when asked for.
@@ -80,6 +82,7 @@ def _problem(image: dict) -> dict[str, str]:
             # JPEG: an eighth of the size takes a fraction of the time, and every byte is read.
             opened.draft(None, (opened.width // 8 or 1, opened.height // 8 or 1))
             opened.load()
+            _largest(opened)
     except Exception as error:
         return {"problem": str(error).replace(repr(file), "").strip() or type(error).__name__}
     return {"problem": ""}
@@ -218,7 +221,25 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
     Args:
         image: Of any mode.
+
+    Raises:
+        ValueError: If its pixels are floats or 32-bit numbers: nothing says which of them is white.
     """
-    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts all above 255.
-        image = PIL.Image.fromarray((np.asarray(image, np.float32) / 257).round().astype(np.uint8))
+    largest = _largest(image)
+    if largest > 255:  # Pillow's own conversion cuts all above 255.
+        pixels = np.asarray(image, np.float32) * (255 / largest)
+        image = PIL.Image.fromarray(pixels.round().astype(np.uint8))
     return image.convert("RGB")
+
+
+def _largest(image: PIL.Image.Image) -> int:
+    """The number that stands for white; a ValueError if it is not known."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
+        return 65535
+    if image.mode in ("F", "I"):
+        kind = "floats" if image.mode == "F" else "32-bit numbers"
+        raise ValueError(
+            f"its pixels are {kind}, and nothing says which of them is white: save it with 8 or 16 "
+            "bits a pixel"
+        )
+    return 255

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
+
+NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
+FEW = 20  # So many classes may have one row each, to try something out.
 
 
 def as_number(label: object) -> float:
     """The label as a number; NaN where it is none."""
     try:
         return float(label)  # type: ignore[arg-type]
-    except ValueError:
+    except (TypeError, ValueError):
         return math.nan
+
+
+def are_decimals(labels: Iterable[object]) -> bool:
+    """Whether labels that are text are numbers with a decimal point, as regression has them.
+
+    Args:
+        labels: As they stand in the file; None or "" where there is none.
+    """
+    given = [value for value in labels if value not in (None, "")]
+    return (
+        all(isinstance(value, str) and NUMBER.fullmatch(value) for value in given)
+        and not any("," in value for value in given)
+        and any("." in value for value in given)
+    )
 
 
 def class_names(labels: Sequence[object], where: str) -> list[str]:
@@ -25,16 +43,45 @@ def class_names(labels: Sequence[object], where: str) -> list[str]:
         Their names, sorted as numbers or as words.
 
     Raises:
-        ValueError: If most labels are numbers, but not all.
+        ValueError: If most labels are numbers, but not all; if they are numbers that are not whole,
+            or nearly every label would be a class of its own.
     """
     given = [value for value in labels if value not in (None, "")]
+    commas = [value for value in given if "," in str(value)]
+    if commas and all(NUMBER.fullmatch(str(value)) for value in given):
+        raise ValueError(
+            f"{where}, row {list(labels).index(commas[0]) + 1}: label {commas[0]!r} is a number "
+            "with a comma; write numbers with a point, as in 2.4, or name every class by a word"
+        )
     words = [value for value in given if math.isnan(as_number(value))]
     if words and len(words) < len(given) / 2:
         raise ValueError(
             f"{where}, row {list(labels).index(words[0]) + 1}: label {words[0]!r} is not a "
             "number, as most others are; make all of them numbers, or name every class by a word"
         )
+    broken = [] if words else [value for value in given if as_number(value) % 1]
+    if broken:
+        raise ValueError(
+            f"{where}, row {list(labels).index(broken[0]) + 1}: label {broken[0]!r} is a number "
+            "that is not whole, so no class; name every class by a word or a whole number"
+        )
+    check_not_all(given, where)
     return [str(value) for value in sorted(set(given))]
+
+
+def check_not_all(labels: Sequence[object], where: str) -> None:
+    """Raises a ValueError if nearly every label would be a class of its own.
+
+    Args:
+        labels: Of the training set, all that there are.
+        where: File or dataset, for the error.
+    """
+    if (count := len(set(labels))) > max(FEW, len(labels) / 2):
+        raise ValueError(
+            f"{where}: {len(labels)} labels would be {count} classes, nearly each of them one of "
+            f"its own, such as {labels[0]!r}; is it the right column? Numbers to be predicted as "
+            "such need a decimal point, as in 3.0"
+        )
 
 
 def encode(

@@ -5,6 +5,7 @@ Whatever does not fit raises a ValueError that names file and row, before a mode
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from arguments import option
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
-from labels import check_complete, check_two, class_names, encode
+from labels import are_decimals, check_complete, check_two, class_names, encode
 
 from hf_losses.registry import nearest
 
@@ -50,6 +51,8 @@ MOVIE_REVIEWS = (
     "Gilbert, 2014), in the copy that ships with hf_losses"
 )
 SPLIT_FILE = re.compile(r"(train|validation|test)(_matched|_mismatched)?(-.*)?")
+ESCAPED = re.compile(r'(?:^|\t)("(?:[^"\t]|"")*""(?:[^"\t]|"")*")(?=[\t\r\n]|$)')
+LONGEST = 2**30  # Characters of a cell; Arrow has a limit of its own.
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
@@ -277,7 +280,7 @@ def load_files(
         classes = feature.names
     elif (dtype := _dtype(train, label)) in ("list", "null"):
         raise ValueError(f"{files['train']}: column {label!r} holds {feature}, not labels")
-    elif "float" in dtype:
+    elif "float" in dtype or "decimal" in dtype or are_decimals(train[label][:]):
         classes = None
     else:
         classes = class_names(train[label][:], files["train"])
@@ -352,12 +355,48 @@ def _read_table(path: Path) -> pa.Table:
             return pa.parquet.read_table(path)
         if path.suffix in (".csv", ".tsv"):
             # Unlike pandas, Arrow does not fill up short rows, and 'NA' stays a word.
-            delimiter = "\t" if path.suffix == ".tsv" else ","
-            layout = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-            return pa.csv.read_csv(path, parse_options=layout)
+            return pa.csv.read_csv(path, parse_options=layout(path))
         return pa.Table.from_pylist(_json_rows(path.read_text(encoding="utf-8-sig")))
     except (pa.ArrowException, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def layout(path: Path) -> pa.csv.ParseOptions:
+    """How a file is read: cells of a .csv are quoted, those of a .tsv if its header is.
+
+    Otherwise quotes in a .tsv are text, as in the files of GLUE.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If its quotes would join cells or rows.
+    """
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        quoted = delimiter == "," or header.startswith('"') or '\t"' in header
+        for number, line in enumerate(() if quoted else file, start=2):
+            if '""' in line and (cell := ESCAPED.search(line)):
+                raise ValueError(
+                    f"line {number}: {cell[1]:.80} looks quoted as in a .csv, but the header is "
+                    "not, and quotes are text in such a .tsv; write it unquoted, or as .jsonl"
+                )
+        if quoted:
+            file.seek(0)
+            csv.field_size_limit(LONGEST)
+            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            try:
+                for _ in rows:
+                    pass
+            except csv.Error as error:
+                raise ValueError(
+                    f"line {rows.line_num}: {error}; a cell that begins with a quote must end with "
+                    "one, and have those in between doubled; or write the file as .jsonl"
+                ) from error
+    return pa.csv.ParseOptions(
+        delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
+    )
 
 
 def _json_rows(text: str) -> list[dict]:

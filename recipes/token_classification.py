@@ -14,6 +14,7 @@ import numpy as np
 import output
 from arguments import RecipeTrainingArguments, check_loss, option
 from glue import find_model
+from limits import fit_tokenizer, usable_length
 from lora import LoraArguments, add_adapter
 from token_data import CAPITALS, DataArguments, write_conll
 from token_pieces import IGNORE, join_pieces, make_pieces
@@ -63,9 +64,7 @@ def load_model(path, options, data):
             "takes a folder or a Hub name that AutoModelForTokenClassification loads"
         ) from error
     tokenizer.padding_side = "right"  # Positions in a piece are positions in its batch.
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    fit_tokenizer(tokenizer, model, path)
     if options.lora:
         model = add_adapter(model, options, loading, "TOKEN_CLS")
     return tokenizer, model
@@ -112,10 +111,10 @@ def main(argv=None):
         output.prepare(args, "token_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_model(path, options, data)
+        length = usable_length(options.max_length, tokenizer, args)
         with args.main_process_first():
             pieces = {
-                name: make_pieces(split, tokenizer, options.max_length)
-                for name, split in data.splits.items()
+                name: make_pieces(split, tokenizer, length) for name, split in data.splits.items()
             }
         if args.metric_for_best_model == "task":
             args.metric_for_best_model = order[0]

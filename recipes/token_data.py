@@ -15,8 +15,9 @@ from typing import Any
 import datasets
 from arguments import option
 from datasets import Dataset, DatasetDict, Features, List, Value
-from labels import check_two
+from labels import check_not_all, check_two
 from movie_reviews import load_movie_reviews
+from sets import check_seen, files_and_folders
 from text_data import check_file, need_column, read_rows, sample
 
 from hf_losses.registry import nearest
@@ -337,7 +338,9 @@ def _checked(found: dict[str, Sentences]) -> TokenData:
         elif name != "test":
             raise ValueError(f"{sentences.where} has no tags: one column alone")
     train = found["train"]
-    given = chain.from_iterable(train.tags)
+    given = [*chain.from_iterable(train.tags)]
+    if train.names is None:
+        check_not_all(given, train.where)
     # Ids without names are sorted as numbers.
     classes = train.names or [str(tag) for tag in sorted(set(given))]
     marks = [name for name in classes if re.match("[BI]-.", name)]
@@ -409,13 +412,16 @@ def _load(name: str, config: str | None) -> dict[str, Dataset]:
     if _is_path(name) and not path.is_dir():
         raise ValueError(f"no folder {name!r}")
     try:
-        return dict(datasets.load_dataset(str(path) if path.is_dir() else name, config))
+        found = dict(datasets.load_dataset(str(path) if path.is_dir() else name, config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, --train_file and "
             f"--validation_file, or {CAPITALS}"
         ) from error
+    seen = {SPLITS[split] for split in found if split in SPLITS}
+    check_seen(files_and_folders(path, STORED), seen)
+    return found
 
 
 def _dtype(rows: Dataset, column: str) -> str:

@@ -1,11 +1,15 @@
 import signal
+import types
 
 import hypothesis
 import pytest
 import torch
+from hub import TOKEN, Hub
+from huggingface_hub import close_session, constants
+from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
-from hf_losses import register_loss, registry
+from hf_losses import publish, register_loss, registry
 
 # The same examples on every run, and no verdict on how fast the machine is.
 hypothesis.settings.register_profile(
@@ -37,3 +41,20 @@ def eleventh_loss(monkeypatch):
         return torch.expm1(exponent), -2 * torch.exp(exponent) * torch.sigmoid(-m)
 
     return "strict_square"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The stand-in as this process's Hub; waits are written down, not waited for."""
+    with Hub() as hub:
+        hub.waits, hub.waits_of_client = [], []
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(publish, "sleep", hub.waits.append)
+        clock = types.SimpleNamespace(sleep=hub.waits_of_client.append)
+        monkeypatch.setattr(_http, "time", clock)
+        yield hub
+        close_session()

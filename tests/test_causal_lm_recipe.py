@@ -237,6 +237,90 @@ def test_only_the_assistants_turns_are_learned(encode, template, text, learned):
     assert found == [(text, learned)]
 
 
+def weighted(*turns):
+    """A chat of contents, or pairs of content and weight."""
+    contents = [t if isinstance(t, str) else t[0] for t in turns]
+    found = chat(*contents)
+    for turn, given in zip(found["messages"], turns, strict=True):
+        if not isinstance(given, str):
+            turn["weight"] = given[1]
+    return found
+
+
+BEFORE = "<user>q<bot>ok</s>\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "table", "text", "learned"),
+    [
+        (MARKED, ["q", ("ok", 0), "r", "no"], TWO_ROUNDS, "..........no</s>"),
+        (MARKED, ["q", ("ok", 0), "r", ("no", 1)], TWO_ROUNDS, "..........no</s>"),
+        (MARKED, [("q", 1), ("ok", 1), ("r", 0), ("no", 1.0)], TWO_ROUNDS, "...ok</s>....no</s>"),
+        # What nobody learns from is left away.
+        (MARKED, ["q", "ok", "r", ("no", 0)], BEFORE[:-1], "...ok</s>"),
+        (PLAIN, ["q", "ok", "r", ("no", 0)], BEFORE[:-1], "...ok</s>"),
+        (PLAIN, ["q", ("ok", 0), "r", "no"], TWO_ROUNDS, "..........no</s>"),
+        (
+            MARKED,
+            ["a", "b", "c", ("d", 0), "e", "f", "g", ("h", 0)],
+            "<user>a<bot>b</s>\n<user>c<bot>d</s>\n<user>e<bot>f</s>",
+            "...b</s>..........f</s>",
+        ),
+    ],
+)
+def test_a_turn_of_weight_0_is_not_learned(encode, template, table, text, learned):
+    found, data = encode([weighted(*table)], make_tokenizer(template))
+    assert [(text, shown.replace("\n", ".")) for text, shown in found] == [(text, learned)]
+    assert data.idle == {}
+
+
+def test_a_chat_without_a_turn_to_learn_is_left_out_and_counted(encode):
+    table = [weighted("q", ("ok", 0)), weighted("q", "ok"), chat("r", "no")]
+    found, data = encode(table, make_tokenizer(MARKED))
+    assert [text for text, _ in found] == ["<user>q<bot>ok</s>", "<user>r<bot>no</s>"]
+    assert (data.idle, data.left_out, data.cut) == ({"train": 1}, {}, {})
+    assert data.origin["partial"] == ["train"]
+    shown = "Rows left out, since every turn of the assistant has weight 0: 1 train\n"
+    assert data.too_long(48) == [shown]
+    with pytest.raises(ValueError, match="nothing to learn in the train set"):
+        encode(table[:1], make_tokenizer(MARKED))
+
+
+def test_turns_that_a_template_runs_together_have_no_weights(encode):
+    template = MARKED.replace("<bot>{% generation", "{% generation").replace("{{ '\\n' }}", "")
+    table = [{"messages": [*chat("q", "ok")["messages"], turn("assistant", "no")]}]
+    assert encode(table, make_tokenizer(template))[0] == [("<user>qok</s>no</s>", "..ok</s>no</s>")]
+    table[0]["messages"][1]["weight"] = 0
+    with pytest.raises(ValueError, match="row 1: the chat template does not mark the assistant's"):
+        encode(table, make_tokenizer(template))
+
+
+def test_the_weights_of_turns_decide_what_is_trained(run, tiny, tmp_path):
+    """The loss of a chat with weights is that of the logits at the tokens that are learned."""
+    tokenizer = make_tokenizer(MARKED)
+    table = [weighted("a", ("yes", 0), "b", "no"), weighted("a", "yes", "b", ("so", 0))] * 4
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(tiny).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    train = write(tmp_path / "data" / "train.jsonl", table)
+    validation = write(tmp_path / "data" / "validation.jsonl", table[:2])
+    files = ("--train_file", train, "--validation_file", validation)
+    still = ("--learning_rate", "0", "--num_train_epochs", "1")
+    found, out = run(*files, *still, model=str(model))
+    losses = []
+    for text, learned in (
+        ("<user>a<bot>yes</s>\n<user>b<bot>no</s>", "no</s>"),
+        ("<user>a<bot>yes</s>", "yes</s>"),
+    ):
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = AutoModelForCausalLM.from_pretrained(out)(ids).logits.double()
+        own = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+        losses += own[-len(tokenizer(learned, add_special_tokens=False)["input_ids"]) :].tolist()
+    expected = math.exp(sum(losses) / len(losses))
+    assert found["metrics"]["validation"]["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_an_empty_system_turn_is_kept_and_not_learned(encode):
     messages = {"messages": [turn("system", ""), turn("user", "q"), turn("assistant", "ok")]}
     assert encode([messages], make_tokenizer(MARKED))[0] == [
@@ -446,6 +530,14 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(run, files):
         assert torch.equal(weight, weights[name]), name
 
 
+def test_the_best_model_is_that_of_the_lowest_perplexity(run, files):
+    best = ("--metric_for_best_model", "perplexity", "--load_best_model_at_end", "true")
+    found, _ = run(*files, *best, "--num_train_epochs", "3")
+    least = min(entry["perplexity"] for entry in found["history"])
+    assert found["best"]["value"] == least < max(entry["perplexity"] for entry in found["history"])
+    assert found["metrics"]["validation"]["perplexity"] == pytest.approx(least, rel=1e-5)
+
+
 def test_a_fused_head_gives_the_same_metrics(run, files):
     arguments = (*files, "--loss", "strict_l", "--num_train_epochs", "2")
     plain, _ = run(*arguments)
@@ -499,6 +591,14 @@ def test_refuses_a_folder_that_does_not_exist(refused):
     assert "no folder './no'" in refused("--dataset_name", "./no")
 
 
+@pytest.mark.parametrize("weight", [0.5, 2, -1, "0"])
+def test_refuses_weights_that_come_later(refused, tmp_path, weight):
+    path = write(tmp_path / "data" / "a.jsonl", [chat("a", "b"), weighted("a", ("b", weight))])
+    message = refused("--train_file", path)
+    assert f"a.jsonl, row 2: turn 2 (assistant) has weight {weight!r}; " in message
+    assert "other weights come with a later version" in message
+
+
 @pytest.mark.parametrize("loss", list_losses(task="regression"))
 def test_refuses_a_regression_loss_with_those_that_fit(refused, files, loss):
     message = refused(*files, "--loss", loss)
@@ -534,6 +634,27 @@ def test_refuses_a_file_that_does_not_exist(refused, files, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("train.tsv", 'prompt\tcompletion\n"a\tb\nc\td\n', "train.tsv has cells that begin with"),
+        ("train.csv", 'prompt,completion\n"a" b,c\n', "train.csv: line 2: ',' expected after"),
+    ],
+)
+def test_refuses_a_folder_of_tables_whose_quotes_join_rows(refused, tmp_path, name, text, message):
+    (tmp_path / "chats").mkdir()
+    (tmp_path / "chats" / name).write_text(text)
+    assert message in refused("--dataset_name", str(tmp_path / "chats"))
+
+
+def test_refuses_a_folder_whose_test_file_would_be_trained_on(refused, tmp_path):
+    for name in ("TRAIN", "TEST"):
+        write(tmp_path / "chats" / f"{name}.jsonl", rows(8, 0))
+    message = refused("--dataset_name", str(tmp_path / "chats"))
+    assert "TEST.jsonl is called after the test set" in message
+    assert "call it test.jsonl" in message
+
+
+@pytest.mark.parametrize(
     ("template", "message"),
     [
         (None, "row 1 is a chat, but the tokenizer has no chat template"),
@@ -551,6 +672,51 @@ def test_refuses_a_template(encode, template, message):
 def test_refuses_a_model_that_is_none(refused, files, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "cannot load the tokenizer of" in refused(*files, model=str(tmp_path / "empty"))
+
+
+def absolute(folder, **tokenizer):
+    """Folder of a GPT-2 with 32 positions, and of a tokenizer that names no limit."""
+    made = make_tokenizer(PLAIN)
+    made.model_max_length = int(1e30)
+    made.save_pretrained(folder)
+    for name, value in tokenizer.items():
+        setattr(made, name, value)
+    made.save_pretrained(folder)
+    set_seed(0)
+    config = GPT2Config(vocab_size=len(made), n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_long_rows_are_cut_to_the_positions_of_the_model(run, files, tmp_path, capsys):
+    model = absolute(tmp_path / "model")
+    table = [*rows(8, 0), {"prompt": "y" * 80, "completion": "no"}]
+    train = write(tmp_path / "data" / "train.jsonl", table)
+    test = write(tmp_path / "data" / "test.jsonl", [{"prompt": "y" * 80}, {"prompt": "a:"}])
+    files = ("--train_file", train, *files[2:], "--test_file", test, "--max_new_tokens", "8")
+    found, out = run(*files, "--do_predict", model=model)
+    shown = capsys.readouterr().out
+    assert "Length  32 tokens, since the model takes no more" in shown
+    assert "Rows cut at their beginning to 32 tokens (--max_length): 1 train" in shown
+    assert AutoTokenizer.from_pretrained(out).model_max_length == 32
+    assert len((out / "predictions_test.tsv").read_text().splitlines()) > 2
+    cut, _ = run(*files, "--max_length", "32", model=model, name="cut")
+    assert found["metrics"] == cut["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "message"),
+    [
+        ({"eos_token": None}, "has no EOS token"),
+        ({"pad_token": "<new>"}, "the padding token '<new>'"),
+    ],
+)
+def test_refuses_a_tokenizer_that_does_not_fit(refused, files, tmp_path, dropped, message):
+    model = absolute(tmp_path / "model", **dropped)
+    if "pad_token" in dropped:
+        config = GPT2Config(vocab_size=256, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+        GPT2LMHeadModel(config).save_pretrained(model)
+    assert message in refused(*files, model=model)
 
 
 def test_is_a_page_that_a_user_reads():

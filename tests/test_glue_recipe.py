@@ -1,5 +1,6 @@
 """recipes/glue.py as users call it, on a tiny random BERT and data written here."""
 
+import csv
 import json
 import os
 import random
@@ -21,6 +22,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -33,6 +36,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import glue  # noqa: E402
+import limits  # noqa: E402
 import output  # noqa: E402
 import text_data  # noqa: E402
 
@@ -217,6 +221,35 @@ def test_regression_on_files(run, files, tmp_path):
     assert (out / "predictions_test.tsv").read_text().startswith("index\tprediction\n0\t")
 
 
+@pytest.mark.parametrize("kind", ["text", "decimal"])
+def test_numbers_are_numbers_however_they_are_stored(run, tmp_path, kind):
+    def score(good, rng):
+        return round((1.5 if good else -1.0) + rng.randrange(10) / 10, 1)
+
+    found = {}
+    for name in ("float", kind):
+        flags = []
+        for split, size, seed in (("train", 64, 0), ("validation", 20, 1)):
+            table = rows(size, seed, label=score)
+            if name == "text":
+                table = [row | {"label": str(row["label"])} for row in table]
+            path = tmp_path / name / f"{split}.{'parquet' if name == 'decimal' else 'json'}"
+            if name == "decimal":
+                text = pa.array([str(row["label"]) for row in table])
+                write(path, table)
+                columns = pa.parquet.read_table(path).drop_columns("label")
+                columns = columns.append_column("label", text.cast(pa.decimal128(4, 1)))
+                pa.parquet.write_table(columns, path)
+                flags += [f"--{split}_file", str(path)]
+            else:
+                flags += [f"--{split}_file", write(path, table)]
+        result, _ = run(*flags, name=f"out-{name}")
+        found[name] = result["metrics"]["validation"]
+        assert result["classes"] is None
+    assert found[kind] == found["float"]
+    assert set(found[kind]) == {"loss", "mse", "spearmanr", "pearson"}
+
+
 def test_an_undefined_correlation_is_null(run, files, tmp_path):
     write(tmp_path / "data" / "train.csv", rows(8, 0, label=lambda good, rng: good + 0.5))
     write(tmp_path / "data" / "validation.csv", rows(8, 0, label=lambda good, rng: 0.5))
@@ -240,6 +273,148 @@ def test_formats_give_the_same_result(run, tmp_path):
         for split in result["metrics"].values():
             assert split["accuracy"] >= 0
     assert found["csv"] == found["json"] == found["jsonl"] == found["parquet"]
+
+
+QUOTES = ['"lone', 'good "film"', '"quoted" start', '"whole"', "it's", 'end"', '"', "b"]
+
+
+def read(path, text):
+    path.write_text(text, newline="")
+    return text_data.read_rows([path]).to_dict()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_quotes_in_a_tsv_are_text(tmp_path, end):
+    lines = ["sentence\tlabel", *(f"{text}\t{i}" for i, text in enumerate(QUOTES))]
+    found = read(tmp_path / "a.tsv", end.join(lines) + end)
+    assert found == {"sentence": QUOTES, "label": list(range(len(QUOTES)))}
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_quoted_cells_may_hold_anything(tmp_path, ending):
+    texts = [*QUOTES, "two\nlines", "a\tb", "a, b", "x" * 200_000]
+    with open(tmp_path / f"a.{ending}", "w", newline="") as file:
+        delimiter = "\t" if ending == "tsv" else ","
+        table = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+        table.writerows([["sentence", "label"], *zip(texts, range(12), strict=True)])
+    found = text_data.read_rows([tmp_path / f"a.{ending}"]).to_dict()
+    assert found == {"sentence": texts, "label": list(range(12))}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", 'sentence,label\n"lone,1\ngood,0\na "film",1\n', "line 4: ',' expected after '"),
+        ("a.csv", 'sentence,label\n"quoted" start,1\n', "line 2: ',' expected after '\"'; a cell"),
+        ("a.csv", 'sentence,label\ngood,1\n"lone,0\n', "line 3: unexpected end of data"),
+        ("a.tsv", '"sentence"\tlabel\n"lone\t1\na "b"\t0\n', "line 3: '\t' expected after '"),
+        ("a.tsv", 'sentence\tlabel\ngood\t1\n"a ""b"""\t0\n', 'line 3: "a ""b""" looks quoted'),
+        ("a.tsv", 'sentence\tlabel\n"a\tb"\t0\n', "Expected 2 columns, got 3"),
+        ("a.tsv", 'sentence\tlabel\n"a\nb"\t0\n', "Expected 2 columns, got 1"),
+    ],
+)
+def test_refuses_quotes_that_would_join_rows(refused, files, tmp_path, name, text, message):
+    path = tmp_path / "data" / name
+    path.write_text(text)
+    assert f"{name}: " in (shown := refused("--train_file", str(path), *files[2:]))
+    assert message in shown
+
+
+# ---- What a model takes ------------------------------------------------------------------------
+
+
+def remade(tiny, folder, model=None, drop=(), **tokenizer):
+    """The tiny model, or another one, with another tokenizer configuration; returns the folder."""
+    (model or BertModel.from_pretrained(tiny)).save_pretrained(folder)
+    made = AutoTokenizer.from_pretrained(tiny)
+    for name in drop:
+        setattr(made, name, None)
+    for name, value in tokenizer.items():
+        setattr(made, name, value)
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+NO_LIMIT = {"model_max_length": int(1e30)}
+SHAPE = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 1}
+SHAPE |= {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 16}
+SHAPES = {
+    "bert": (SHAPE, 16),
+    "roberta": (SHAPE, 14),  # Its first two positions are for padding.
+    "mpnet": (SHAPE, 14),
+    "ibert": (SHAPE, 14),
+    "electra": (SHAPE, 16),
+    "distilbert": (SHAPE | {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}, 16),
+    "gpt2": (SHAPE, 16),
+    "openai-gpt": (SHAPE, 16),
+    "opt": (SHAPE | {"word_embed_proj_dim": 16, "ffn_dim": 32}, 16),
+    "ctrl": (SHAPE | {"dff": 32}, 16),
+    "gptj": (SHAPE | {"rotary_dim": 8}, 16),
+    "llama": (SHAPE | {"num_key_value_heads": 2}, None),  # It rotates.
+    "bloom": ({**SHAPE, "n_layer": 1, "n_head": 2}, None),
+    "deberta-v2": (SHAPE | {"position_biased_input": False}, None),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_longest_text_that_a_model_takes(kind):
+    shape, expected = SHAPES[kind]
+    known = AutoConfig.for_model(kind)
+    config = AutoConfig.for_model(
+        kind, **{key: value for key, value in shape.items() if hasattr(known, key)}
+    )
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    assert limits.longest(model) == expected
+    with torch.no_grad():
+        model(input_ids=torch.full((1, expected or 24), 5))
+        if expected:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, expected + 1), 5))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_long_texts_are_cut_to_the_positions_of_the_model(run, files, tiny, tmp_path, capsys, kind):
+    config = AutoConfig.for_model(kind, **(SHAPE | {"initializer_range": 0.3, "pad_token_id": 0}))
+    set_seed(0)
+    model = remade(tiny, tmp_path / "model", AutoModel.from_config(config), **NO_LIMIT)
+    length = 16 if kind == "bert" else 15
+    table = [row | {"sentence": f"{row['sentence']} {'film ' * 40}"} for row in rows(32, 0)]
+    write(tmp_path / "data" / "train.csv", table)
+    found, out = run(*files, model=model)
+    assert f"Length  {length} tokens, since the model takes no more" in capsys.readouterr().out
+    assert AutoTokenizer.from_pretrained(out).model_max_length == length
+    cut, _ = run(*files, "--max_length", str(length), model=model, name="cut")
+    assert found["metrics"] == cut["metrics"]
+
+
+def test_texts_within_the_limit_are_not_cut(run, files, capsys):
+    run(*files, "--max_length", "32")
+    assert "Length" not in capsys.readouterr().out
+
+
+def test_a_tokenizer_without_padding_pads_with_its_eos(run, files, tiny, tmp_path):
+    model = remade(tiny, tmp_path / "model", drop=["pad_token"], eos_token="[SEP]")
+    found, out = run(*files, model=model)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.pad_token == tokenizer.eos_token == "[SEP]"
+    assert AutoModelForSequenceClassification.from_pretrained(out).config.pad_token_id == 3
+    # The attention mask hides what a text is padded with.
+    plain, _ = run(*files, name="plain")
+    assert found["metrics"]["validation"]["loss"] == pytest.approx(
+        plain["metrics"]["validation"]["loss"], rel=1e-5
+    )
+
+
+def test_refuses_a_tokenizer_that_cannot_pad(refused, files, tiny, tmp_path):
+    nothing = remade(tiny, tmp_path / "none", drop=["pad_token", "eos_token"])
+    assert "has neither a padding token nor an EOS" in refused(*files, model=nothing)
+    beyond = remade(tiny, tmp_path / "beyond")
+    tokenizer = AutoTokenizer.from_pretrained(beyond)
+    tokenizer.add_special_tokens({"pad_token": "[NEW]"})
+    tokenizer.save_pretrained(beyond)
+    message = refused(*files, model=beyond)
+    assert "'[NEW]'" in message
+    assert "has the id 21, but the model knows 21 tokens" in message
 
 
 def glue_folder(folder, task, ending="parquet"):
@@ -334,6 +509,18 @@ def test_selects_by_the_tasks_own_metric(run, files):
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     best = max(entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry)
     assert result["best"]["value"] == result["metrics"]["validation"]["accuracy"] == best
+
+
+def test_selects_by_an_error_of_one_of_several_sets(run, tmp_path):
+    task = ("--task_name", "mnli", "--dataset_name", glue_folder(tmp_path / "glue", "mnli")[0])
+    name = "validation_mismatched_cross_entropy"
+    best = ("--metric_for_best_model", name, "--load_best_model_at_end", "true")
+    found, out = run(*task, *best, "--num_train_epochs", "3")
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    values = [entry[f"eval_{name}"] for entry in log if f"eval_{name}" in entry]
+    assert found["best"]["value"] == min(values) < max(values)
+    chosen = found["metrics"]["validation_mismatched"]["cross_entropy"]
+    assert chosen == pytest.approx(min(values), rel=1e-5)
 
 
 @pytest.mark.parametrize("targets", [[], ["--lora_target_modules", "query", "dense"]])
@@ -475,6 +662,22 @@ def test_refuses(refused, arguments, message):
         ),
         ("a,b,c,label\ngood,x,y,1\nbad,x,y,0\n", "name the text by --sentence1_column"),
         ("id,label\n1,1\n2,0\n", "name the text by --sentence1_column"),
+        (
+            'sentence,label\ngood,"2,4"\nbad,1\n',
+            "train.csv, row 1: label '2,4' is a number with a comma; write numbers with a point",
+        ),
+        (
+            "sentence,label\n" + "".join(f"good,{i}\nbad,{i}kg\n" for i in range(12)),
+            "train.csv: 24 labels would be 24 classes, nearly each of them one of its own",
+        ),
+        (
+            "sentence,label\n" + "".join(f"good,{i % 40}\n" for i in range(60)),
+            "train.csv: 60 labels would be 40 classes",
+        ),
+        (
+            "sentence,label\ngood,2024-01-02\n" + "bad,2024-01-01\n" * 5,
+            "validation.csv, row 1: label 0 is not one of the training set's 2",
+        ),
         (
             "sentence,label\ngood,yes\nbad,no\n",
             "validation.csv, row 1: label 0 is not one of the trai",

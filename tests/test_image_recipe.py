@@ -413,6 +413,92 @@ def test_refuses_what_is_not_there(refused, photos, tmp_path):
     assert "cannot load the model" in refused(*photos, model="./empty")
 
 
+@pytest.mark.parametrize(
+    ("names", "flag", "right"),
+    [
+        (
+            ["train/cat", "train/dog", "test/cat", "test/dog", "validation/cat"],
+            "--train_dir",
+            ["--train_dir ./photos/train", "--test_dir ./photos/test", "--dataset_name ./photos)"],
+        ),
+        (
+            ["Training/cat", "Training/dog", "Testing/cat", "Testing/dog"],
+            "--train_dir",
+            ["--train_dir ./photos/Training", "--test_dir ./photos/Testing"],
+        ),
+        # An unlabelled test set.
+        (["train/cat", "train/dog", "test"], "--train_dir", ["--train_dir ./photos/train"]),
+        (["train", "val"], "--train_dir", ["--train_dir ./photos/train"]),
+        (
+            ["animals/train2017/cat", "animals/val2017/cat"],
+            "--train_dir",
+            ["--train_dir ./photos/animals/train2017", "--dataset_name ./photos/animals)"],
+        ),
+        (
+            ["Train/cat", "Train/dog", "Test/cat"],
+            "--dataset_name",
+            ["photos/Test is called after the test set", "call it test"],
+        ),
+    ],
+)
+def test_refuses_a_folder_whose_sets_would_become_one(refused, tmp_path, names, flag, right):
+    folder(tmp_path / "photos", 12, classes=names)
+    message = refused(flag, "./photos")
+    for part in right:
+        assert part.replace("./", "") in message
+
+
+def test_refuses_sets_of_which_one_holds_another(refused, tmp_path, photos):
+    train, validation = photos[1], tmp_path / "photos" / "train" / "held_out"
+    folder(validation, 6)
+    message = refused("--train_dir", train, "--validation_dir", str(validation))
+    assert f"--train_dir {train} holds --validation_dir {validation}" in message
+    folder(tmp_path / "more" / "train", 6)
+    message = refused(*photos[:2], "--validation_dir", str(tmp_path / "more"))
+    assert f"--validation_dir {tmp_path / 'more'} holds folders of sets" in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        ([i / 10 for i in range(24)], "float64", "row 2: label 0.1 is a number that is not whole"),
+        ([f"{i / 10}" for i in range(24)], "string", "row 2: label '0.1' is a number that is not"),
+        (["2,4", "1"] * 12, "string", "row 1: label '2,4' is a number with a comma"),
+        ([f"scan {i}" for i in range(24)], "string", "24 labels would be 24 classes"),
+        ([[i % 2, 1] for i in range(24)], None, "column 'label' holds List(Value('int64')), not"),
+    ],
+)
+def test_refuses_labels_that_are_no_classes(refused, tmp_path, labels, kind, message):
+    table = rows(24, 0) | {"label": labels}
+    kind = datasets.Value(kind) if kind else datasets.List(datasets.Value("int64"))
+    features = datasets.Features(image=datasets.Image(), label=kind)
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
+    assert message in refused("--train_file", "a.parquet")
+
+
+def test_refuses_a_folder_for_each_image(refused, tmp_path):
+    for i in range(24):
+        folder(tmp_path / "photos" / f"scan{i:02}", 1, classes=["."])
+    assert "photos: 24 labels would be 24 classes" in refused("--train_dir", "photos")
+
+
+@pytest.mark.parametrize("names", [["train", "car", "bus"], ["test", "control"], ["a/x", "a/y"]])
+def test_a_class_may_have_the_name_of_a_set(tmp_path, names):
+    path = folder(tmp_path / "photos", 30, classes=names)
+    (tmp_path / "photos" / ".cache" / "test" / "x").mkdir(parents=True)
+    data = image_data.DataArguments(train_dir=path).load()
+    assert data.classes == sorted(name.rpartition("/")[2] for name in names)
+    assert sum(map(len, data.splits.values())) == 30
+
+
+def test_sets_are_known_by_their_folders(tmp_path):
+    for name, seed in (("train", 0), ("val", 1), ("test_images", 2)):
+        folder(tmp_path / "photos" / name, 6 + 6 * seed, seed)
+    data = image_data.DataArguments(dataset_name=str(tmp_path / "photos")).load()
+    sizes = {name: len(split) for name, split in data.splits.items()}
+    assert sizes == {"train": 6, "validation": 12, "test": 18}
+
+
 def test_refuses_images_without_labels(refused, tmp_path):
     folder(tmp_path / "flat", 4, classes=["."])
     assert "every class needs a folder" in refused("--train_dir", "flat")
@@ -531,6 +617,37 @@ def test_images_of_any_mode_become_rgb(mode):
         assert difference.max() <= 1
 
 
+@pytest.mark.parametrize(("ending", "mode"), [("png", "I;16"), ("pgm", "I"), ("tif", "I;16")])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, ending, mode):
+    exact = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    PIL.Image.fromarray(exact).save(tmp_path / f"a.{ending}")
+    image = PIL.Image.open(tmp_path / f"a.{ending}")
+    assert image.mode in (mode, "I")  # Older versions of Pillow read a png into 32 bits, too.
+    found = np.asarray(images.to_rgb(image), np.float64)
+    assert np.abs(found - exact[..., None] / 65535 * 255).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("largest", [1, 255, 65535])
+def test_names_images_of_which_nobody_knows_what_is_white(refused, photos, dtype, largest):
+    pixels = np.linspace(0, largest, 64).reshape(8, 8).astype(dtype)
+    PIL.Image.fromarray(pixels).save(Path(photos[1]) / "red" / "scan.tif")
+    message = refused(*photos)
+    assert "1 of 49 images cannot be read" in message
+    kind = "floats" if dtype == np.float32 else "32-bit numbers"
+    assert f"red/scan.tif: its pixels are {kind}, and nothing says which" in message
+
+
+def test_leaves_out_rows_of_float_pixels_or_names_them(run, refused, tmp_path):
+    table = rows(24, 0)
+    table["image"][3] = np.full((8, 8), 0.5, np.float32)
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
+    assert "row 4: its pixels are floats" in refused("--train_file", "a.parquet")
+    result, _ = run("--train_file", "a.parquet", "--skip_corrupt", "--num_train_epochs", "1")
+    assert result["skipped_images"] == ["train: row 4"]
+
+
 SQUARE = np.add.outer(np.arange(60), 2 * np.arange(60)).astype(np.uint8)
 
 
@@ -579,6 +696,28 @@ def test_mixup_and_cutmix_share_labels_as_they_share_pixels():
     mixing = image_pipeline.Mixing(3, 0.0, 1.0)
     boxes = [mixing(pixels, labels, np.random.default_rng(seed))[1][0, 0] for seed in range(200)]
     assert 0.4 < np.mean(boxes) < 0.75  # λ is uniform, and boxes end at the border.
+
+
+@pytest.mark.parametrize("alpha", [1e-320, 1e-3, 1.0, 1e300])
+@pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
+def test_mixed_targets_are_probabilities_for_every_alpha(kind, alpha):
+    mixing = image_pipeline.Mixing(3, **({"mixup_alpha": 0.0, "cutmix_alpha": 0.0} | {kind: alpha}))
+    for seed in range(50):
+        labels = torch.tensor([0, 0, 2, 1])
+        pixels = torch.rand(4, 3, 7, 5)
+        mixed, targets = mixing(pixels, labels, np.random.default_rng(seed))
+        assert mixed.min() >= 0
+        assert mixed.max() <= 1
+        assert targets.min() >= 0
+        assert targets.max() <= 1
+        torch.testing.assert_close(targets.sum(-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 1], [-100, 0], [0.5, 1.0]])
+def test_mixing_refuses_what_is_no_class(labels):
+    mixing = image_pipeline.Mixing(3, 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"class ids from 0 to 2, got \["):
+        mixing(torch.rand(2, 3, 4, 4), torch.tensor(labels), np.random.default_rng(0))
 
 
 def test_every_epoch_changes_an_image_in_another_way():

@@ -24,19 +24,24 @@ MATHS = {
 }
 TRAINING = {
     "schedule": {"registry"},
-    "normalise": set(MATHS),
-    "loss_stats": {*MATHS, "normalise"},
-    "arguments": {"registry", "criterion", "schedule", "loss_stats"},
-    "choice": {*MATHS, "arguments"},
+    "heads": {"criterion"},
+    "normalise": {*MATHS, "heads"},
+    "loss_stats": {*MATHS, "heads"},
+    "direction": {"registry"},
+    "arguments": {"registry", "criterion", "direction", "schedule", "loss_stats"},
+    "choice": {*MATHS, "heads"},
     "checkpoint": {"criterion"},
     "gradients": set(),
-    "calibration": {"normalise"},
+    "calibration": {"heads"},
+    "evaluation": {"calibration"},
+    "adapters": set(),
+    "base_trainers": {"heads"},
     "model_card": {*MATHS, "checkpoint", "plots", "table"},
     "publish": {"__init__", "checkpoint", "model_card"},
     "trainer": {
         *(*MATHS, "schedule"),
-        *("arguments", "normalise", "choice", "calibration", "checkpoint", "gradients"),
-        *("loss_stats", "model_card", "publish"),
+        *("adapters", "arguments", "base_trainers", "heads", "normalise", "choice"),
+        *("checkpoint", "evaluation", "gradients", "loss_stats", "model_card", "publish"),
     },
 }
 

@@ -1,9 +1,14 @@
-"""docs/swap.md, executed against the real packages: whose loss is in force before and after."""
+"""docs/swap.md, executed against the real packages: whose loss is in force before and after.
+
+What trains here is saved, goes on from a checkpoint to the same weights, and is loaded again to the
+same predictions, by its own package.
+"""
 
 import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +17,26 @@ import tiny
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, PromptTuningConfig
+from peft.helpers import MontecloraTrainerMixin
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import BertModel, PreTrainedTokenizerFast, TrainingArguments
+from transformers import (
+    BertForSequenceClassification,
+    BertModel,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
-from hf_losses import get_loss, get_spec
+from hf_losses import LossMixin, LossTrainingArguments, get_loss, get_spec
+from hf_losses.checkpoint import loss_of_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
@@ -56,14 +73,26 @@ def run(code, **names):
     return names
 
 
+class Step(dict):
+    """The gradients of an optimizer step, by parameter."""
+
+    def __init__(self, parameters):
+        super().__init__((p, p.grad.clone()) for p in parameters if p.grad is not None)
+        self.before = [(p, p.detach().clone()) for p in parameters]
+
+    def back(self):
+        """Makes the parameters what they were before it."""
+        for parameter, value in self.before:
+            parameter.data.copy_(value)
+
+
 @pytest.fixture
 def steps():
-    """Of every optimizer step the gradients, by parameter, whoever makes the step."""
+    """Every optimizer step, whoever makes it."""
     seen = []
 
     def look(optimizer, args, kwargs):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        seen.append({p: p.grad.clone() for p in parameters if p.grad is not None})
+        seen.append(Step([p for group in optimizer.param_groups for p in group["params"]]))
 
     handle = register_optimizer_step_pre_hook(look)
     yield seen
@@ -101,10 +130,29 @@ def check(step, logits, labels, changed, name, **params):
     assert (before if changed else after) > 0.05
 
 
+def resumed(code, checkpoint):
+    """The same code, which goes on from a checkpoint."""
+    assert code.count("trainer.train()") == 1
+    return code.replace("trainer.train()", f"trainer.train(resume_from_checkpoint={checkpoint!r})")
+
+
+def check_saved(folder, changed, loss):
+    """Whether a checkpoint knows the loss that it was trained with."""
+    record = loss_of_checkpoint(str(folder))
+    assert record == ({"name": loss} if changed else None)
+
+
+def same(model, other):
+    assert len(list(model.parameters())) > 0
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 both = pytest.mark.parametrize("changed", [False, True], ids=["before", "after"])
-# Learning rate 0: the model after the training is the model of its first step.
-STILL = {"learning_rate": 0.0, "max_grad_norm": 0.0, "max_steps": 1}
-QUIET = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+TWO_STEPS = {"learning_rate": 0.01, "max_grad_norm": 0.0, "max_steps": 2}
+SAVED = {"save_strategy": "steps", "save_steps": 1}
+QUIET = {"use_cpu": True, "report_to": [], "disable_tqdm": True}
+USUAL = TWO_STEPS | SAVED | QUIET
 
 
 def tokenizer():
@@ -149,17 +197,28 @@ def test_every_example_of_the_page_is_run_here():
     ("section", "loss"), [("Trainer", "liberal_exp"), ("The stock Trainer", "strict_l")]
 )
 def test_trainer(section, loss, changed, steps, tmp_path):
-    model, data = tiny.bert(), tiny.texts(8)
-    args = TrainingArguments(tmp_path, **STILL, **QUIET)
-    run(sides(section)[changed], model=model, args=args, data=data)
-    logits = model(torch.stack([row["input_ids"] for row in data])).logits
-    check(steps[0], logits, torch.tensor([row["labels"] for row in data]), changed, loss)
+    data, code = tiny.texts(8), sides(section)[changed]
+    args = TrainingArguments(tmp_path, **USUAL)
+    model, again = tiny.bert(), tiny.bert()
+    ids = torch.stack([row["input_ids"] for row in data])
+    run(code, model=model, args=args, data=data)
+    check_saved(tmp_path / "checkpoint-2", changed and section == "Trainer", loss)
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "checkpoint-2")
+    torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits)
+    run(resumed(code, str(tmp_path / "checkpoint-1")), model=again, args=args, data=data)
+    same(again, model)
+    steps[0].back()
+    check(steps[0], model(ids).logits, torch.tensor([r["labels"] for r in data]), changed, loss)
 
 
 # ---- TRL -----------------------------------------------------------------------------------------
 
 PROMPTS = [(5, 6, 7), (13,), (5, 13), (5, 6, 17, 11), (9, 30), (31, 32, 33, 34), (8,), (40, 41)]
 ANSWERS = [(8, 9), (8, 9, 12, 11, 24), (9,), (8, 9, 34), (41,), (20, 21, 22), (23,), (24, 25)]
+ROWS = [
+    {"prompt": words(*prompt), "completion": " " + words(*answer)}
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
+]
 
 
 @both
@@ -183,47 +242,224 @@ ANSWERS = [(8, 9), (8, 9, 12, 11, 24), (9,), (8, 9, 34), (41,), (20, 21, 22), (2
     ids=["padded", "accumulated", "padding_free", "packed", "lora"],
 )
 def test_sft(settings, peft_config, changed, steps, tmp_path):
+    trl, loss = need("trl"), "strict_l"
+    code = sides("TRL")[changed]
+
+    def train(code):
+        return run(
+            code,
+            model=tiny.causal_lm(),
+            args=trl.SFTConfig(str(tmp_path), bf16=False, **(USUAL | settings)),
+            data=Dataset.from_list(ROWS),
+            tokenizer=tokenizer(),
+            peft_config=peft_config,
+        )["trainer"]
+
+    def predictions(model):
+        """Each row for itself, unpadded and unpacked: what is learnt is the answer and its end."""
+        model.eval()
+        logits, labels = [], []
+        for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+            ids = torch.tensor([*prompt, *answer, 3])
+            logits.append(model(ids[None]).logits[0, len(prompt) - 1 : -1])
+            labels.append(ids[len(prompt) :])
+        return torch.cat(logits), torch.cat(labels)
+
+    model = train(code).model
+    assert len(steps) == 2
+    check_saved(tmp_path / "checkpoint-2", changed, loss)
+    tags = ModelCard.load(tmp_path / "README.md").data.tags
+    assert {"trl", "sft"} <= {*tags}
+    assert (f"loss:{loss}" in tags) == changed
+    if peft_config:
+        assert any("lora" in name for name, _ in model.named_parameters())
+        loaded = PeftModel.from_pretrained(tiny.causal_lm(), tmp_path / "checkpoint-2")
+    else:
+        loaded = LlamaForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    torch.testing.assert_close(predictions(loaded)[0], predictions(model)[0])
+    same(train(resumed(code, str(tmp_path / "checkpoint-1"))).model, model)
+    steps[0].back()
+    check(steps[0], *predictions(model), changed, loss)
+
+
+def mixture_of_experts():
+    sizes = tiny.causal_lm().config.to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+    set_seed(0)
+    return MixtralForCausalLM(MixtralConfig(**{n: sizes[n] for n in names}, **heads))
+
+
+PROMPT = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "make", "peft_config"),
+    [
+        ({"packing": True, "max_length": 12}, tiny.causal_lm, None),
+        ({"padding_free": True, "max_length": None}, tiny.causal_lm, LoraConfig()),
+        ({"completion_only_loss": False}, tiny.causal_lm, PROMPT),
+        (
+            {"router_aux_loss_coef": 0.7, "gradient_accumulation_steps": 2},
+            mixture_of_experts,
+            None,
+        ),
+        ({"fused_linear": True}, mixture_of_experts, None),
+    ],
+    ids=["packed", "lora", "prompt_tuning", "experts", "fused_linear"],
+)
+def test_sft_logs_what_it_logs_without_the_mixin(
+    settings, make, peft_config, tmp_path, monkeypatch
+):
     trl = need("trl")
-    rows = [
-        {"prompt": words(*prompt), "completion": " " + words(*answer)}
-        for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
-    ]
-    args = trl.SFTConfig(str(tmp_path), bf16=False, **(STILL | QUIET | settings))
-    ran = run(
-        sides("TRL")[changed],
-        model=tiny.causal_lm(),
-        args=args,
-        data=Dataset.from_list(rows),
-        tokenizer=tokenizer(),
-        peft_config=peft_config,
+    figures = ("entropy", "mean_token_accuracy")
+    if make is mixture_of_experts:
+        figures += ("aux_loss",)
+
+    class Ours(LossMixin, trl.SFTTrainer):
+        pass
+
+    # A checkpoint pickles it.
+    Config = dataclass(
+        type("Config", (trl.SFTConfig, LossTrainingArguments), {"__module__": __name__})
     )
-    # Each row for itself, unpadded and unpacked: what is learnt is the answer and its end.
-    model, logits, labels = ran["trainer"].model.eval(), [], []
-    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
-        ids = torch.tensor([*prompt, *answer, 3])
-        logits.append(model(ids[None]).logits[0, len(prompt) - 1 : -1])
-        labels.append(ids[len(prompt) :])
-    assert len(steps) == 1
-    assert any("lora" in name for name, _ in model.named_parameters()) == bool(peft_config)
-    check(steps[0], torch.cat(logits), torch.cat(labels), changed, "strict_l")
+    monkeypatch.setattr(sys.modules[__name__], "Config", Config, raising=False)
+
+    def build(cls, loss):
+        still = USUAL | {"learning_rate": 0.0, "max_steps": 4, "save_steps": 2, "logging_steps": 2}
+        rows = Dataset.from_list(ROWS)
+        return cls(
+            make(),
+            Config(
+                str(tmp_path),
+                loss=loss,
+                bf16=False,
+                per_device_train_batch_size=3,
+                **(still | settings),
+            ),
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=tokenizer(),
+            peft_config=peft_config,
+        )
+
+    def train(trainer, checkpoint=None):
+        trainer.train(checkpoint)
+        evaluation = trainer.evaluate()
+        lines = [line for line in trainer.state.log_history if "loss" in line]
+        assert len(lines) == 2
+        return trainer.model, lines, evaluation
+
+    def check(found, expected, names, prefix=""):
+        for name in names:
+            assert found[prefix + name] == pytest.approx(expected[prefix + name], rel=2e-5)
+
+    _, stock_lines, stock_evaluation = train(build(trl.SFTTrainer, None))
+    model, lines, evaluation = train(build(Ours, "cross_entropy"))
+    # TRL sums over the token after a prompt that is tuned, but does not count it.
+    losses = () if peft_config is PROMPT else ("loss", "grad_norm")
+    for line, stock in zip(lines, stock_lines, strict=True):
+        check(line, stock, (*losses, "num_tokens", *figures))
+    check(evaluation, stock_evaluation, ("loss", "num_tokens", *figures), "eval_")
+
+    # As without the mixin, the tokens of a training that goes on are counted anew.
+    again, lines, evaluation = train(build(Ours, "cross_entropy"), str(tmp_path / "checkpoint-2"))
+    same(again, model)
+    check(lines[1], stock_lines[1], (*losses, *figures))
+    check(evaluation, stock_evaluation, ("loss", *figures), "eval_")
+    if peft_config:
+        loaded = PeftModel.from_pretrained(make(), tmp_path / "checkpoint-4")
+    else:
+        loaded = type(model).from_pretrained(tmp_path / "checkpoint-4")
+    same(loaded, model)
+
+    # Another loss is logged with the same figures of the same model, but for its own.
+    evaluation = build(Ours, "strict_l").evaluate()
+    assert evaluation["eval_loss"] != pytest.approx(stock_evaluation["eval_loss"], rel=0.01)
+    check(evaluation, stock_evaluation, figures, "eval_")
 
 
-def test_sft_log_has_the_baseline_and_not_what_trl_computes_with_its_loss(tmp_path):
+# The client's own, of the HTTP library below it.
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_sft_keeps_the_best_model_by_its_own_figure_and_publishes_it(tmp_path, hub):
     trl = need("trl")
-    rows = Dataset.from_list([{"text": words(*numbers)} for numbers in (PROMPTS[0], PROMPTS[3])])
-    trainer = run(
-        sides("TRL")[1],
-        model=tiny.causal_lm(),
-        args=trl.SFTConfig(str(tmp_path), bf16=False, logging_steps=1, **STILL, **QUIET),
-        data=rows,
-        tokenizer=tokenizer(),
-        peft_config=None,
-    )["trainer"]
-    trainer.evaluate(rows)
-    seen = {key for line in trainer.state.log_history for key in line}
-    assert {"loss", "eval_loss", "eval_cross_entropy"} <= seen
-    assert not any("entropy" in key for key in seen - {"eval_cross_entropy"})
-    assert not seen & {"mean_token_accuracy", "num_tokens"}
+    rows = Dataset.from_list(ROWS)
+
+    class Ours(LossMixin, trl.SFTTrainer):
+        pass
+
+    def train(resume=None):
+        args = trl.SFTConfig(
+            str(tmp_path),
+            bf16=False,
+            eval_strategy="steps",
+            eval_steps=1,
+            metric_for_best_model="eval_mean_token_accuracy",
+            load_best_model_at_end=True,
+            push_to_hub=True,
+            hub_strategy="end",
+            hub_model_id="me/model",
+            **(USUAL | {"max_steps": 4, "learning_rate": 0.05}),
+        )
+        trainer = Ours(
+            tiny.causal_lm(),
+            args,
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=tokenizer(),
+            loss="liberal_exp",
+        )
+        trainer.train(resume)
+        return trainer
+
+    trainer = train()
+    found = [x["eval_mean_token_accuracy"] for x in trainer.state.log_history if "eval_loss" in x]
+    assert len(set(found)) > 1
+    assert trainer.state.best_metric == max(found)
+    assert trainer.evaluate()["eval_mean_token_accuracy"] == max(found)
+    best = found.index(max(found)) + 1
+    same(LlamaForCausalLM.from_pretrained(tmp_path / f"checkpoint-{best}"), trainer.model)
+    again = train(str(tmp_path / "checkpoint-1"))
+    same(again.model, trainer.model)
+
+    trainer.push_to_hub()
+    published = hub.files["me/model"]
+    card = ModelCard(published["README.md"].decode())
+    assert {"trl", "sft", "loss:liberal_exp"} <= {*card.data.tags}
+    assert "liberal_exp" in card.content
+    assert "model.safetensors" in published
+
+
+@pytest.mark.filterwarnings("ignore::trl.import_utils.TRLExperimentalWarning")
+def test_trainers_whose_loss_is_not_ours_to_replace_are_refused():
+    trl = need("trl")
+    package, setfit = need("sentence_transformers"), need("setfit")
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer
+    from trl.experimental.gkd import GKDTrainer
+
+    class Doubled(Trainer):
+        def compute_loss(self, *args, **kwargs):
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    class Stepping(Trainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            return model(**inputs).loss.backward()
+
+    for below, message in (
+        (trl.RewardTrainer, r"RewardTrainer.compute_loss has a loss of its own.*with SFTTrainer"),
+        (trl.DPOTrainer, r"DPOTrainer.compute_loss .*with SFTTrainer"),
+        (GKDTrainer, r"GKDTrainer.compute_loss .*with SFTTrainer"),
+        (package.SentenceTransformerTrainer, r"compute_loss .*CrossEncoderLoss\(model"),
+        (CrossEncoderTrainer, r"compute_loss .*CrossEncoderLoss\(model"),
+        (setfit.Trainer, r"setfit.*is none: set model.model_head.get_loss_fn"),
+        (Doubled, r"Doubled.compute_loss .* class Mine\(Doubled, LossMixin, Trainer\)"),
+        (MontecloraTrainerMixin, r"class Mine\(MontecloraTrainerMixin, LossMixin, Trainer\)"),
+        (Stepping, r"Stepping.training_step does without compute_loss"),
+    ):
+        bases = (LossMixin, below) if hasattr(below, "train") else (LossMixin, below, Trainer)
+        with pytest.raises(ValueError, match=message) as raised:
+            type("Mine", bases, {})(model=tiny.bert())
+        assert "\n" not in str(raised.value)
 
 
 def test_sft_with_another_loss_of_its_own_is_an_error(tmp_path):
@@ -232,7 +468,7 @@ def test_sft_with_another_loss_of_its_own_is_an_error(tmp_path):
         run(
             sides("TRL")[1],
             model=tiny.causal_lm(),
-            args=trl.SFTConfig(str(tmp_path), bf16=False, loss_type="dft", **STILL, **QUIET),
+            args=trl.SFTConfig(str(tmp_path), bf16=False, loss_type="dft", **USUAL),
             data=Dataset.from_list([{"text": words(*PROMPTS[0])}]),
             tokenizer=tokenizer(),
             peft_config=None,
@@ -283,8 +519,22 @@ def pair_logits(model, data):
 def train(code, model, data, tmp_path, **settings):
     from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 
-    args = CrossEncoderTrainingArguments(str(tmp_path / "out"), **(STILL | QUIET | settings))
+    args = CrossEncoderTrainingArguments(str(tmp_path / "out"), **(USUAL | settings))
     return run(code, model=model, reranker=model, args=args, data=data, pairs=data)
+
+
+def check_saved_and_resumed(code, model, make, data, tmp_path, **settings):
+    """Of a training that is over: its checkpoints give the same predictions and weights."""
+    from sentence_transformers.cross_encoder import CrossEncoder
+
+    loaded = CrossEncoder(str(tmp_path / "out" / "checkpoint-2"), device="cpu")
+    texts = list(zip(data["one"], data["other"], strict=True))
+    torch.testing.assert_close(
+        loaded.predict(texts, convert_to_tensor=True), model.predict(texts, convert_to_tensor=True)
+    )
+    again = make(model.num_labels)
+    train(resumed(code, str(tmp_path / "out" / "checkpoint-1")), again, data, tmp_path, **settings)
+    same(again, model)
 
 
 @both
@@ -295,16 +545,22 @@ def test_cross_encoder_of_classes(accumulated, changed, steps, tmp_path, cross_e
         "per_device_train_batch_size": 8 // accumulated,
         "gradient_accumulation_steps": accumulated,
     }
-    train(sides("CrossEncoder")[changed], model, data, tmp_path, **settings)
+    code = sides("CrossEncoder")[changed]
+    train(code, model, data, tmp_path, **settings)
+    assert len(steps) == 2
+    check_saved_and_resumed(code, model, cross_encoder, data, tmp_path, **settings)
+    steps[0].back()
     logits, labels = pair_logits(model, data), torch.tensor(data["label"])
-    assert len(steps) == 1
     check(steps[0], logits, labels, changed, "strict_m_power", alpha=0.3)
 
 
 @both
 def test_reranker(changed, steps, tmp_path, cross_encoder):
     model, data = cross_encoder(1), pairs([0, 1, 1, 1, 0, 1, 0, 1])
-    train(sides("CrossEncoder", 1)[changed], model, data, tmp_path)
+    code = sides("CrossEncoder", 1)[changed]
+    train(code, model, data, tmp_path)
+    check_saved_and_resumed(code, model, cross_encoder, data, tmp_path)
+    steps[0].back()
     logits, labels = pair_logits(model, data).squeeze(-1), torch.tensor(data["label"])
     check(steps[0], logits, labels, changed, "liberal_exp")
 
@@ -402,20 +658,23 @@ def test_cross_encoder_loss_refuses_what_does_not_fit(cross_encoder, monkeypatch
 @both
 def test_setfit(changed, steps, tmp_path):
     setfit = need("setfit")
+    from sentence_transformers import SentenceTransformer
+
     body = tmp_path / "body"
     tiny.bert(BertModel).save_pretrained(body)
     tokenizer().save_pretrained(body)
     labels = [0, 1, 2, 0, 1, 2]
     texts = [words(5 + i, *range(20, 21 + i)) for i in range(len(labels))]
     args = setfit.TrainingArguments(
-        str(tmp_path),
+        str(tmp_path / "out"),
         batch_size=(4, 6),
         num_epochs=1,
-        max_steps=1,
-        body_learning_rate=0.0,
-        head_learning_rate=0.0,
+        max_steps=2,
+        body_learning_rate=0.01,
+        head_learning_rate=0.1,
         report_to="none",
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=1,
         show_progress_bar=False,
     )
     model = run(
@@ -424,11 +683,10 @@ def test_setfit(changed, steps, tmp_path):
         args=args,
         data=Dataset.from_dict({"text": texts, "label": labels}),
     )["model"]
-    head = set(model.model_head.parameters())
-    of_head = [step for step in steps if head <= step.keys()]
-    assert 0 < len(of_head) < len(steps)  # The first phase trains the body alone, on pairs.
-    logits = model.model_head(model.model_body.encode(texts, convert_to_tensor=True).clone())[0]
-    check(of_head[0], logits, torch.tensor(labels), changed, "liberal_exp")
+    # Checkpoints are of the first phase, the body's; SetFit cannot resume from them.
+    of_body = SentenceTransformer(str(tmp_path / "out" / "checkpoint-2"), device="cpu")
+    found, expected = (m.encode(texts, convert_to_tensor=True) for m in (of_body, model.model_body))
+    torch.testing.assert_close(found, expected)
 
     if changed:
         for loss in (type(get_loss("liberal_exp")), torch.nn.CrossEntropyLoss):
@@ -437,50 +695,90 @@ def test_setfit(changed, steps, tmp_path):
             torch.testing.assert_close(again.predict_proba(texts), model.predict_proba(texts))
             assert type(again.model_head.get_loss_fn()) is loss
             model.model_head.__dict__.pop("get_loss_fn", None)
+    else:
+        model.save_pretrained(str(tmp_path / "saved"))
+        again = setfit.SetFitModel.from_pretrained(str(tmp_path / "saved"))
+        torch.testing.assert_close(again.predict_proba(texts), model.predict_proba(texts))
+
+    head = set(model.model_head.parameters())
+    of_head = [step for step in steps if head <= step.keys()]
+    assert 0 < len(of_head) < len(steps)  # The first phase trains the body alone, on pairs.
+    of_head[0].back()
+    logits = model.model_head(model.model_body.encode(texts, convert_to_tensor=True).clone())[0]
+    check(of_head[0], logits, torch.tensor(labels), changed, "liberal_exp")
 
 
 # ---- Plain loops ---------------------------------------------------------------------------------
 
 
-def loop(code, rows, batch_size, labels):
-    torch.manual_seed(0)
-    model, inputs = torch.nn.Linear(6, tiny.CLASSES), torch.randn(rows, 6)
+def loop(code, rows, batch_size, labels, tmp_path):
+    """Two epochs, and the second one again from what was saved after the first.
+
+    Returns the logits as a function of the parameters as they are then.
+    """
+    torch.manual_seed(1)
+    inputs, (before, at, epoch) = torch.randn(rows, 6), code.partition("for inputs, labels")
     loader = DataLoader(TensorDataset(inputs, labels), batch_size)
-    run(code, model=model, optimizer=torch.optim.SGD(model.parameters(), 0.0), loader=loader)
-    return model(inputs)
+
+    def begin(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Linear(6, tiny.CLASSES)
+        optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
+        return run(before, model=model, optimizer=optimizer, loader=loader)
+
+    def state(names):
+        return {name: names[name].state_dict() for name in ("model", "optimizer")}
+
+    whole, again = begin(0), begin(1)
+    exec(at + epoch, whole)
+    if "accelerator" in whole:
+        whole["accelerator"].save_state(tmp_path)
+    else:
+        torch.save(state(whole), tmp_path / "state.pt")
+    exec(at + epoch, whole)
+    if "accelerator" in again:
+        again["accelerator"].load_state(tmp_path)
+    else:
+        saved = torch.load(tmp_path / "state.pt")
+        for name, values in saved.items():
+            again[name].load_state_dict(values)
+    exec(at + epoch, again)
+    same(again["model"], whole["model"])
+    return lambda: whole["model"](inputs)
 
 
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2, 0])
 
 
 @both
-def test_pytorch(changed, steps):
-    logits = loop(sides("PyTorch")[changed], 8, 4, LABELS)
-    assert len(steps) == 2
-    check(steps[0], logits[:4], LABELS[:4], changed, "strict_m_power", alpha=0.3)
+def test_pytorch(changed, steps, tmp_path):
+    logits = loop(sides("PyTorch")[changed], 8, 4, LABELS, tmp_path)
+    assert len(steps) == 3 * 2
+    steps[0].back()
+    check(steps[0], logits()[:4], LABELS[:4], changed, "strict_m_power", alpha=0.3)
 
 
 @both
-def test_accelerate(changed, steps):
-    logits = loop(sides("Accelerate")[changed], 8, 4, LABELS)
-    assert len(steps) == 1
-    check(steps[0], logits, LABELS, changed, "liberal_exp")
+def test_accelerate(changed, steps, tmp_path):
+    logits = loop(sides("Accelerate")[changed], 8, 4, LABELS, tmp_path)
+    assert len(steps) == 3
+    steps[0].back()
+    check(steps[0], logits(), LABELS, changed, "liberal_exp")
 
 
-def test_accelerate_with_unequal_micro_batches(steps):
+def test_accelerate_with_unequal_micro_batches(steps, tmp_path):
     labels = LABELS.clone()
     labels[[1, 2, 3]] = -100
     labels = torch.cat([labels, LABELS[:3]])
     _, code = SECTIONS["Accelerate"][1]
-    logits = loop(code, 11, 4, labels)
-    assert len(steps) == 2
-    check(steps[0], logits[:8], labels[:8], True, "liberal_exp")
-    check(steps[1], logits[8:], labels[8:], True, "liberal_exp")  # One micro-batch, of 3 rows.
+    logits = loop(code, 11, 4, labels, tmp_path)
+    assert len(steps) == 3 * 2
+    steps[1].back()
+    check(steps[1], logits()[8:], labels[8:], True, "liberal_exp")  # One micro-batch, of 3 rows.
+    steps[0].back()
+    check(steps[0], logits()[:8], labels[:8], True, "liberal_exp")
     # The mean of the means of the first two is another gradient.
-    means = (
-        by_hand("liberal_exp", *part)
-        for part in ((logits[:4], labels[:4]), (logits[4:8], labels[4:8]))
-    )
+    means = (by_hand("liberal_exp", logits()[at : at + 4], labels[at : at + 4]) for at in (0, 4))
     assert difference(steps[0], sum(means) / 2) > 0.05
 
 
@@ -505,7 +803,13 @@ optimizer = torch.optim.SGD(model.parameters(), 0.0)
 steps = []
 optimizer.register_step_pre_hook(lambda *_: steps.append(weight.grad.clone()))
 loader = DataLoader(TensorDataset(inputs, labels), 4)
-exec(code, {"model": model, "optimizer": optimizer, "loader": loader})
+names = {"model": model, "optimizer": optimizer, "loader": loader}
+exec(code, names)
+names["accelerator"].save_state("state")
+kept = weight.detach().clone()
+weight.data.zero_()
+names["accelerator"].load_state("state")
+assert torch.equal(weight, kept)
 torch.save([steps, accelerator.num_processes], f"{accelerator.process_index}.pt")
 accelerator.end_training()
 """

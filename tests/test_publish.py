@@ -7,15 +7,13 @@ import shlex
 import subprocess
 import sys
 import threading
-import types
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from hub import TOKEN, Fault, Hub
-from huggingface_hub import ModelCard, close_session, constants
-from huggingface_hub.utils import _http
+from hub import TOKEN, Fault
+from huggingface_hub import ModelCard, constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -82,23 +80,6 @@ def home(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """The stand-in as this process's Hub; waits are written down, not waited for."""
-    with Hub() as hub:
-        hub.waits, hub.waits_of_client = [], []
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(publish, "sleep", hub.waits.append)
-        clock = types.SimpleNamespace(sleep=hub.waits_of_client.append)
-        monkeypatch.setattr(_http, "time", clock)
-        yield hub
-        close_session()
 
 
 @pytest.fixture

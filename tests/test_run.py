@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from transformers import Trainer, TrainingArguments
 
-from hf_losses import get_loss
+from hf_losses import get_loss, load_loss
 from hf_losses.__main__ import main
 
 TESTS = Path(__file__).parent
@@ -112,6 +113,63 @@ from transformers import Trainer
 stock = Trainer.compute_loss
 Trainer.compute_loss = lambda self, *args, **kwargs: stock(self, *args, **kwargs)
 """
+# Classes that keep their compute_loss, whose super() is the loss.
+LOGS = """
+from transformers import Trainer, Seq2SeqTrainer
+{decorator}
+class MyTrainer({base}):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        print("batch loss", round(loss.item(), 4), tuple(outputs.logits.shape))
+        return (loss, outputs) if return_outputs else loss
+    {more}
+"""
+UNMARKED = """
+def timed(function):
+    return lambda *args, **kwargs: function(*args, **kwargs)
+"""
+HELPER = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def compute_loss(self, model, inputs, **kwargs):
+        print("batch loss")
+        return self.plain(model, inputs, **kwargs)
+    def plain(self, model, inputs, **kwargs):
+        return super().compute_loss(model, inputs, **kwargs)
+"""
+DROPS = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        _, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss = torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+"""
+CROSS_ENCODER = """
+from sentence_transformers.cross_encoder import CrossEncoderTrainer
+"""
+REWARD = "from trl import RewardTrainer"
+MASKED_IMAGES = """
+from transformers import Trainer, ViTConfig, ViTForMaskedImageModeling as Model
+sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+             image_size=8, patch_size=4)
+"""
+MASKED_AUTOENCODER = MASKED_IMAGES.replace(
+    "ViTConfig, ViTForMaskedImageModeling", "ViTMAEConfig as ViTConfig, ViTMAEForPreTraining"
+)
+CLIP = """
+from transformers import Trainer, CLIPConfig, CLIPModel
+tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+"""
+OWN_MODEL = """
+from transformers import Trainer
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(8, 3)
+    def forward(self, input_ids):
+        return {"loss": self.head(input_ids.float()).square().mean()}
+"""
 POWER = ["--loss", "strict_m_power", "--loss_kwargs", '{"alpha": 0.3}']
 NAMED = {"name": "strict_m_power", "alpha": 0.3}
 PARTS = {"loss": "strict_m_power", "alpha": 0.3}
@@ -128,6 +186,33 @@ USED = {
     "exit": (script(main="sys.exit(main())"), PARTS),
     "same": (
         script("from hf_losses import LossTrainer", "LossTrainer", more="loss='strict_m_power'"),
+        PARTS,
+    ),
+    "logs": (script(LOGS.format(base="Trainer", decorator="", more=""), "MyTrainer"), PARTS),
+    "logs_library": (
+        script(SEQ2SEQ + LOGS.format(base="Seq2SeqTrainer", decorator="", more=""), "MyTrainer"),
+        PARTS,
+    ),
+    "logs_ours": (
+        script(
+            "from hf_losses import LossTrainer\n"
+            + LOGS.format(base="LossTrainer", decorator="", more=""),
+            "MyTrainer",
+        ),
+        PARTS,
+    ),
+    "logs_decorated": (
+        script(
+            LOGS.format(
+                base="Trainer", decorator=UNMARKED, more="compute_loss = timed(compute_loss)"
+            ),
+            "MyTrainer",
+        ),
+        PARTS,
+    ),
+    "logs_helper": (script(HELPER, "MyTrainer"), PARTS),
+    "save_pretrained": (
+        script(train="trainer.train(); trainer.model.save_pretrained('model')"),
         PARTS,
     ),
 }
@@ -159,7 +244,51 @@ REFUSED = {
         ),
         "does not take it from compute_loss",
     ),
+    "weighted": (
+        script(OWN, "MyTrainer"),
+        r"take it out of the script, or let it call super\(\)\.compute_loss and return that loss; "
+        r"class weights go into --loss_kwargs '\{\"weight\": \[1\.0, 2\.5\]\}'",
+    ),
+    "drops": (
+        script(DROPS, "MyTrainer"),
+        r"MyTrainer\.compute_loss \(.*script\.py:\d+\) computes an",
+    ),
+    "cross_encoder": (
+        script(CROSS_ENCODER, "CrossEncoderTrainer"),
+        r"CrossEncoderTrainer\.compute_loss .* hf_losses\.cross_encoder\.CrossEncoderLoss\(model, "
+        "'strict_m_power'\\)",
+    ),
+    "reward": (
+        script(REWARD, "RewardTrainer"),
+        r"RewardTrainer\.compute_loss .* it belongs to trl, .* this command cannot replace it$",
+    ),
+    "mim": (
+        script(MASKED_IMAGES, model="Model(ViTConfig(**sizes))"),
+        "ViTForMaskedImageModeling takes no labels",
+    ),
+    "mae": (
+        script(MASKED_AUTOENCODER, model="Model(ViTConfig(**sizes))"),
+        "ViTMAEForPreTraining takes no labels",
+    ),
+    "clip": (
+        script(CLIP, model="CLIPModel(CLIPConfig(text_config=tower, vision_config=tower))"),
+        "CLIPModel takes no labels",
+    ),
+    "unlabelled": (
+        script(
+            OWN_MODEL,
+            model="Model()",
+            more="data_collator=lambda rows: {'input_ids': torch.ones(8, 8)}",
+        ),
+        "the batch has no 'labels' for the loss, only: input_ids",
+    ),
+    "stock_checkpoint": (
+        script(train="trainer.train('../stock/checkpoint-1')"),
+        r"was trained with the loss {'name': 'cross_entropy'}, .* --allow_loss_change "
+        r"\(.*; to hf-losses run before SCRIPT\)$",
+    ),
 }
+RESUMED = script(options="max_steps=2", train="trainer.train('../stock/checkpoint-1')")
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +299,23 @@ def cases(tmp_path_factory):
         folders[name] = tmp_path_factory.mktemp(name)
         (folders[name] / "script.py").write_text(text)
         arguments[str(folders[name])] = [*POWER, "script.py"]
-    folders["warmup"] = tmp_path_factory.mktemp("warmup")
-    (folders["warmup"] / "script.py").write_text(WARMUP)
-    arguments[str(folders["warmup"])] = [*POWER, "--loss_warmup_steps", "2", "script.py"]
+    for name, text, option in (
+        ("warmup", WARMUP, ["--loss_warmup_steps", "2"]),
+        ("resumed", RESUMED, ["--allow_loss_change"]),
+    ):
+        folders[name] = tmp_path_factory.mktemp(name)
+        (folders[name] / "script.py").write_text(text)
+        arguments[str(folders[name])] = [*POWER, *option, "script.py"]
+    args = tiny.arguments(
+        tmp_path_factory.getbasetemp() / "stock",
+        TrainingArguments,
+        max_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        learning_rate=0.0,
+        max_grad_norm=0.0,
+    )
+    Trainer(tiny.bert(), args, train_dataset=tiny.texts(8)).train()
     run(["-c", DRIVER], input=json.dumps(arguments), check=True)
     return folders
 
@@ -225,6 +368,33 @@ def test_a_script_that_would_not_use_it_ends_with_the_reason(cases, name):
     assert re.search(reason, last)
     assert "Traceback" not in errors
     assert not (folder / "gradient.pt").exists() or name == "untrained"
+
+
+@pytest.mark.parametrize("name", [name for name in USED if name.startswith("logs")])
+def test_a_compute_loss_that_calls_super_stays_in_force(cases, name):
+    lines = (cases[name] / "stdout").read_text().splitlines()
+    assert [line.startswith("batch loss") for line in lines].count(True) == 1
+    if name != "logs_helper":
+        rows = tiny.texts(8)
+        batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+        loss = get_loss("strict_m_power", alpha=0.3)(tiny.bert()(**batch).logits, batch["labels"])
+        assert lines[0] == f"batch loss {loss.item():.4f} (8, 3)"
+
+
+def test_a_model_saved_by_save_pretrained_alone_names_its_loss(cases):
+    folder = cases["save_pretrained"]
+    assert json.loads((folder / "model" / "config.json").read_text())["hf_losses"] == NAMED
+    assert json.loads((folder / "out" / "hf_losses.json").read_text()) == NAMED
+    for saved in ("model", "out"):
+        loss = load_loss(folder / saved)
+        assert (loss.spec.name, loss.params) == ("strict_m_power", {"alpha": 0.3})
+
+
+def test_a_stock_checkpoint_is_resumed_where_that_is_allowed(cases):
+    folder = cases["resumed"]
+    assert (folder / "code").read_text() == "0", (folder / "stderr").read_text()
+    found, wanted = torch.load(folder / "gradient.pt"), wanted_gradient(**PARTS)
+    assert (found - wanted).norm() < 2e-6 * wanted.norm()
 
 
 def test_the_class_keeps_its_name(cases):
@@ -334,6 +504,13 @@ raise SystemExit(3)
         (["--loss", "strict_l"], "required: SCRIPT"),
         (["--loss", "strict_l", "no.py"], "no script 'no.py'; for a module write -m no.py"),
         (["--loss", "strict_l", "-m", "no.such"], "no module named 'no.such'"),
+        (
+            ["--loss", "strict_l", "loop.py"],
+            "loop.py has no transformers Trainer, nor have the modules beside it, and trains in a "
+            "loop of its own; use hf_losses.get_loss('strict_l') in that loop",
+        ),
+        (["--loss", "strict_l", "-m", "loop"], "loop has no transformers Trainer"),
+        (["--loss", "strict_l", "-m", "loops"], "loops has no transformers Trainer"),
         ([*POWER[:3], "[1]", "x.py"], "loss_kwargs must be a JSON object"),
         ([*POWER[:3], '{"alpha": -1}', "x.py"], "alpha must be finite and greater than 0"),
     ],
@@ -342,6 +519,9 @@ def test_bad_input_is_refused_before_the_script_starts(
     folder, monkeypatch, capsys, command, message
 ):
     (folder / "x.py").write_text("print('started')")
+    (folder / "loops").mkdir()
+    for name in ("loop.py", "loops/__main__.py", "loops/__init__.py"):
+        (folder / name).write_text("import torch, beside" if "_" not in name else "import torch")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as ended:

@@ -185,6 +185,21 @@ def test_a_model_that_diverged_has_no_value(run, files, tmp_path, capsys):
     assert (found["best"], found["command"]) == (None, None)
 
 
+def test_long_texts_are_cut_to_the_positions_of_the_model(run, files, tiny, tmp_path, capsys):
+    model = test_glue_recipe.remade(tiny, tmp_path / "model", **test_glue_recipe.NO_LIMIT)
+    table = [row | {"sentence": f"{row['sentence']} {'film ' * 40}"} for row in rows(32, 0)]
+    write(tmp_path / "my data" / "train.csv", table)
+    found = run(*files, *SPAN, "--losses", "strict_m", "--n_trials", "1", model=model)
+    assert [trial["state"] for trial in found["trials"]] == ["COMPLETE"]
+    assert "Length  32 tokens, since the model takes no more" in capsys.readouterr().out
+
+
+def test_refuses_a_tokenizer_that_cannot_pad(refused, files, tiny, tmp_path):
+    nothing = ["pad_token", "eos_token"]
+    model = test_glue_recipe.remade(tiny, tmp_path / "model", drop=nothing)
+    assert "has neither a padding token nor an EOS" in refused(*files, model=model)
+
+
 def test_the_default_space():
     search_all = SearchArguments()
     losses = search_all.expand("classification")

@@ -634,6 +634,35 @@ def test_is_a_page_that_a_user_reads():
     assert len((RECIPES / "token_classification.py").read_text().splitlines()) < 200
 
 
+# ---- What a model takes ------------------------------------------------------------------------
+
+
+def test_long_sentences_are_cut_to_the_positions_of_the_model(run, files, tiny, tmp_path, capsys):
+    model = tmp_path / "model"
+    BertModel.from_pretrained(tiny).save_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny, model_max_length=int(1e30))
+    tokenizer.save_pretrained(model)
+    table = rows(8, 0) + [{k: v * 20 for k, v in row.items()} for row in rows(4, 1)]
+    write(tmp_path / "data" / "train.conll", table)
+    files = ("--train_file", str(tmp_path / "data" / "train.conll"), *files[2:])
+    found, out = run(*files, model=str(model))
+    shown = capsys.readouterr().out
+    assert "Length  32 tokens, since the model takes no more" in shown
+    assert "12 train sentences are read in" in shown
+    assert AutoTokenizer.from_pretrained(out).model_max_length == 32
+    cut, _ = run(*files, "--max_length", "32", model=str(model), name="cut")
+    assert found["metrics"] == cut["metrics"]
+
+
+def test_refuses_a_tokenizer_that_cannot_pad(refused, files, tiny, tmp_path):
+    BertModel.from_pretrained(tiny).save_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    message = refused(*files, model=str(tmp_path / "model"))
+    assert "has neither a padding token nor an EOS" in message
+
+
 # ---- What it refuses ---------------------------------------------------------------------------
 
 
@@ -740,6 +769,13 @@ def test_refuses_a_tag_that_the_training_set_does_not_have(refused, files, tmp_p
         f"{split}.conll, line 4: tag 'B-LOK' is not one of the training set's 4. Did you mean "
         "'B-LOC'? They are: B-LOC, B-PER, I-PER, O"
     )
+
+
+def test_refuses_a_column_in_which_nearly_every_word_has_a_tag_of_its_own(refused, files, tmp_path):
+    words = [f"word{i}" for i in range(30)]
+    write(tmp_path / "data" / "train.conll", [{"tokens": words, "ner_tags": words}])
+    message = refused("--train_file", str(tmp_path / "data" / "train.conll"), *files[2:])
+    assert "train.conll: 30 labels would be 30 classes" in message
 
 
 def test_refuses_an_id_without_a_name(refused, tmp_path):

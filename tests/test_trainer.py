@@ -15,10 +15,11 @@ from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertForPreTraining,
-    BertForQuestionAnswering,
     BertForTokenClassification,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5Config,
@@ -26,6 +27,8 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    XLNetConfig,
+    XLNetForQuestionAnswering,
     set_seed,
 )
 
@@ -223,10 +226,16 @@ MISTAKES = {
         {"model": lambda: tiny.bert(BertForPreTraining)},
         "BertForPreTraining.*next_sentence_label",
     ),
-    "question answering": (
-        {"model": lambda: tiny.bert(BertForQuestionAnswering, num_labels=2)},
-        "BertForQuestionAnswering.*ForSequenceClassification",
+    "a beam over answers": (
+        {
+            "model": lambda: XLNetForQuestionAnswering(
+                XLNetConfig(vocab_size=9, d_model=4, n_head=1)
+            )
+        },
+        "XLNetForQuestionAnswering.*ForSequenceClassification",
     ),
+    "a class": ({"loss": nn.CrossEntropyLoss}, r"CrossEntropyLoss is a class.*CrossEntropyLoss\("),
+    "a number": ({"loss": 0.5}, "loss=0.5 is neither a name nor a callable"),
 }
 
 
@@ -429,11 +438,9 @@ def test_a_step_whose_items_were_not_counted_is_divided_by_the_accumulation(buil
 
 
 def test_soft_labels_of_a_step_are_rows():
-    logits, labels = torch.zeros(4, 3), torch.full((4, 3), 1 / 3)
-    single = get_loss("strict_m")
-    assert item_count(logits, labels, torch.tensor(24), single) == 8
-    multi = get_loss("strict_m", problem_type="multi_label_classification")
-    assert item_count(logits, labels, torch.tensor(24), multi) == 24
+    labels = torch.full((4, 3), 1 / 3)
+    assert item_count(labels, None, "single_label_classification") == 4
+    assert item_count(labels, None, "multi_label_classification") == 12
 
 
 def test_missing_logits_are_an_error_not_cross_entropy(build):
@@ -470,6 +477,24 @@ def test_a_mixture_of_experts_keeps_its_auxiliary_loss(build):
     trainer.current_gradient_accumulation_steps = 2
     items = (inputs["labels"][:, 1:] != -100).sum() * 2
     torch.testing.assert_close(trainer.compute_loss(model, inputs, False, items) * 2, ours)
+
+
+def test_the_experts_of_a_model_that_sees_have_their_weight_in_its_text_config(build):
+    text = tiny.causal_lm().config.to_dict() | {"num_experts": 4, "moe_intermediate_size": 32}
+    text |= {"router_aux_loss_coef": 0.5, "rope_parameters": {"mrope_section": [2, 3, 3]}}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2}
+    vision = sizes | {"depth": 1, "deepstack_visual_indexes": [0]}
+    set_seed(0)
+    model = Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(text_config=text, vision_config=vision, image_token_id=tiny.VOCABULARY)
+    ).eval()
+    data = tiny.texts(label=tiny.some_next_tokens)
+    trainer = build(model, data, loss="cross_entropy")
+    inputs = batch(data[:4]) | {"output_router_logits": True}
+    with torch.no_grad():
+        builtin = model(**inputs)
+        assert builtin.aux_loss > 0
+        torch.testing.assert_close(trainer.compute_loss(model, inputs), builtin.loss)
 
 
 def t5():

@@ -1,0 +1,238 @@
+"""What a model's head is for, and which logits of its outputs belong to which labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_losses.criterion import MULTI_LABEL, SINGLE_LABEL
+
+REGRESSION = "regression"
+IGNORE = -100
+
+# Heads by the name transformers gives their loss. The first group reads config.problem_type.
+CLASSIFIERS = (
+    "ForSequenceClassification",
+    "ForImageClassification",
+    "ForVideoClassification",
+    "ForAudioClassification",
+)
+QUESTION_ANSWERING = "ForQuestionAnswering"
+SEGMENTATION = "ForSemanticSegmentation"
+LABELLERS = (
+    "ForTokenClassification",
+    "ForCausalLM",
+    "ForMaskedLM",
+    "ForConditionalGeneration",
+    QUESTION_ANSWERING,
+    SEGMENTATION,
+)
+# Causal language models whose names do not say so: transformers calls their loss None, and takes
+# that of causal language models.
+CAUSAL = (
+    "BertGenerationDecoder",
+    "BertLMHeadModel",
+    "CTRLLMHeadModel",
+    "GPT2LMHeadModel",
+    "OpenAIGPTLMHeadModel",
+    "ReformerModelWithLMHead",
+)
+POSITIONS = ["start_positions", "end_positions"]
+
+
+def loss_type(model: Any) -> str | None:
+    """The name that transformers gives the loss of a model without wrappers, if it knows it."""
+    own: str | None = getattr(model, "loss_type", None)
+    if own is None and {cls.__name__ for cls in type(model).__mro__} & {*CAUSAL}:
+        return "ForCausalLM"
+    return own
+
+
+def is_classifier(model: Any) -> bool:
+    """Whether the head of a model without wrappers reads `config.problem_type`."""
+    return loss_type(model) in CLASSIFIERS
+
+
+def is_causal(model: Any) -> bool:
+    """Whether a model, without wrappers, learns the next token from labels that are not shifted."""
+    return loss_type(model) == "ForCausalLM"
+
+
+def problem_type(model: Any) -> str | None:
+    """What the head is for, in the words of `config.problem_type`.
+
+    Args:
+        model: The model without wrappers.
+
+    Returns:
+        None for a classifier until labels have shown it, and for a head that is not known.
+    """
+    if is_classifier(model):
+        declared: str | None = model.config.problem_type
+        return declared or (REGRESSION if model.config.num_labels == 1 else None)
+    return SINGLE_LABEL if loss_type(model) in LABELLERS else None
+
+
+def settle_problem_type(model: Any, labels: Tensor) -> None:
+    """Sets a classifier's `config.problem_type` as the model would, had it seen the labels.
+
+    Args:
+        model: The model without wrappers.
+        labels: Those of any batch.
+    """
+    if is_classifier(model) and model.config.problem_type is None:
+        many = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
+        model.config.problem_type = REGRESSION if model.config.num_labels == 1 else many
+
+
+def check_head(model: Any, label_names: list[str]) -> None:
+    """Raises a ValueError unless the model's loss is one function of its logits and labels.
+
+    Args:
+        model: The model without wrappers; one that transformers does not know is taken as it is.
+        label_names: The columns that the trainer takes for labels.
+    """
+    name, kind = type(model).__name__, loss_type(model)
+    expected = POSITIONS if kind == QUESTION_ANSWERING else ["labels"]
+    fits = kind in (*CLASSIFIERS, *LABELLERS) and label_names == expected
+    fits |= kind is None and len(label_names) == 1
+    if kind == QUESTION_ANSWERING and hasattr(model.config, "start_n_top"):
+        fits = False  # A beam over positions, and a loss of more than the two.
+    if not fits:
+        raise ValueError(
+            f"{name} (labels {label_names}) is not a model whose loss is one function of its "
+            f"logits and 'labels'; models that fit: {', '.join(CLASSIFIERS + LABELLERS)}"
+        )
+    if kind != SEGMENTATION:
+        return
+    if getattr(model, "auxiliary_head", None) is not None:
+        raise ValueError(
+            f"{name} trains an auxiliary head, whose logits are not among its outputs: set "
+            "config.use_auxiliary_head=False"
+        )
+    if model.config.num_labels == 1:
+        raise ValueError(
+            f"{name} with num_labels=1 is trained on yes/no pixels: give it two labels, as for "
+            "any other classes"
+        )
+
+
+class Targets:
+    """Takes the labels out of a batch, and finds the logits that belong to them.
+
+    Labels that do not count are -100 afterwards, whatever the model's own sign for them is.
+
+    Args:
+        model: The model without wrappers.
+        label_names: The columns of labels.
+        shifts: Whether labels are those of the same position, but the next one is learned.
+        virtual_tokens: How many a prompt encoder puts before the first token.
+    """
+
+    def __init__(
+        self, model: Any, label_names: list[str], *, shifts: bool, virtual_tokens: int = 0
+    ) -> None:
+        """See the class."""
+        self.model, self.label_names = model, label_names
+        self.shifts, self.virtual_tokens = shifts, virtual_tokens
+        self.kind = loss_type(model)
+
+    def present(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a batch has labels."""
+        given = all(inputs.get(name) is not None for name in self.label_names)
+        return given or inputs.get("shift_labels") is not None
+
+    def of_batch(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """The labels of a batch: one tensor for each classification that its rows go through.
+
+        Args:
+            inputs: A batch with labels.
+
+        Returns:
+            `[B, …]` each: two for the start and the end of an answer, else one.
+        """
+        if self.kind == QUESTION_ANSWERING:
+            tokens = inputs.get("input_ids", inputs.get("inputs_embeds"))
+            return [_within(inputs[name], tokens.shape[1]) for name in self.label_names]
+        if inputs.get("shift_labels") is not None:
+            return [inputs["shift_labels"]]
+        labels = inputs[self.label_names[0]]
+        if self.kind == SEGMENTATION:
+            ignored = self.model.config.semantic_loss_ignore_index
+            return [labels.long().masked_fill(labels == ignored, IGNORE)]
+        # The last virtual token is followed by the first real one, which is learned too.
+        shifts = self.shifts and not self.virtual_tokens
+        return [shift_left(labels) if shifts else labels]
+
+    def logits(self, outputs: Any, labels: list[Tensor], *, shifted: bool) -> list[Tensor]:
+        """The logits that belong to labels.
+
+        Args:
+            outputs: A `ModelOutput`, or a dict or tuple without a loss.
+            labels: As of `of_batch`.
+            shifted: Whether the batch had `shift_labels`: of the position of their logits.
+
+        Returns:
+            `[B, …, C]` for each of the labels.
+        """
+        if self.kind == QUESTION_ANSWERING:
+            if isinstance(outputs, tuple):
+                return list(outputs[:2])
+            return [outputs["start_logits"], outputs["end_logits"]]
+        found = logits_of(outputs, known=self.kind is not None)
+        if self.kind == SEGMENTATION:
+            size = labels[0].shape[-2:]
+            found = F.interpolate(found, size=size, mode="bilinear", align_corners=False)
+            return [found.movedim(1, -1)]
+        if self.virtual_tokens and found.dim() == 3 and labels[0].dim() == 2:
+            length = labels[0].shape[1]
+            if self.shifts and not shifted:
+                found = found[:, -length - 1 : -1]
+            found = found[:, -length:]
+        return [found]
+
+
+def _within(positions: Tensor, length: int) -> Tensor:
+    """Positions in a text of so many tokens, as transformers takes them: beyond it is no label."""
+    if positions.dim() > 1:
+        positions = positions.squeeze(-1)
+    return positions.clamp(min=0).masked_fill(positions >= length, IGNORE)
+
+
+def shift_left(labels: Tensor) -> Tensor:
+    """Labels of the next token; shifting the logits instead would copy them."""
+    return F.pad(labels, (0, 1), value=IGNORE)[..., 1:].contiguous()
+
+
+def logits_of(outputs: Any, *, known: bool = True) -> Tensor:
+    """The logits of a model's outputs.
+
+    Args:
+        outputs: A `ModelOutput`, or a dict or tuple without a loss.
+        known: Whether the model is one of transformers'. Of any other the first tensor counts that
+            is more than a number.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if isinstance(outputs, Mapping) and (known or outputs.get("logits") is not None):
+        found = outputs.get("logits")
+    else:
+        several = outputs.values() if isinstance(outputs, Mapping) else outputs
+        found = next((o for o in several if torch.is_tensor(o) and o.dim()), None)
+    if found is None and known:
+        raise ValueError(
+            "the model returned no logits, so no loss can be computed from them "
+            "(is a fused head such as Liger's switched on?)"
+        )
+    if found is None:
+        names = list(outputs) if isinstance(outputs, Mapping) else [type(o) for o in outputs]
+        raise ValueError(
+            f"the model returned no logits, but {names}: without labels, forward must return a "
+            "tensor, a tuple with one, or a dict with 'logits'"
+        )
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,124 @@
+"""Whether a script trains in a loop of its own, as far as its source shows that."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# They train nothing by a Trainer unless the script names it. Any other library might.
+WITHOUT_TRAINER = {
+    "PIL",
+    "accelerate",
+    "aiohttp",
+    "albumentations",
+    "cv2",
+    "datasets",
+    "deepspeed",
+    "evaluate",
+    "filelock",
+    "huggingface_hub",
+    "matplotlib",
+    "nltk",
+    "numpy",
+    "packaging",
+    "pandas",
+    "peft",
+    "requests",
+    "safetensors",
+    "scipy",
+    "seqeval",
+    "sklearn",
+    "timm",
+    "tokenizers",
+    "torch",
+    "torchaudio",
+    "torchmetrics",
+    "torchvision",
+    "tqdm",
+    "transformers",
+    "wandb",
+    "yaml",
+}
+# They find by a name what the source does not show.
+BY_NAME = {
+    "__import__",
+    "eval",
+    "exec",
+    "getattr",
+    "importlib",
+    "pickle",
+    "pkgutil",
+    "pydoc",
+    "runpy",
+}
+
+
+def trains_without_trainer(script: Path, root: Path) -> bool:
+    """Whether neither a script nor what it imports can build a `Trainer`.
+
+    In doubt it can: where anything whose name has "Trainer" in it occurs, a library is imported
+    that is not known here, something is imported by name, or a file cannot be read as Python.
+
+    Args:
+        script: Its file.
+        root: The folder that Python finds its modules in.
+
+    Returns:
+        True only for one that uses PyTorch, so that it has a loop of its own.
+    """
+    files, imported = [script], set[str]()
+    for file in files:  # It grows.
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, ValueError, SyntaxError):
+            return False
+        if any("Trainer" in name or name in BY_NAME for name in _names(tree)):
+            return False
+        for level, module in _imports(tree):
+            above = file.parents[level - 1] if level else root
+            found = list(_files(above, module))
+            files += [path for path in found if path not in files]
+            if not level and not found:
+                imported.add(module.partition(".")[0])
+    known = WITHOUT_TRAINER | sys.stdlib_module_names
+    return bool(imported & {"torch", "accelerate"}) and imported <= known
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    """What may be a Trainer or find one: names, modules, and texts that getattr may be given."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) if name != "getattr":
+                yield name
+            case ast.Call(func=ast.Name(id="getattr"), args=[_, asked, *_]):
+                if not isinstance(asked, ast.Constant):
+                    yield "getattr"
+            case ast.alias(name=module) | ast.ImportFrom(module=str(module)):
+                yield from module.split(".")
+            case ast.Attribute(attr=text) | ast.Constant(value=str(text)):
+                # Not `model.eval()`, nor a sentence.
+                if "Trainer" in text and not text.strip().count(" "):
+                    yield text
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every module that may be meant, with the number of dots before it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield node.level, f"{node.module}.{alias.name}" if node.module else alias.name
+
+
+def _files(folder: Path, module: str) -> Iterator[Path]:
+    """Files of a module and of the packages above it, as far as they lie in a folder."""
+    for part in module.split("."):
+        if (file := folder / f"{part}.py").is_file():
+            yield file
+            return
+        folder /= part
+        if (file := folder / "__init__.py").is_file():
+            yield file

@@ -1,0 +1,108 @@
+"""What a model takes of texts: how many tokens, and which token fills up the shorter ones."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from peft import PeftConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+from transformers.utils import find_adapter_config_file
+
+# Tables of positions, as transformers calls them. Models without one rotate, or count distances.
+TABLE = re.compile(r"(^|\.)(\w*position_embeddings|embed_positions|positions_embed|wpe)(\.|$)")
+
+
+def outline(path: str) -> PreTrainedModel:
+    """A causal language model without its weights.
+
+    Args:
+        path: Folder or Hub name of the model, or of an adapter.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        if adapter := find_adapter_config_file(path):  # It stands on another model's folder.
+            path = PeftConfig.from_json_file(adapter)["base_model_name_or_path"]
+        config = AutoConfig.from_pretrained(path)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
+            "takes a folder or a Hub name that AutoModelForCausalLM loads"
+        ) from error
+
+
+def longest(model: PreTrainedModel) -> int | None:
+    """The most tokens that a model has positions for; None if it takes any number.
+
+    Args:
+        model: With or without its weights.
+    """
+    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    # CTRL's is no parameter and no buffer.
+    if not any(map(TABLE.search, tensors)) and model.config.model_type != "ctrl":
+        return None
+    tables = [module for name, module in model.named_modules() if TABLE.search(name)]
+    # RoBERTa and its kin leave out the positions up to the id of the padding token.
+    padding = [getattr(table, "padding_idx", None) for table in tables]
+    unused = max((found + 1 for found in padding if found is not None), default=0)
+    return model.config.get_text_config().max_position_embeddings - unused
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
+    """Makes a tokenizer cut texts to what a model takes, and pad them.
+
+    Args:
+        tokenizer: Gets a padding token if it has none, and the model's limit.
+        model: Gets the padding token's id.
+        path: Where both come from, for errors.
+
+    Raises:
+        ValueError: If there is nothing to pad with, or the model has no embedding for it.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer of {path!r} has neither a padding token nor an EOS, to fill up the "
+            "shorter texts of a batch: set its pad_token and save it again"
+        )
+    # Models that read characters, such as CANINE, take any number of them.
+    rows = model.config.get_text_config().to_dict().get("vocab_size", math.inf)
+    if tokenizer.pad_token_id >= rows:
+        raise ValueError(
+            f"the padding token {tokenizer.pad_token!r} of {path!r} has the id "
+            f"{tokenizer.pad_token_id}, but the model knows {rows} tokens: take another pad_token, "
+            "or resize_token_embeddings, and save both again"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if limit := longest(model):
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
+
+
+def usable_length(
+    max_length: int, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments
+) -> int:
+    """The tokens after which texts are cut; says so if they are fewer than what was asked for.
+
+    Args:
+        max_length: What was asked for.
+        tokenizer: After `fit_tokenizer`.
+        args: Say which process this is.
+    """
+    length = min(max_length, tokenizer.model_max_length)
+    if length < max_length and args.process_index == 0:
+        print(
+            f"Length  {length} tokens, since the model takes no more   [--max_length]", flush=True
+        )
+    return length
