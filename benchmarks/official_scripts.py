@@ -30,7 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from official.cases import CASES, TRAIN
-from official.data import NAMES, cache_file, write_data, write_metrics
+from official.data import NAMES, cache_folder, write_data, write_metrics
 from official.models import write_model
 from official.offline import environment, repair_torchvision
 from official.site import sitecustomize
@@ -49,8 +49,8 @@ def prepare(folder):
     home = folder / "home"
     write_data(folder)
     write_metrics(home)
-    names = json.dumps(dict(enumerate(NAMES)))
-    cache_file(home, "tiny/scenes", "id2label.json", names)
+    names = cache_folder(home, "tiny/scenes", "datasets") / "id2label.json"
+    names.write_text(json.dumps(dict(enumerate(NAMES))), encoding="utf-8")
     (folder / "nltk_data" / "tokenizers" / "punkt").mkdir(parents=True)
 
 
@@ -73,7 +73,7 @@ def run(case, scripts, folder, repairs, *, swapped):
     if swapped:
         command += ["-m", "hf_losses", "run", "--loss", case.loss]
     command += [str(scripts / case.script), *TRAIN.split(), *case.arguments.split()]
-    command += ["--model_name_or_path", write_model(folder / "models", case.model)]
+    command += ["--model_name_or_path", write_model(folder / "home", case.model)]
     command += ["--output_dir", str(output)]
     try:
         done = subprocess.run(

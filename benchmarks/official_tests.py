@@ -54,9 +54,20 @@ class Suite:
 
 SUITES = (
     Suite(
-        "tests/trainer/test_trainer.py", "Trainer", 'LossTrainer(loss="mse")', "transformers", {}
+        file="tests/trainer/test_trainer.py",
+        trainer="Trainer",
+        ours='LossTrainer(loss="mse")',
+        package="transformers",
+        allowed={},
+        repairs=("removed_classes",),
     ),
-    Suite("tests/test_sft_trainer.py", "SFTTrainer", "LossMixin, SFTTrainer", "trl", {}),
+    Suite(
+        file="tests/test_sft_trainer.py",
+        trainer="SFTTrainer",
+        ours="LossMixin, SFTTrainer",
+        package="trl",
+        allowed={},
+    ),
 )
 
 

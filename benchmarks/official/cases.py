@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 TRAIN = (
     "--do_train --do_eval --max_steps 2 --save_steps 2 --logging_steps 1 --use_cpu "
-    "--per_device_train_batch_size 4 --per_device_eval_batch_size 4 --report_to none --disable_tqdm True"
+    "--per_device_train_batch_size 4 --per_device_eval_batch_size 4 --report_to none "
+    "--disable_tqdm True"
 )
 GENERATE = "--predict_with_generate"
 SOUND = "--dataset_name audio --audio_column_name audio"
@@ -167,7 +168,7 @@ CASES = (
     Case(
         "contrastive-image-text/run_clip.py",
         "CLIP",
-        f"{files('captions')} --image_column image --caption_column caption "
+        f"{files('captions')} --image_column image --caption_column caption --max_seq_length 64 "
         "--remove_unused_columns False",
         own=PAIRS,
         repairs=("image_reading",),

@@ -222,11 +222,20 @@ def write_wave(path, rng):
     return str(path)
 
 
-def cache_file(home, repo, name, content, kind="datasets"):
-    """Puts a file where `hf_hub_download` of a machine without a network looks for it."""
+def cache_folder(home, repo, kind):
+    """Where a machine without a network looks for a repository of the Hub.
+
+    Args:
+        home: Its `HF_HOME`.
+        repo: Name with its owner's.
+        kind: "models" or "datasets".
+
+    Returns:
+        The folder of the repository's files, made if need be.
+    """
     folder = Path(home, "hub", f"{kind}--{repo.replace('/', '--')}")
-    path = folder / "snapshots" / "0" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
-    (folder / "refs").mkdir(exist_ok=True)
+    files = folder / "snapshots" / "0"
+    for path in (files, folder / "refs"):
+        path.mkdir(parents=True, exist_ok=True)
     (folder / "refs" / "main").write_text("0", encoding="utf-8")
+    return files

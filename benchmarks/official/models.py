@@ -1,11 +1,9 @@
-"""Tiny random models with tokenizers and processors, in folders as a Hub repository has them."""
-
-from pathlib import Path
+"""Tiny random models with tokenizers and processors, as a repository of the Hub has them."""
 
 import transformers as t
 from tokenizers.pre_tokenizers import ByteLevel
 
-from official.data import RATE, SIDE, WORDS
+from official.data import RATE, SIDE, WORDS, cache_folder
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz?"
 SMALL = {
@@ -233,20 +231,23 @@ MODELS = {
 }
 
 
-def write_model(folder, name):
-    """Saves a model of `MODELS` with what prepares its inputs.
+def write_model(home, name):
+    """Saves a model of `MODELS` with what prepares its inputs, as if it came from the Hub.
+
+    Some scripts resume from a model's folder, so that it must have a name that is none.
 
     Args:
-        folder: Where the model's own folder is made.
+        home: The `HF_HOME` of the scripts.
         name: Key of `MODELS`.
 
     Returns:
-        Path of the model's folder.
+        The name to load it by.
     """
-    path = Path(folder, name.replace(" ", "_"))
-    if not path.exists():
+    repo = f"tiny/{name.replace(' ', '_')}"
+    path = cache_folder(home, repo, "models")
+    if not any(path.iterdir()):
         t.logging.disable_progress_bar()
         t.set_seed(0)
         for part in MODELS[name]():
             part.save_pretrained(path)
-    return str(path)
+    return repo

@@ -5,6 +5,7 @@ they are; which repairs one gets stands in `OFFICIAL_REPAIRS`, and in the table 
 """
 
 import functools
+import importlib
 import os
 import sys
 
@@ -69,7 +70,7 @@ def image_reading():
 
 def removed_classes():
     """It imports classes for GLUE and for lines of text, which are gone."""
-    import transformers.trainer  # Which puts another module in the place of transformers.
+    importlib.import_module("transformers.trainer")  # Another transformers takes its place by that.
 
     for name in ("GlueDataset", "GlueDataTrainingArguments", "LineByLineTextDataset"):
         setattr(sys.modules["transformers"], name, type(name, (), {}))
