@@ -231,7 +231,7 @@ MODELS = {
 }
 
 
-def write_model(home, name):
+def write_model(home, name, repo=None):
     """Saves a model of `MODELS` with what prepares its inputs, as if it came from the Hub.
 
     Some scripts resume from a model's folder, so that it must have a name that is none.
@@ -239,11 +239,12 @@ def write_model(home, name):
     Args:
         home: The `HF_HOME` of the scripts.
         name: Key of `MODELS`.
+        repo: The name to load it by; None for one of its own.
 
     Returns:
         The name to load it by.
     """
-    repo = f"tiny/{name.replace(' ', '_')}"
+    repo = repo or f"tiny/{name.replace(' ', '_')}"
     path = cache_folder(home, repo, "models")
     if not any(path.iterdir()):
         t.logging.disable_progress_bar()

@@ -1,12 +1,12 @@
 """A plugin of pytest that puts a trainer of this project in the place of the one under test.
 
-`-p official.swap_trainer --swap Trainer` does it for transformers' own `Trainer`, with the mean
-squared error that the regression models of its tests compute themselves; `--swap SFTTrainer` for
-TRL's, with cross-entropy. It runs before the test files import the name, and changes none of them.
+`-p official.swap_trainer --swap Trainer` does it for transformers' own `Trainer`: the regression
+models of its tests get the mean squared error that they compute themselves, and what else there is,
+classifiers and language models, its baseline. `--swap SFTTrainer` does it for TRL's, with
+cross-entropy. It happens before the test files import the name, and changes none of them.
 """
 
 import sys
-from functools import partialmethod
 
 
 def pytest_addoption(parser):
@@ -17,9 +17,13 @@ def pytest_configure(config):
     if config.option.swap == "Trainer":
         from hf_losses import LossTrainer
 
-        start = partialmethod(LossTrainer.__init__, loss="mse")
+        class Trainer(LossTrainer):
+            def __init__(self, model=None, *args, **keywords):
+                regression = model is None or type(model).__name__.startswith("Regression")
+                super().__init__(model, *args, loss="mse" if regression else None, **keywords)
+
         # By then another module is in the place of the one that was imported first.
-        sys.modules["transformers"].Trainer = type("Trainer", (LossTrainer,), {"__init__": start})
+        sys.modules["transformers"].Trainer = Trainer
     if config.option.swap == "SFTTrainer":
         import trl
 

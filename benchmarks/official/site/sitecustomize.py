@@ -76,5 +76,13 @@ def removed_classes():
         setattr(sys.modules["transformers"], name, type(name, (), {}))
 
 
+def removed_functions():
+    """It imports four functions of TRL that are gone."""
+    importlib.import_module("trl.import_utils").is_joblib_available = lambda: True
+    module = importlib.import_module("trl.trainer.sft_trainer")
+    for name in ("_chunked_cross_entropy_loss", "_patch_chunked_ce_lm_head", "dft_loss"):
+        setattr(module, name, None)
+
+
 for repair in os.environ.get("OFFICIAL_REPAIRS", "").split():
     globals()[repair]()
