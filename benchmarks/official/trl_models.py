@@ -15,6 +15,7 @@ SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<s>", "</s>"),
     *("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>", "<|call|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     *("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>"),
 )
 SMALL = {
@@ -52,7 +53,19 @@ MODELS = {
         {"head_dim": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
 }
-DATA = {"zen": "generate_zen_dataset.py", "toolcall": "generate_toolcall_dataset.py"}
+# Those that see: name, kind of model.
+SEEING = {
+    "tiny-Qwen2VLForConditionalGeneration": "qwen2_vl",
+    "tiny-Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+}
+EYES = {
+    "qwen2_vl": {"embed_dim": 16, "hidden_size": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2},
+    "qwen2_5_vl": {
+        **{"hidden_size": 16, "out_hidden_size": 16, "depth": 2, "num_heads": 2},
+        **{"intermediate_size": 32, "fullatt_block_indexes": [1]},
+    },
+}
+DATA = ("zen", "zen_image", "zen_multi_image", "toolcall", "harmony")
 
 
 def tokenizer(template, end, pad):
@@ -87,6 +100,43 @@ def write_models(folder):
             part.save_pretrained(Path(folder, OWNER, name))
 
 
+def write_seeing_models(folder):
+    """Saves the models that see, with their processors, in the same way."""
+    for name, kind in SEEING.items():
+        words = tokenizer("qwen2_5_vl", *CHATML)
+        pixels = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
+        processor = t.Qwen2VLProcessor if kind == "qwen2_vl" else t.Qwen2_5_VLProcessor
+        config = t.AutoConfig.for_model(
+            kind,
+            text_config={
+                **SMALL,
+                "hidden_size": 16,
+                "vocab_size": len(words),
+                "bos_token_id": None,
+                "eos_token_id": words.eos_token_id,
+                "pad_token_id": words.pad_token_id,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 0]},
+            },
+            vision_config=EYES[kind],
+            image_token_id=words.convert_tokens_to_ids("<|image_pad|>"),
+            video_token_id=words.convert_tokens_to_ids("<|video_pad|>"),
+            vision_start_token_id=words.convert_tokens_to_ids("<|vision_start|>"),
+            vision_end_token_id=words.convert_tokens_to_ids("<|vision_end|>"),
+        )
+        t.set_seed(0)
+        parts = (
+            processor(
+                t.Qwen2VLImageProcessor(**pixels),
+                words,
+                t.Qwen2VLVideoProcessor(**pixels),
+                chat_template=words.chat_template,
+            ),
+            t.AutoModelForImageTextToText.from_config(config),
+        )
+        for part in parts:
+            part.save_pretrained(Path(folder, OWNER, name))
+
+
 def write_data(folder, scripts):
     """Lets TRL's own scripts make the data sets, and keeps what they would upload.
 
@@ -104,10 +154,11 @@ def write_data(folder, scripts):
     datasets.disable_progress_bars()
     upload, datasets.DatasetDict.push_to_hub = datasets.DatasetDict.push_to_hub, keep
     try:
-        for name, script in DATA.items():
-            make = runpy.run_path(str(Path(scripts, script)))["main"]
-            make(test_size=0.1, push_to_hub=True, repo_id=f"{OWNER}/{name}")
-            path = Path(folder, OWNER, name)
+        for name in DATA:
+            make = runpy.run_path(str(Path(scripts, f"generate_{name}_dataset.py")))["main"]
+            repo = f"{OWNER}/{name.replace('_', '-')}"
+            make(test_size=0.1, push_to_hub=True, repo_id=repo)
+            path = Path(folder, repo)
             found = sorted(part.name for part in path.iterdir())
             lines = "".join(f"- config_name: {one}\n  data_dir: {one}\n" for one in found)
             (path / "README.md").write_text(f"---\nconfigs:\n{lines}---\n", encoding="utf-8")
