@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_losses.criterion import get_loss
+from hf_losses.class_weights import early_loss
 from hf_losses.direction import lower_is_better
 from hf_losses.loss_stats import check_stats_steps
 from hf_losses.registry import list_losses, parse_loss_kwargs
@@ -25,7 +25,10 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
     Args:
         loss: Name of a registered loss. None is the baseline of the model's task: `cross_entropy`,
             or `mse` for a regression head.
-        loss_kwargs: Its parameters and the options of `get_loss`, as a dict or as JSON text.
+        loss_kwargs: Its parameters and the options of `get_loss`, as a dict or as JSON text. Class
+            weights (`weight`) may also be a dict by label name or index, where classes without an
+            entry weigh 1, or `"balanced"`: n / (C · n_c) by the labels of the training data, which
+            are read row by row unless the dataset has them in a column, or as `class_labels`.
         loss_warmup_ratio: Share of the steps, from the first, in which training goes over linearly
             from `loss_warmup_from` to `loss`: a cure for the cold start of the bounded losses.
         loss_warmup_steps: The same as a number of optimizer steps.
@@ -54,7 +57,11 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
     )
     loss_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "The loss's parameters as JSON, such as '{\"alpha\": 0.3}'."},
+        metadata={
+            "help": "The loss's parameters as JSON, such as '{\"alpha\": 0.3}'; class weights "
+            'as \'{"weight": [1, 5]}\', \'{"weight": {"LABEL": 5}}\' or '
+            '\'{"weight": "balanced"}\'.'
+        },
     )
     loss_warmup_ratio: float = field(
         default=0.0,
@@ -92,7 +99,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         """Checks the loss before anything is loaded or written."""
         self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs) or None
         if self.loss is not None:
-            get_loss(self.loss, **(self.loss_kwargs or {}))
+            early_loss(self.loss, self.loss_kwargs)
         elif self.loss_kwargs:
             raise ValueError(
                 f"loss_kwargs {self.loss_kwargs} need a loss; add one of: "

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
-from hf_losses.heads import IGNORE, logits_of, shift_left
+from hf_losses.builtin import IGNORE
+from hf_losses.heads import logits_of, shift_left
 
 SFT = "trl.trainer.sft_trainer.SFTTrainer"
 # Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.
@@ -129,6 +130,10 @@ class SFTLog:
         if self.wanted and self.trainer.aux_loss_enabled:
             balance = self.trainer.accelerator.gather_for_metrics(outputs.aux_loss.detach())
             self._metrics()["aux_loss"].append(balance.mean().item())
+
+    def balance_weight(self) -> float | None:
+        """By what `SFTTrainer` multiplies that; None where it is the model's own number."""
+        return float(self.trainer.router_aux_loss_coef) if self.wanted else None
 
     def _metrics(self) -> Any:
         return self.trainer._metrics["train" if self.trainer.model.training else "eval"]

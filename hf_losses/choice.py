@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from hf_losses.class_weights import check_number, early_loss
 from hf_losses.criterion import (
     MULTI_LABEL,
     SINGLE_LABEL,
@@ -20,13 +22,16 @@ def builtin_loss(model: Any) -> str:
     return neutral_loss(_task(problem_type(model)))
 
 
-def choose_loss(given: Any, args: Any, model: Any) -> Any:
+def choose_loss(
+    given: Any, args: Any, model: Any, weigh: Callable[[dict[str, Any], Any], dict[str, Any]]
+) -> Any:
     """The loss of a trainer.
 
     Args:
         given: Its `loss`: a name, a module, a callable, or None.
         args: Its training arguments, with or without the fields of `LossTrainingArguments`.
         model: Its model without wrappers.
+        weigh: `ClassWeights.resolve` of the parameters and the model.
 
     Returns:
         A module of this project, or what was given; the task's baseline if nothing names a loss.
@@ -71,7 +76,8 @@ def choose_loss(given: Any, args: Any, model: Any) -> Any:
             )
     if problem == MULTI_LABEL and get_spec(name).task == "classification":
         params.setdefault("problem_type", MULTI_LABEL)
-    loss = get_loss(name, **params)
+    check_fit(early_loss(name, params), model)  # Before labels are counted.
+    loss = get_loss(name, **weigh(params, model))
     check_fit(loss, model)
     return loss
 
@@ -83,9 +89,11 @@ def check_fit(loss: Any, model: Any) -> None:
         loss: A loss; one of the user's own is taken as it is.
         model: The model without wrappers.
     """
+    problem = problem_type(model)
+    if problem != REGRESSION:
+        check_number(loss, model)
     if not isinstance(loss, ClassificationLoss | RegressionLoss):
         return
-    problem = problem_type(model)
     name, head = loss.spec.name, f"{type(model).__name__}, problem_type={problem!r}"
     if is_classifier(model):
         head += f", num_labels={model.config.num_labels}"

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+import operator
+import reprlib
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from hf_losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.fused import DTYPES, SMALLEST, Fused, Kernel, full, sparse
 from hf_losses.margin import class_margin, class_margins, poison
-from hf_losses.registry import LossSpec, as_number, get_spec, nearest
+from hf_losses.registry import LossSpec, as_json, as_number, get_spec, nearest
 
 REDUCTIONS = ("mean", "sum", "none")
 SINGLE_LABEL = "single_label_classification"
@@ -177,6 +180,25 @@ def _accurate_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
+def _class_weights(weight: Any) -> Tensor:
+    """Class weights in the precision they were given in: `[C]`, float64, on the CPU."""
+    given = as_json(weight)
+    try:
+        numbers = torch.tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # Text, a dict, ragged rows, ….
+        numbers = torch.full((), math.nan)
+    else:
+        given = numbers.tolist()
+    if numbers.dim() == 1 and len(numbers) and ((numbers >= 0) & numbers.isfinite()).all():
+        return numbers
+    named = isinstance(weight, str | Mapping)
+    raise ValueError(
+        "weight must be one finite, non-negative number per class, as a list, an array or a "
+        f"tensor, got {reprlib.repr(given)}"
+        + ("; by label name, or 'balanced', it is for the loss_kwargs of a training" * named)
+    )
+
+
 def not_zero(count: Tensor) -> Tensor:
     """A count to divide by: where nothing counts, the sum is 0 too."""
     return count.clamp(min=torch.finfo(torch.float32).tiny)
@@ -194,9 +216,12 @@ class ClassificationLoss(_Loss):
         name: A registered name, such as `liberal_exp`.
         reduction: `mean`, `sum` or `none`.
         ignore_index: Targets with this value are left out (class indices and multi-label targets;
-            a row of probabilities that starts with it is left out too).
-        weight: `[C]`, one non-negative number per class. A mean over class indices divides by the
-            sum of the weights and any other mean by the count, as `F.cross_entropy` does.
+            a row of probabilities that starts with it is left out too). Where targets lie in
+            [0, 1] it is refused if it does.
+        weight: `[C]`, one non-negative number per class: a sequence, an array or a tensor. It keeps
+            its precision for float64 logits and in `config`; the buffer `weight` is its float32. A
+            mean over class indices divides by the sum of the weights and any other mean by the
+            count, as `F.cross_entropy` does.
         label_smoothing: In [0, 1]: share of the target spread evenly over the classes.
         max_weight: Positive, `inf` allowed; for strict losses, where the gradient weight w would
             exceed this, the loss goes on linearly in log p with this slope: finite, and never a
@@ -229,7 +254,7 @@ class ClassificationLoss(_Loss):
         *,
         reduction: str = "mean",
         ignore_index: int = -100,
-        weight: Tensor | Sequence[float] | None = None,
+        weight: Tensor | Collection[float] | None = None,
         label_smoothing: float = 0.0,
         max_weight: float = 1e4,
         problem_type: str = SINGLE_LABEL,
@@ -249,15 +274,19 @@ class ClassificationLoss(_Loss):
         self.max_weight = as_number(name, "max_weight", max_weight)
         if not self.max_weight > 0:
             raise ValueError(f"max_weight must be positive (inf allowed), got {max_weight!r}")
-        if weight is not None:
-            weight = torch.as_tensor(weight, dtype=torch.float32).detach().clone()
-            if weight.dim() != 1 or not bool(((weight >= 0) & weight.isfinite()).all()):
-                raise ValueError(
-                    f"weight must be one finite, non-negative number per class, "
-                    f"got {weight.tolist()}"
-                )
-        self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
+        self._given_weight = None if weight is None else _class_weights(weight)
+        buffer = None
+        if self._given_weight is not None:
+            buffer = self._given_weight.float()
+            if isinstance(weight, Tensor):
+                buffer = buffer.to(weight.device)
+        self.register_buffer("weight", buffer)
+        try:
+            self.ignore_index = operator.index(ignore_index)
+        except TypeError:
+            raise ValueError(f"ignore_index must be an integer, got {ignore_index!r}") from None
+        if problem_type == MULTI_LABEL:
+            self._check_ignore_index()
         self.problem_type = problem_type
         self.overwrite_logits = overwrite_logits
         self.kernel: Kernel | None = self._fused_kernel()
@@ -300,7 +329,7 @@ class ClassificationLoss(_Loss):
         if self.ignore_index != -100:
             options["ignore_index"] = self.ignore_index
         if self.weight is not None:
-            options["weight"] = self.weight.tolist()
+            options["weight"] = self._exact_weight(self.weight).tolist()
         if self.label_smoothing:
             options["label_smoothing"] = self.label_smoothing
         if self.max_weight != 1e4:
@@ -309,6 +338,38 @@ class ClassificationLoss(_Loss):
         if self.problem_type != SINGLE_LABEL:
             options["problem_type"] = self.problem_type
         return options
+
+    def _exact_weight(self, buffer: Tensor) -> Tensor:
+        """The weights as given, float64, on the CPU; those of a buffer that was changed since."""
+        held, given = buffer.cpu(), self._given_weight
+        if given is None or given.shape != held.shape:
+            return held.double()
+        return torch.where(given.float().to(held.dtype) == held, given, held.double())
+
+    def weight_for(self, logits: Tensor) -> Tensor | None:
+        """The class weights on the device, and in the precision, that a loss is computed in.
+
+        Args:
+            logits: `[..., C]`, any floating dtype.
+
+        Returns:
+            `[C]`, float32 (float64 for float64 logits), or None if all classes weigh the same.
+        """
+        weight = self.weight
+        if weight is None:
+            return None
+        dtype = _accurate_dtype(logits)
+        if not weight.dtype == dtype == torch.float32:
+            # A module that holds this loss may have been cast, which would round the buffer.
+            weight = self._exact_weight(weight)
+        return weight.to(logits.device, dtype)
+
+    def _check_ignore_index(self) -> None:
+        if 0 <= self.ignore_index <= 1:
+            raise ValueError(
+                f"ignore_index={self.ignore_index} would leave out targets in [0, 1] that mean "
+                "something: mark those to leave out with another number, such as -100"
+            )
 
     def forward(
         self, logits: Tensor, target: Tensor, count: Tensor | float | None = None
@@ -329,14 +390,11 @@ class ClassificationLoss(_Loss):
             ValueError: If shapes or dtypes do not fit, or a class index is out of range.
         """
         shape = tuple(logits.shape)
-        weight = self.weight
-        if weight is not None:
-            if weight.shape != logits.shape[-1:]:
-                raise ValueError(
-                    f"weight has {weight.numel()} entries, one per class, for logits of shape "
-                    f"{shape}"
-                )
-            weight = weight.to(logits.device, _accurate_dtype(logits))
+        weight = self.weight_for(logits)
+        if weight is not None and weight.shape != logits.shape[-1:]:
+            raise ValueError(
+                f"weight has {weight.numel()} entries, one per class, for logits of shape {shape}"
+            )
         if self.problem_type == MULTI_LABEL:
             return self._multi_label(_accurate(logits), target, weight, count)
         if len(shape) == 0 or shape[-1] < 2:
@@ -414,6 +472,7 @@ class ClassificationLoss(_Loss):
             and logits.dtype in DTYPES
             and not torch.compiler.is_compiling()
             and not torch._C._are_functorch_transforms_active()
+            and forward_ad._current_level < 0  # Not within a dual_level; unpack_dual takes longer.
         )
 
     def _fused(
@@ -482,6 +541,7 @@ class ClassificationLoss(_Loss):
     def _probabilities(
         self, z: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
     ) -> Tensor:
+        self._check_ignore_index()
         keep = target[..., 0] != self.ignore_index
         share = self._smooth(target.to(z.dtype).where(keep.unsqueeze(-1), 0.0))
         losses = self._all_classes(z, share, weight)

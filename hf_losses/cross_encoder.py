@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_losses.criterion import MULTI_LABEL, get_loss
 from hf_losses.model_card import PAPER, PAPER_CITATION
+from hf_losses.normalise import check_targets
 from hf_losses.registry import get_spec
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class CrossEncoderLoss(nn.Module):
         # The trainer looks for a part by the name of `model`, and the model card for `loss`.
         self.model = model
         self.criterion = get_loss(loss, **params)
+        self._checked = False  # The labels of the first batch.
+        weight = getattr(self.criterion, "weight", None)
+        if weight is not None and len(weight) != model.num_labels:
+            raise ValueError(
+                f"weight has {len(weight)} entries, one per class, but the model has "
+                f"num_labels={model.num_labels}"
+            )
 
     def forward(
         self,
@@ -98,7 +106,8 @@ class CrossEncoderLoss(nn.Module):
             The mean over the batch, a float32 scalar.
 
         Raises:
-            ValueError: If there are not two columns of texts, or the labels do not fit.
+            ValueError: If there are not two columns of texts, or the labels do not fit; in the
+                first batch also if they lie outside [0, 1].
         """
         from sentence_transformers.util import batch_to_device
 
@@ -117,6 +126,9 @@ class CrossEncoderLoss(nn.Module):
             labels = labels.view_as(scores)  # One output: [B] or [B, 1].
         elif labels.shape[1:] == (1,):
             labels = labels.squeeze(1)
+        if not self._checked:
+            self._checked = True
+            check_targets(scores, labels, self.criterion)
         value: Tensor = self.criterion(scores, labels)
         return value
 

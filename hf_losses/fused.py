@@ -308,6 +308,8 @@ class Fused(torch.autograd.Function):
         upstream, gradient = grads[0], ctx.gradient
         if gradient is None or torch.is_grad_enabled():
             return _plainly(ctx, upstream), None, None, None, None, None
+        if torch._C._functorch.is_legacy_batchedtensor(upstream):  # Several of them, one gradient.
+            return gradient * upstream.unsqueeze(-1), None, None, None, None, None
         ctx.gradient = None  # It is the engine's now, which may add to it.
         if ctx.summed:
             multiply_(gradient, upstream)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_losses.builtin import IGNORE, check_builtin_loss, loss_type
 from hf_losses.criterion import MULTI_LABEL, SINGLE_LABEL
 
 REGRESSION = "regression"
-IGNORE = -100
 
 # Heads by the name transformers gives their loss. The first group reads config.problem_type.
 CLASSIFIERS = (
@@ -31,25 +31,7 @@ LABELLERS = (
     QUESTION_ANSWERING,
     SEGMENTATION,
 )
-# Causal language models whose names do not say so: transformers calls their loss None, and takes
-# that of causal language models.
-CAUSAL = (
-    "BertGenerationDecoder",
-    "BertLMHeadModel",
-    "CTRLLMHeadModel",
-    "GPT2LMHeadModel",
-    "OpenAIGPTLMHeadModel",
-    "ReformerModelWithLMHead",
-)
 POSITIONS = ["start_positions", "end_positions"]
-
-
-def loss_type(model: Any) -> str | None:
-    """The name that transformers gives the loss of a model without wrappers, if it knows it."""
-    own: str | None = getattr(model, "loss_type", None)
-    if own is None and {cls.__name__ for cls in type(model).__mro__} & {*CAUSAL}:
-        return "ForCausalLM"
-    return own
 
 
 def is_classifier(model: Any) -> bool:
@@ -107,6 +89,7 @@ def check_head(model: Any, label_names: list[str]) -> None:
             f"{name} (labels {label_names}) is not a model whose loss is one function of its "
             f"logits and 'labels'; models that fit: {', '.join(CLASSIFIERS + LABELLERS)}"
         )
+    check_builtin_loss(model)
     if kind != SEGMENTATION:
         return
     if getattr(model, "auxiliary_head", None) is not None:

@@ -175,9 +175,7 @@ def linear_loss(
     kept = (flat != criterion.ignore_index).nonzero().squeeze(-1)
     rows = hidden.reshape(-1, hidden.shape[-1])
     rows = rows if len(kept) == len(flat) else rows[kept]
-    of_class = criterion.weight
-    if of_class is not None:
-        of_class = of_class.to(hidden.device, torch.float32)
+    of_class = criterion.weight_for(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         try:
             labels, scale, room = criterion.scaled(flat[kept], of_class, count, hidden.dtype)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_losses.builtin import IGNORE
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
-from hf_losses.heads import IGNORE
 from hf_losses.margin import class_margin
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

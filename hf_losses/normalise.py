@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_losses.builtin import IGNORE, outputs_shift
 from hf_losses.criterion import (
     MULTI_LABEL,
     SINGLE_LABEL,
@@ -22,7 +23,7 @@ from hf_losses.criterion import (
     RegressionLoss,
     get_loss,
 )
-from hf_losses.heads import IGNORE, REGRESSION, logits_of, shift_left
+from hf_losses.heads import REGRESSION, logits_of, shift_left
 
 # Of logits, labels and the number to divide the sum by.
 SumFunction = Callable[[Tensor, Tensor, Tensor | float], Tensor]
@@ -185,7 +186,8 @@ def _cross_entropy(loss: ClassificationLoss) -> SumFunction:
     kernel = nn.CrossEntropyLoss(loss.weight, reduction="sum", label_smoothing=loss.label_smoothing)
 
     def summed(logits: Tensor, labels: Tensor, divisor: Tensor | float) -> Tensor:
-        if labels.is_floating_point() or loss.problem_type == MULTI_LABEL:
+        of_indices = not labels.is_floating_point() and loss.problem_type != MULTI_LABEL
+        if not of_indices or logits.dtype == torch.float64:
             mean: Tensor = own(logits, labels, divisor)
             return mean
         # PyTorch's kernel, so that the baseline is the stock Trainer's to the last bit.
@@ -250,8 +252,12 @@ def compute_loss_func(
 
     Args:
         name: A registered loss.
-        shift_labels: Whether labels are the next tokens of a causal language model. None decides
-            by the model's output class.
+        shift_labels: True: labels are the input_ids of a causal language model, each learned one
+            position earlier. False: they belong to the positions they stand at; for an
+            encoder-decoder the batch must hold `decoder_input_ids` too, which
+            `DataCollatorForSeq2Seq(tokenizer, model=model)` makes. None decides by the class of
+            the model's outputs, and refuses those that do not say it (CpmAnt alone looks like a
+            model that shifts and does not: give False).
         **params: See `get_loss`.
 
     Returns:
@@ -259,7 +265,8 @@ def compute_loss_func(
 
     Raises:
         ValueError: If the loss or a parameter is unknown; later, if labels or logits are missing,
-            the outputs are a tuple, or float labels could mean two things.
+            the outputs are a tuple, float labels could mean two things, or it is not certain which
+            labels the logits are of.
 
     Example:
         >>> Trainer(model, args, compute_loss_func=compute_loss_func("strict_m_power", alpha=0.3))
@@ -267,6 +274,7 @@ def compute_loss_func(
     loss = get_loss(name, **params)
     problem = problem_of(loss)
     summed = sum_over_items(loss, problem)
+    seen: list[bool] = []  # Whether labels have been looked at.
 
     def compute(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         if labels is None:
@@ -277,7 +285,12 @@ def compute_loss_func(
                 "own: set config.return_dict=True, or use LossTrainer"
             )
         logits = logits_of(outputs)
-        shift = "CausalLM" in type(outputs).__name__ if shift_labels is None else shift_labels
+        if outputs.get("aux_loss") is not None:
+            raise ValueError(
+                "the stock Trainer would leave out the aux_loss of the mixture of experts: set "
+                "config.output_router_logits=False, or use LossTrainer, which adds it"
+            )
+        shift = outputs_shift(outputs, labels) if shift_labels is None else shift_labels
         labels = shift_left(labels) if shift else labels
         if (
             loss.spec.task == "classification"
@@ -294,6 +307,9 @@ def compute_loss_func(
             num_items_in_batch = num_items_in_batch.flatten()[0] * num_items_in_batch.numel()
         items = num_items_in_batch
         logits, labels = fit(logits, labels, problem)
+        if not seen:
+            seen.append(True)
+            check_targets(logits, labels, loss)
         if items is not None and problem == REGRESSION:
             items = items + (labels == IGNORE).sum()  # Trainer has left them out of the count.
         elif items is not None and problem == SINGLE_LABEL and labels.is_floating_point():

@@ -151,10 +151,10 @@ def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
         value: A dict, a JSON object as text, or None.
 
     Returns:
-        Parameters by name; empty for None.
+        Parameters by name, as JSON has them: arrays and tensors are lists. Empty for None.
 
     Raises:
-        ValueError: If the text is no JSON object.
+        ValueError: If it is no JSON object, and cannot be made one.
     """
     if isinstance(value, str):
         try:
@@ -163,7 +163,23 @@ def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
             raise ValueError(_not_an_object(value)) from error
     if value is not None and not isinstance(value, dict):
         raise ValueError(_not_an_object(value))
-    return dict(value or {})
+    found: dict[str, Any] = as_json(value or {})
+    try:
+        json.dumps(found)
+    except TypeError as error:
+        raise ValueError(f"{_not_an_object(value)}: {error}") from None
+    return found
+
+
+def as_json(value: Any) -> Any:
+    """Arrays, tensors and NumPy's numbers as lists and numbers, keys as text; the rest as it is."""
+    if isinstance(value, dict):
+        return {str(key): as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [as_json(one) for one in value]
+    # Neither is imported here. A list of pandas' numbers would lose the class that each is for.
+    of_library = type(value).__module__.partition(".")[0] in ("numpy", "torch")
+    return value.tolist() if of_library else value
 
 
 def _not_an_object(value: Any) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hf_losses.criterion import get_loss
+from hf_losses.class_weights import early_loss
 from hf_losses.registry import parse_loss_kwargs
 from hf_losses.schedule import check_warmup
 from hf_losses.script_source import trains_without_trainer
@@ -48,7 +48,7 @@ def prepare(
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     settings["loss_kwargs"] = parse_loss_kwargs(settings.get("loss_kwargs")) or None
-    built = get_loss(loss, **(settings["loss_kwargs"] or {}))
+    built = early_loss(loss, settings["loss_kwargs"])
     check_warmup(
         loss,
         settings.get("loss_warmup_ratio", 0),

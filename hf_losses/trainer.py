@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers.utils.generic import find_labels
 from hf_losses.adapters import adapter_term, check_adapter
 from hf_losses.arguments import check_direction
 from hf_losses.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
+from hf_losses.builtin import IGNORE, auxiliary_weight, check_batch, loss_type, shifts_labels
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -34,16 +36,16 @@ from hf_losses.checkpoint import (
     loss_of_checkpoint,
 )
 from hf_losses.choice import builtin_loss, check_fit, choose_loss
+from hf_losses.class_weights import ClassWeights
 from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.decoder_inputs import decoder_inputs
 from hf_losses.evaluation import EvaluationLosses
 from hf_losses.gradients import NonfiniteSteps
 from hf_losses.heads import (
-    IGNORE,
     Targets,
     check_head,
     is_causal,
     logits_of,
-    loss_type,
     problem_type,
     settle_problem_type,
 )
@@ -95,6 +97,7 @@ class LossMixin(_Base):  # type: ignore[misc]
     current_gradient_accumulation_steps = 1
     label_names: list[str]
     model: Any
+    _loss_shifts_labels: bool
 
     def __init__(
         self, *args: Any, loss: str | Callable[..., Tensor] | None = None, **kwargs: Any
@@ -105,6 +108,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         self._check_base()
         self._sft = SFTLog(self)
         self._given_loss = loss
+        self._class_weights = ClassWeights()
         self._built: tuple[Any, Any, SumFunction] | None = None
         self._first: tuple[Any, Any, SumFunction] | None = None
         self._fused_head: Any = None  # While a step is computed without logits.
@@ -154,12 +158,18 @@ class LossMixin(_Base):  # type: ignore[misc]
         # Read late: a hyperparameter search sets the fields of the arguments before every trial.
         key = (
             getattr(self.args, "loss", None),
-            json.dumps(getattr(self.args, "loss_kwargs", None)),
+            json.dumps(self._class_weights.plain(self.args)),
             self.args.label_smoothing_factor,
             problem_type(self._core()),
         )
         if self._built is None or self._built[0] != key:
-            criterion = choose_loss(self._given_loss, self.args, self._core())
+            weigh = functools.partial(
+                self._class_weights.resolve,
+                dataset=self.train_dataset,
+                label_names=self.label_names,
+                show=self.is_world_process_zero(),
+            )
+            criterion = choose_loss(self._given_loss, self.args, self._core(), weigh)
             if isinstance(criterion, nn.Module):
                 criterion.to(self.args.device)
             problem = problem_type(self._core()) or problem_of(criterion)
@@ -233,8 +243,9 @@ class LossMixin(_Base):  # type: ignore[misc]
             data_parallel=self.args.n_gpu > 1,
             processes=self.accelerator.num_processes,
         )
-        # Trainer asks transformers' name of the loss, which GPT-2 and others do not have.
-        self._loss_shifts_labels |= is_causal(self._core())
+        # Trainer asks transformers' name of the loss, which GPT-2 does not have and BART's decoder
+        # does not follow.
+        self._loss_shifts_labels = shifts_labels(self._core())
 
     def _targets(self) -> Targets:
         """How labels and logits are taken from a batch of the model as it is now."""
@@ -324,22 +335,17 @@ class LossMixin(_Base):  # type: ignore[misc]
                 f"{', '.join(inputs)} (the data needs a column 'label' or 'labels')"
             )
         given = [inputs.get(name) for name in self.label_names]
-        if given[0] is not None:
-            settle_problem_type(self._core(), given[0])
+        self._settle_problem_type(inputs)
         labels = targets.of_batch(inputs)
         shifted = inputs.get("shift_labels") is not None
         for name in (*self.label_names, "shift_labels", "skip_logits"):
             inputs.pop(name, None)
         core = self._core()
-        if given[0] is not None:
-            if (
-                hasattr(core, "prepare_decoder_input_ids_from_labels")
-                and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
-                and core.config.is_encoder_decoder
-            ):
-                inputs["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(
-                    labels=given[0]
-                )
+        if (
+            given[0] is not None
+            and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+        ):
+            inputs = decoder_inputs(core, given[0]) | inputs
         self._adapter_inputs = (given[0], inputs.get("attention_mask"))
         fuses = getattr(self.args, "fused_linear", False) and self.model.training
         if fuses and not return_outputs:
@@ -360,6 +366,14 @@ class LossMixin(_Base):  # type: ignore[misc]
         if isinstance(outputs, tuple):
             outputs = (loss, *outputs)  # Trainer's evaluation leaves out the first of a tuple.
         return (loss, outputs) if return_outputs else loss
+
+    def _settle_problem_type(self, inputs: Mapping[str, Any]) -> None:
+        labels = inputs.get(self.label_names[0])
+        if labels is not None:
+            taken = (*self.label_names, "shift_labels")
+            others = {name: value for name, value in inputs.items() if name not in taken}
+            check_batch(self._core(), others, labels)
+            settle_problem_type(self._core(), labels)
 
     def _fused_loss(
         self,
@@ -491,8 +505,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             return None
         marks = []
         for batch in batch_samples:
-            if batch.get(self.label_names[0]) is not None:
-                settle_problem_type(self._core(), batch[self.label_names[0]])
+            self._settle_problem_type(batch)
             items = [kept(labels, self._problem()) for labels in targets.of_batch(batch)]
             marks.append([item.long() - 1 for item in items])  # 0 or -1
         counts = []
@@ -522,7 +535,10 @@ class LossMixin(_Base):  # type: ignore[misc]
         added = adapter_term(adapted, *self._adapter_inputs)
         auxiliary = outputs.get("aux_loss") if hasattr(outputs, "get") else None
         if auxiliary is not None:
-            added = added + auxiliary * self._core().config.get_text_config().router_aux_loss_coef
+            weight = self._sft.balance_weight()
+            added = added + auxiliary * (
+                auxiliary_weight(self._core()) if weight is None else weight
+            )
         # Once per optimizer step: the mean over its micro-batches.
         return added / (self.current_gradient_accumulation_steps if self.model.training else 1)
 

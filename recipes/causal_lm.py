@@ -29,7 +29,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer, get_loss
+from hf_losses import LossTrainer
+from hf_losses.class_weights import early_loss
 
 METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.
 
@@ -121,7 +122,7 @@ def main(argv=None):
     try:  # Whatever does not fit is said here, before anything is trained or written.
         source, options, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         check_loss(args.loss, "classification", source.name)
-        loss = get_loss(args.loss or "cross_entropy", **(args.loss_kwargs or {}))
+        loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
         path = options.model_name_or_path
         base_model, model_name = path, path or "small Llama from scratch"
         if path and Path(path).is_dir():

@@ -21,7 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer, get_loss
+from hf_losses import LossTrainer
+from hf_losses.class_weights import early_loss
 from hf_losses.metrics import METRICS, GlueMetric
 from hf_losses.registry import neutral_loss
 
@@ -131,7 +132,7 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         check_loss(args.loss, data.kind, source.name)
-        loss = get_loss(args.loss or neutral_loss(data.kind), **(args.loss_kwargs or {}))
+        loss = early_loss(args.loss or neutral_loss(data.kind), args.loss_kwargs)
         output.prepare(args, "glue", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_model(path, options, data)

@@ -24,7 +24,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer, get_loss
+from hf_losses import LossTrainer
+from hf_losses.class_weights import early_loss
 from hf_losses.metrics import METRICS, GlueMetric
 
 
@@ -127,7 +128,7 @@ def main(argv=None):
             model_name = f"{options.model_type} from scratch"
         elif Path(model_name).is_dir():
             base_model, model_name = None, Path(model_name).resolve().name
-        loss = get_loss(args.loss or "cross_entropy", **(args.loss_kwargs or {}))
+        loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
         output.prepare(args, "image_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         processor, model = load_model(options, data)

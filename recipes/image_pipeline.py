@@ -71,6 +71,11 @@ class ModelInputs(torch.utils.data.Dataset):
         """How many images."""
         return len(self.images)
 
+    @property
+    def class_labels(self) -> Any:
+        """One class per image, for balanced class weights, which need no pixels."""
+        return self.images.labels
+
     def __getitem__(self, i: int) -> dict[str, Any]:
         """One image."""
         return self.__getitems__([i])[0]

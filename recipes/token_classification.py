@@ -26,7 +26,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer, get_loss
+from hf_losses import LossTrainer
+from hf_losses.class_weights import early_loss
 from hf_losses.metrics import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
 
 
@@ -107,7 +108,7 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         compute_metrics, order = make_metrics(data)
-        loss = get_loss(args.loss or "cross_entropy", **(args.loss_kwargs or {}))
+        loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
         output.prepare(args, "token_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_model(path, options, data)

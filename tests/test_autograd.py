@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from hf_losses import get_loss, list_losses
 
@@ -19,6 +19,8 @@ MODES = {
 }
 CLASSIFICATION = pytest.mark.parametrize("name", list_losses(task="classification"))
 MODE = pytest.mark.parametrize("mode", MODES)
+# Forward mode imports parts of torch that still call torch.jit.script.
+FORWARD = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
 
 def example(mode):
@@ -49,8 +51,7 @@ def test_first_and_second_derivatives_of_regression_losses(name):
     assert gradgradcheck(lambda x: loss(x, torch.zeros(5)), x)
 
 
-# torch.func.jvp imports parts of torch that still call torch.jit.script.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@FORWARD
 @MODE
 @CLASSIFICATION
 def test_torch_func_agrees_with_autograd(name, mode):
@@ -72,6 +73,53 @@ def test_torch_func_agrees_with_autograd(name, mode):
     }
     for how, (found, right) in expected.items():
         assert torch.allclose(found, right, rtol=1e-12, atol=1e-14), how
+
+
+def upstream_of_each(loss, z, target):
+    """Gradients of every item's loss, one after the other, in float64."""
+    z = z.double().requires_grad_()
+    losses = loss(z, target).flatten()
+    return torch.stack(
+        [torch.autograd.grad(one, z, retain_graph=True)[0] for one in losses]
+    )  # As gradcheck has shown them right.
+
+
+@FORWARD
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@MODE
+@CLASSIFICATION
+def test_forward_mode_and_batched_backward_of_any_dtype(name, mode, dtype):
+    z, target = example(mode)
+    z = z.to(dtype)
+    loss = get_loss(name, reduction="none", **MODES[mode])
+    right = upstream_of_each(loss, z, target)
+    direction = z.cos()
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    for item in (loss, get_loss(name, reduction="sum", **MODES[mode])):
+        with forward_ad.dual_level():
+            out = item(forward_ad.make_dual(z, direction), target)
+            tangent = forward_ad.unpack_dual(out).tangent
+        expected = (right * direction.double()).flatten(1).sum(1)
+        expected = expected if item is loss else expected.sum()
+        torch.testing.assert_close(tangent.double().flatten(), expected.flatten(), **close)
+    leaf = z.clone().requires_grad_()
+    losses = loss(leaf, target)
+    each = torch.eye(losses.numel()).view(-1, *losses.shape)
+    (found,) = torch.autograd.grad(losses, leaf, each, is_grads_batched=True)
+    torch.testing.assert_close(found.double(), right, **close)
+
+
+@FORWARD
+@pytest.mark.parametrize("name", list_losses(task="regression"))
+def test_forward_mode_of_regression_losses(name):
+    x = torch.tensor([0.3, -0.3, 4.0, -4.0, 0.01])
+    loss = get_loss(name, reduction="none")
+    with forward_ad.dual_level():
+        out = loss(forward_ad.make_dual(x, torch.ones(5)), torch.zeros(5))
+        tangent = forward_ad.unpack_dual(out).tangent
+    exact = x.double().requires_grad_()
+    (right,) = torch.autograd.grad(loss(exact, torch.zeros(5)).sum(), exact)
+    torch.testing.assert_close(tangent.double(), right, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("liberal_exp", "index"), ("strict_m_full", "bounded")])

@@ -587,6 +587,18 @@ def test_refuses(refused, files, arguments, message):
     assert message in refused(*files, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [('"balanced"', "is for labels of whole rows or"), ("[1, 5]", "weight has 2 entries, one per")],
+)
+def test_refuses_class_weights_before_training(run, files, tmp_path, capsys, weight, message):
+    with pytest.raises(SystemExit) as stop:
+        run(*files, "--loss", "strict_l", "--loss_kwargs", f'{{"weight": {weight}}}')
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_refuses_a_folder_that_does_not_exist(refused):
     assert "no folder './no'" in refused("--dataset_name", "./no")
 

@@ -487,6 +487,16 @@ def test_movie_reviews(run, task, loss):
     assert result["training"]["global_step"] == 2
 
 
+def test_class_weights_by_name_and_balanced(run, files, capsys):
+    good = sum(row["label"] for row in rows(64, 0))
+    balanced = [64 / (2 * (64 - good)), 64 / (2 * good)]
+    for given, right in (('"balanced"', balanced), ('{"1": 5}', [1.0, 5.0])):
+        arguments = ["--loss", "strict_l", "--loss_kwargs", f'{{"weight": {given}}}']
+        result, _ = run(*files, *arguments, "--max_steps", "2")
+        assert result["loss"]["weight"] == right
+        assert f"Class weights: 0 {right[0]:.4g}, 1 {right[1]:.4g}\n" in capsys.readouterr().out
+
+
 def test_default_output_folder(tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = ["--max_train_samples", "32", "--max_eval_samples", "8"]
@@ -600,6 +610,10 @@ def test_a_finished_run_is_replaced_with_its_checkpoints(run, files, capsys):
             "has no parameter 'beta'; it ta",
         ),
         (
+            ["--loss", "strict_m", "--loss_kwargs", '{"weight": "balancd"}'],
+            "unknown weight 'balancd'",
+        ),
+        (
             ["--task_name", "rte", "--train_file", "a.csv"],
             "--task_name and --train_file contradict",
         ),
@@ -626,6 +640,24 @@ def test_a_finished_run_is_replaced_with_its_checkpoints(run, files, capsys):
 )
 def test_refuses(refused, arguments, message):
     assert message in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ("[1, 2, 3]", "weight has 3 entries, one per class, but BertForSequenceClassification has"),
+        (
+            '{"positiv": 2}',
+            "a class 'positiv' that the model does not have; its 2 classes: 'negati",
+        ),
+    ],
+)
+def test_refuses_class_weights_before_training(run, tmp_path, capsys, weight, message):
+    with pytest.raises(SystemExit) as stop:
+        run("--loss", "strict_m", "--loss_kwargs", f'{{"weight": {weight}}}')
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

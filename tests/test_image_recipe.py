@@ -325,6 +325,17 @@ def test_adapter_predicts_the_same_on_the_same_base(run, photos, tiny, tmp_path)
         assert logits.argmax(-1).item() == int(prediction)
 
 
+def test_balanced_class_weights_need_no_pixels(run, photos, monkeypatch):
+    more = Path(photos[1]) / "red"
+    for i in range(4):
+        picture(2, np.random.default_rng(i)).save(more / f"more{i}.png")
+    # Training asks for whole batches.
+    monkeypatch.setattr(image_pipeline.ModelInputs, "__getitem__", pytest.fail)
+    arguments = [*photos, "--loss", "strict_l", "--loss_kwargs", '{"weight": "balanced"}']
+    result, _ = run(*arguments, "--mixup_alpha", "0.8", "--max_steps", "1")
+    assert result["loss"]["weight"] == [52 / (3 * 16), 52 / (3 * 16), 52 / (3 * 20)]
+
+
 @pytest.mark.parametrize("loss", list_losses(task="classification"))
 def test_every_loss_with_mixup_and_cutmix(run, photos, loss):
     mixing = ("--mixup_alpha", "0.8", "--cutmix_alpha", "1")

@@ -643,6 +643,13 @@ def test_cross_encoder_loss_refuses_what_does_not_fit(cross_encoder, monkeypatch
         "num_labels=1: leave problem_type out": partial(
             CrossEncoderLoss, model, problem_type="single_label_classification"
         ),
+        "weight has 2 entries, one per class, but the model has num_labels=1": partial(
+            CrossEncoderLoss, model, weight=[1, 5]
+        ),
+        "number per class, .* got 'balanced'": partial(CrossEncoderLoss, model, weight="balanced"),
+        "labels from 0 to 5 are no yes/no labels": partial(
+            CrossEncoderLoss(model), [["w5", "w6"], ["w7", "w8"]], torch.tensor([0.0, 5.0])
+        ),
         "two columns .* has 3": partial(CrossEncoderLoss(model), [["a"]] * 3, torch.ones(1)),
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -235,6 +235,15 @@ def test_targets_beyond_probabilities_are_refused(loss, problem, label, message,
             start(trainer)
 
 
+def test_the_stock_trainers_loss_refuses_them_too():
+    stock = compute_loss_func("liberal_exp", problem_type=SEVERAL)
+    logits = torch.zeros(2, 3)
+    stock({"logits": logits}, torch.tensor([[0.0, 1.0, -100.0], [0.5, 1.0, 0.0]]))
+    stock = compute_loss_func("liberal_exp", problem_type=SEVERAL)
+    with pytest.raises(ValueError, match="labels from 0 to 5 are no yes/no labels"):
+        stock({"logits": logits}, torch.tensor([[0.0, 5.0, 1.0], [0.0, 1.0, 1.0]]))
+
+
 @pytest.mark.parametrize(
     ("problem", "label"),
     [(SEVERAL, [-100.0, 0.3, 1.0]), (SEVERAL, [0, -100, 1]), (SINGLE, [0.2, 0.3, 0.5])],
@@ -377,3 +386,14 @@ def test_the_first_token_is_predicted_from_the_last_virtual_one(prompt, fused, m
         right = model.eval()(**batch(rows)).loss.item()  # Over all tokens of the step.
     assert trainer.evaluate()["eval_loss"] == pytest.approx(right, rel=1e-5)
     assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
+
+
+def test_float64_stays(build):
+    model, data = tiny.bert().double(), tiny.texts(8)
+    trainer = build(model, data, "cross_entropy")
+    inputs = batch(data)
+    with torch.no_grad():
+        builtin = model.eval()(**inputs).loss
+        ours = trainer.compute_loss(model, inputs)
+    assert builtin.dtype == ours.dtype == torch.float64
+    torch.testing.assert_close(ours, builtin, rtol=1e-14, atol=0)

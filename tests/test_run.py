@@ -316,6 +316,10 @@ def cases(tmp_path_factory):
         max_grad_norm=0.0,
     )
     Trainer(tiny.bert(), args, train_dataset=tiny.texts(8)).train()
+    folders["balanced"] = tmp_path_factory.mktemp("balanced")
+    (folders["balanced"] / "script.py").write_text(script())
+    balanced = ["--loss", "strict_m", "--loss_kwargs", '{"weight": "balanced"}', "script.py"]
+    arguments[str(folders["balanced"])] = balanced
     run(["-c", DRIVER], input=json.dumps(arguments), check=True)
     return folders
 
@@ -355,6 +359,14 @@ def test_the_gradient_is_that_of_the_loss(cases, name):
 def test_a_warmup_goes_over_from_cross_entropy(cases):
     found = torch.load(cases["warmup"] / "gradient.pt")
     wanted = (wanted_gradient("cross_entropy") + wanted_gradient(**PARTS)) / 2
+    assert (found - wanted).norm() < 2e-6 * wanted.norm()
+
+
+def test_class_weights_are_balanced_by_the_scripts_data(cases):
+    labels = [row["labels"] for row in tiny.texts(8)]
+    weight = [8 / (3 * labels.count(k)) for k in range(3)]
+    found = torch.load(cases["balanced"] / "gradient.pt")
+    wanted = wanted_gradient("strict_m", weight=weight, reduction="sum") / 8
     assert (found - wanted).norm() < 2e-6 * wanted.norm()
 
 

@@ -1,7 +1,9 @@
 """Every form of target, ignored items, class weights and reductions."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -162,6 +164,63 @@ def test_class_weights_scale_each_class(name):
     assert_same(multi(LOGITS, LABELS), weight * plain(LOGITS, LABELS))
 
 
+TENTHS = [0.1, 0.7, 1 / 3, 0.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        TENTHS,
+        tuple(TENTHS),
+        np.array(TENTHS),
+        np.array(TENTHS[::-1])[::-1],
+        np.array(TENTHS, dtype=object),
+        torch.tensor(TENTHS, dtype=torch.float64, requires_grad=True),
+        [np.float64(w) for w in TENTHS],
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_class_weights_keep_the_precision_they_were_given_in(given):
+    loss = get_loss("cross_entropy", reduction="none", weight=given)
+    assert loss.config["weight"] == TENTHS
+    log_p = LOGITS - LOGITS.exp().sum(-1, keepdim=True).log()
+    right = -torch.tensor(TENTHS, dtype=torch.float64)[INDEX]
+    right = right * log_p.gather(-1, INDEX.unsqueeze(-1)).squeeze(-1)
+    # Theirs rounds at the size of the logits and ours does not; float32 would be off by 1e-8.
+    torch.testing.assert_close(loss(LOGITS, INDEX), right, rtol=1e-13, atol=1e-14)
+    one_hot = F.one_hot(INDEX, CLASSES).double()
+    torch.testing.assert_close(loss(LOGITS, one_hot), right, rtol=1e-13, atol=1e-14)
+    several = get_loss("cross_entropy", reduction="none", weight=given, problem_type=MULTI_LABEL)
+    right = F.binary_cross_entropy_with_logits(LOGITS, LABELS, reduction="none")
+    assert_same(several(LOGITS, LABELS), right * torch.tensor(TENTHS, dtype=torch.float64))
+    assert loss(LOGITS.float(), INDEX).dtype == torch.float32
+
+
+def test_a_module_that_is_cast_does_not_round_the_class_weights_within():
+    loss = get_loss("strict_l", weight=TENTHS)
+    right = loss(LOGITS.float(), INDEX), loss(LOGITS, INDEX), loss(LOGITS.bfloat16(), INDEX)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        cast = torch.nn.Sequential(copy.deepcopy(loss)).to(dtype)[0]
+        found = cast(LOGITS.float(), INDEX), cast(LOGITS, INDEX), cast(LOGITS.bfloat16(), INDEX)
+        assert torch.equal(torch.stack(found), torch.stack(right))
+        assert cast.config == loss.config
+
+
+def test_class_weights_of_another_time_count():
+    """As for weights that begin in the middle of a training, or come with a state dict."""
+    later = get_loss("strict_l", weight=[1.0, 1.0, 1.0, 1.0, 9.0])
+    new = torch.tensor([1.0, 1.0, 2.5, 1.0, 9.0])
+    later.weight.copy_(new)
+    loaded = get_loss("strict_l", weight=TENTHS)
+    loaded.load_state_dict({"weight": new})
+    other = get_loss("strict_l", weight=[1.0])
+    other.weight = new
+    for loss in (later, loaded, other):
+        assert loss.config["weight"] == new.tolist()
+        for logits in (LOGITS, LOGITS.float()):
+            assert torch.equal(loss(logits, INDEX), get_loss(**loss.config)(logits, INDEX))
+
+
 def test_class_weights_are_a_buffer_of_the_module():
     weight = torch.tensor(WEIGHT)
     loss = get_loss("liberal_exp", weight=weight)
@@ -294,6 +353,21 @@ def test_regression_losses_are_pytorchs(name, theirs):
     assert_same(get_loss(name)(x, y), theirs(x, y))
     if name == "huber":
         assert_same(get_loss(name, delta=0.3)(x, y), theirs(x, y, delta=0.3))
+
+
+@pytest.mark.parametrize("ignored", [0, 1])
+@EVERY
+def test_no_probability_is_taken_for_the_sign_of_an_ignored_item(name, ignored):
+    one_hot = F.one_hot(INDEX, CLASSES).double()
+    with pytest.raises(RuntimeError, match="ignore_index"):
+        F.cross_entropy(flat(LOGITS), flat(one_hot), ignore_index=ignored)
+    with pytest.raises(ValueError, match=f"ignore_index={ignored} would leave out targets in"):
+        get_loss(name, ignore_index=ignored)(LOGITS, one_hot)
+    # A number that no probability is, and class indices, are as before.
+    whole = get_loss(name, reduction="none", ignore_index=255)
+    losses = whole(LOGITS, one_hot.index_fill(0, torch.tensor(1), 255))
+    assert (losses[1] == 0).all()
+    assert_same(losses[0], whole(LOGITS, INDEX)[0])
 
 
 def test_an_index_that_a_narrow_dtype_holds_is_named():

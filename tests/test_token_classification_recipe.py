@@ -474,6 +474,14 @@ def test_without_entities_their_metrics_are_0():
 # ---- What the recipe does ----------------------------------------------------------------------
 
 
+def test_class_weights_are_balanced_by_words(run, files):
+    """Other sub-tokens of a word than the first have no label."""
+    weights = '{"weight": "balanced"}'
+    result, _ = run(*files, "--loss", "strict_l", "--loss_kwargs", weights, "--max_steps", "1")
+    tags = [tag for row in rows(64, 0) for tag in row["ner_tags"]]
+    assert result["loss"]["weight"] == [len(tags) / (4 * tags.count(tag)) for tag in TAGS]
+
+
 def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, capsys):
     write(tmp_path / "data" / "train.conll", rows(256, 0))
     test = write(tmp_path / "data" / "test.conll", rows(24, 2))

@@ -1,0 +1,294 @@
+"""Class weights of training arguments: numbers from label names, or from the training labels.
+
+A loss takes one number per class. Training arguments may say less, since they know neither the
+model's classes nor the data: the trainer makes numbers of it when it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_losses.builtin import IGNORE, loss_type
+from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, is_classifier
+from hf_losses.registry import nearest, parse_loss_kwargs
+
+# transformers and datasets are imported where they are used: `hf-losses run` checks its arguments
+# before a script has set the environment variables that they read.
+
+BALANCED = "balanced"
+# What Trainer's collators take for labels.
+COLUMNS = ["labels", "label", "label_ids"]
+# As many classes are shown one by one.
+MANY = 20
+WAY_OUT = "give one number per class, such as loss_kwargs '{\"weight\": [1, 5]}'"
+
+
+def early_loss(
+    name: str, loss_kwargs: dict[str, Any] | str | None
+) -> ClassificationLoss | RegressionLoss:
+    """The loss of training arguments as long as there is neither a model nor data.
+
+    Args:
+        name: A registered name.
+        loss_kwargs: Its parameters, as for `LossTrainingArguments`.
+
+    Returns:
+        The loss. Class weights by name and balanced ones are checked as far as can be, and missing.
+
+    Raises:
+        ValueError: If the loss or a parameter is unknown or out of range.
+    """
+    params = parse_loss_kwargs(loss_kwargs)
+    weight = params.get("weight")
+    if isinstance(weight, str | dict):
+        params["weight"] = [1.0] if isinstance(weight, str) else [*weight.values()]
+        get_loss(name, **params)
+        _check_text(weight)
+        del params["weight"]
+    return get_loss(name, **params)
+
+
+class ClassWeights:
+    """Makes numbers of class weights, once as long as they, the classes and the data stay."""
+
+    def __init__(self) -> None:
+        """Starts without any."""
+        self._plain: Any = None
+        self._made: tuple[Any, Any, list[float]] | None = None
+
+    def plain(self, args: Any) -> dict[str, Any] | None:
+        """The `loss_kwargs` of training arguments, which become JSON where they were set anew.
+
+        Args:
+            args: Training arguments, with or without that field.
+
+        Returns:
+            The parameters that are now in the arguments, so that these can be saved.
+
+        Raises:
+            ValueError: If they cannot be JSON.
+        """
+        given = getattr(args, "loss_kwargs", None)
+        if given is not None and given is not self._plain:
+            args.loss_kwargs = self._plain = parse_loss_kwargs(given)
+        return None if given is None else self._plain
+
+    def resolve(
+        self,
+        params: dict[str, Any],
+        model: Any,
+        *,
+        dataset: Any,
+        label_names: list[str],
+        show: bool,
+    ) -> dict[str, Any]:
+        """Parameters of a loss with one number per class for `weight`.
+
+        Args:
+            params: As `parse_loss_kwargs` returns them. `weight` may be a dict by label name
+                (`config.label2id`) or index, in which classes without an entry weigh 1; or
+                `balanced`: n / (C · n_c) by the number n_c of labels of each of the C classes, n in
+                all, as scikit-learn has it.
+            model: The model without wrappers.
+            dataset: The training data.
+            label_names: The columns that the trainer takes for labels.
+            show: Whether to print the numbers.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            ValueError: If a class is unknown or named twice, or there is nothing to count.
+        """
+        weight = params.get("weight")
+        if not isinstance(weight, str | dict):
+            return params
+        _check_text(weight)
+        classes = number_of_classes(model)
+        if classes is None:
+            raise ValueError(
+                f"weight={weight!r} needs a model of transformers, whose classes are known, not "
+                f"{type(model).__name__}: {WAY_OUT}"
+            )
+        ids = {} if _is_language_model(model) else model.config.label2id
+        ids = {str(name): index for name, index in (ids or {}).items()}
+        key = (weight, classes, ids)
+        if self._made is None or self._made[0] != key or self._made[1] is not dataset:
+            if isinstance(weight, dict):
+                numbers = _by_name(weight, classes, ids)
+            else:
+                several = is_classifier(model) and model.config.problem_type == MULTI_LABEL
+                if several or MULTI_LABEL == params.get("problem_type"):
+                    raise ValueError(
+                        "weight='balanced' is for one class per item, and weights of several "
+                        f"labels do not balance yes and no: {WAY_OUT}"
+                    )
+                if loss_type(model) not in (None, "ForTokenClassification", *CLASSIFIERS):
+                    raise ValueError(
+                        "weight='balanced' is for labels of whole rows or of single tokens, and "
+                        f"not for {type(model).__name__}: {WAY_OUT}"
+                    )
+                columns = COLUMNS if label_names == COLUMNS[:1] else label_names
+                numbers = _balanced(dataset, columns, classes, ids)
+            self._made = key, dataset, numbers
+            if show:
+                print(_shown(numbers, ids), flush=True)
+        return params | {"weight": self._made[2]}
+
+
+def check_number(loss: Any, model: Any) -> None:
+    """Raises a ValueError if a loss has another number of class weights than its model has classes.
+
+    Args:
+        loss: Any loss; those of PyTorch that weigh classes are looked at too.
+        model: The model without wrappers.
+    """
+    weighing = ClassificationLoss | nn.CrossEntropyLoss | nn.NLLLoss | nn.MultiMarginLoss
+    if not isinstance(loss, weighing) or loss.weight is None:
+        return
+    if loss_type(model) not in (*CLASSIFIERS, *LABELLERS):
+        return  # What config.num_labels says of another model may mean nothing.
+    given, classes = loss.weight.numel(), number_of_classes(model)
+    if classes not in (None, given):
+        raise ValueError(
+            f"weight has {given} entries, one per class, but {type(model).__name__} has {classes} "
+            "classes (num_labels, or the vocabulary): give as many, in their order"
+        )
+
+
+def number_of_classes(model: Any) -> int | None:
+    """How many logits a model of transformers has for an item; None if that is not known."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return None
+    if loss_type(model) == QUESTION_ANSWERING:
+        raise ValueError(
+            "class weights do not go with question answering, whose classes are positions in a "
+            "text: leave weight out"
+        )
+    if _is_language_model(model):
+        # Not the size of its weight, which ZeRO-3 shards.
+        return getattr(model.get_output_embeddings(), "out_features", None)
+    return int(model.config.num_labels)
+
+
+def _is_language_model(model: Any) -> bool:
+    return model.get_output_embeddings() is not None
+
+
+def _check_text(weight: str | dict[str, Any]) -> None:
+    if isinstance(weight, str) and weight != BALANCED:
+        raise ValueError(
+            f"unknown weight {weight!r}: one number per class, a dict by label name or index, or "
+            f"{BALANCED!r}." + nearest(weight, [BALANCED])
+        )
+
+
+def _by_name(given: dict[str, Any], classes: int, ids: dict[str, int]) -> list[float]:
+    numbers: dict[int, Any] = {}
+    for name, number in given.items():
+        index = int(name) if name.isdecimal() and int(name) < classes else None
+        named = ids.get(name, index)
+        if named is None:
+            known = ", ".join(map(repr, [*ids][:MANY])) or "none have names"
+            raise ValueError(
+                f"weight names a class {name!r} that the model does not have; its {classes} "
+                f"classes: {known}{', …' if len(ids) > MANY else ''}, or an index from 0 to "
+                f"{classes - 1}.{nearest(name, ids)}"
+            )
+        if index not in (None, named):
+            raise ValueError(
+                f"weight for {name!r} could mean the label of that name (index {named}) or the "
+                f"class of that index: {WAY_OUT}"
+            )
+        if named in numbers:
+            raise ValueError(f"weight names the class with index {named} twice, again as {name!r}")
+        numbers[named] = number
+    return [numbers.get(index, 1.0) for index in range(classes)]
+
+
+def _balanced(dataset: Any, columns: list[str], classes: int, ids: dict[str, int]) -> list[float]:
+    labels = _labels(dataset, columns)
+    outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
+    if len(outside):
+        raise ValueError(
+            f"labels must lie in [0, {classes}) for {classes} classes, the training data have "
+            f"{np.unique(outside).tolist()[:10]}; check num_labels, or mark items to leave out "
+            f"with {IGNORE}"
+        )
+    counts = np.bincount(labels[labels != IGNORE], minlength=classes)
+    names = {index: name for name, index in ids.items()}
+    missing = [str(names.get(index, index)) for index in np.flatnonzero(counts == 0).tolist()]
+    if missing:
+        listed = ", ".join(missing[:MANY]) + (", …" if len(missing) > MANY else "")
+        raise ValueError(
+            f"weight='balanced' would be infinite for what no training label is: {listed}; leave "
+            "these out of the model's labels, or give numbers: loss_kwargs '{\"weight\": [1, 5]}', "
+            f'or by name, where those left out weigh 1: \'{{"weight": {{"{missing[0]}": 1}}}}\''
+        )
+    numbers: list[float] = (counts.sum() / (classes * counts)).tolist()
+    return numbers
+
+
+def _labels(dataset: Any, columns: list[str]) -> Any:
+    """All training labels, flat, as whole numbers."""
+    from transformers.trainer_utils import has_length
+
+    computed = "weight='balanced' is computed from the training labels"
+    if dataset is None:
+        raise ValueError(
+            f"{computed}, and the trainer has no train_dataset: {WAY_OUT} (hf_losses.json beside a "
+            "trained model has those that it was trained with)"
+        )
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not has_length(dataset):
+        raise ValueError(
+            f"{computed}, which a stream ({type(dataset).__name__}) does not give in advance: "
+            f"{WAY_OUT}"
+        )
+    rows = [np.asarray(row) for row in _label_rows(dataset, columns, computed)]
+    flat = np.concatenate([row.ravel() for row in rows]) if rows else np.empty(0, dtype=np.int64)
+    if flat.dtype.kind not in "iub":
+        raise ValueError(
+            f"{computed}, which must be class numbers, not {flat.dtype} such as "
+            f"{flat[:3].tolist()}: {WAY_OUT}"
+        )
+    return flat.astype(np.int64)
+
+
+def _label_rows(dataset: Any, columns: list[str], computed: str) -> Iterable[Any]:
+    from datasets import Dataset
+
+    if hasattr(dataset, "class_labels"):  # Of data whose rows take long to make, such as images.
+        return dataset.class_labels  # type: ignore[no-any-return]
+    if isinstance(dataset, Dataset):
+        found = [name for name in columns if name in dataset.column_names]
+        if found:
+            # Without the format, which may load every image.
+            return dataset.with_format(None)[found[0]]  # type: ignore[no-any-return]
+    rows = []
+    for index in range(len(dataset)):
+        row = dataset[index]
+        found = [name for name in columns if isinstance(row, Mapping) and name in row]
+        if not found:
+            raise ValueError(
+                f"{computed}, and row {index} of train_dataset has none of {', '.join(columns)}: "
+                f"{WAY_OUT}"
+            )
+        rows.append(row[found[0]])
+    return rows
+
+
+def _shown(numbers: list[float], ids: dict[str, int]) -> str:
+    names = {index: name for name, index in ids.items()}
+    each = [f"{names.get(index, index)} {number:.4g}" for index, number in enumerate(numbers)]
+    if len(each) > MANY:
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        each = [f"{len(each)} from {each[order[0]]} to {each[order[-1]]}"]
+    return f"Class weights: {', '.join(each)}"

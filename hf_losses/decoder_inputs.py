@@ -1,0 +1,80 @@
+"""What an encoder-decoder's decoder reads while it learns the labels: the same, one step later."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from torch import Tensor
+
+from hf_losses.builtin import is_encoder_decoder, loss_type
+
+# Models that also hide the padding of what they made from labels, and whether never the start.
+HIDES_PADDING = {"EncoderDecoderModel": False, "Pix2StructForConditionalGeneration": True}
+
+
+def decoder_inputs(model: Any, labels: Tensor) -> dict[str, Tensor]:
+    """What the model would make of its labels for its decoder, had it been given them.
+
+    Args:
+        model: Any model without wrappers.
+        labels: Tokens `[B, T]`, or -100.
+
+    Returns:
+        `decoder_input_ids` `[B, T]`, and for a few models their `decoder_attention_mask`; empty
+        for a model that has no decoder to write them.
+
+    Raises:
+        ValueError: If it is not known how the model would make them, or its config lacks the
+            tokens it takes.
+    """
+    if loss_type(model) not in ("ForConditionalGeneration", "ForMaskedLM"):
+        return {}
+    # A subclass may hand on whatever it is given.
+    classes = type(model).__mro__
+    forwards = [
+        inspect.signature(vars(cls)["forward"]) for cls in classes if "forward" in vars(cls)
+    ]
+    reads = any("decoder_input_ids" in forward.parameters for forward in forwards)
+    if not reads or not is_encoder_decoder(model):
+        return {}
+    # BLIP-2 and its kin hand the labels to the encoder-decoder within.
+    maker = getattr(model, "language_model", model)
+    if hasattr(maker, "prepare_decoder_input_ids_from_labels"):
+        ids = maker.prepare_decoder_input_ids_from_labels(labels=labels)
+    elif hasattr(maker, "_shift_right"):
+        ids = maker._shift_right(labels)
+    else:
+        ids = _shift_tokens_right(model, labels)
+    made = {"decoder_input_ids": ids}
+    for name in (cls.__name__ for cls in classes):
+        if name in HIDES_PADDING:
+            mask = ids.ne(model.config.pad_token_id).long()
+            if HIDES_PADDING[name]:
+                mask[:, 0] = 1
+            made["decoder_attention_mask"] = mask
+    return made
+
+
+def _shift_tokens_right(model: Any, labels: Tensor) -> Tensor:
+    """By the function of that name in the model's own file, with the tokens of its config."""
+    files = (vars(sys.modules[cls.__module__]) for cls in type(model).__mro__)
+    shift = next((f["shift_tokens_right"] for f in files if "shift_tokens_right" in f), None)
+    if shift is None:
+        raise ValueError(
+            f"it is not known what the decoder of {type(model).__name__} reads while it learns its "
+            "labels: put decoder_input_ids into the batch (in the data collator)"
+        )
+    own = model.config
+    tokens = {}
+    for name in list(inspect.signature(shift).parameters)[1:]:
+        # Florence-2 keeps them with its text model.
+        tokens[name] = getattr(own if hasattr(own, name) else own.text_config, name)
+        if tokens[name] is None:
+            raise ValueError(
+                f"the decoder of {type(model).__name__} reads its labels one step later, but its "
+                f"config has no {name}: set it"
+            )
+    ids: Tensor = shift(labels, **tokens)
+    return ids
