@@ -3,7 +3,7 @@
     python benchmarks/official_tests.py FOLDER …
 
 Each FOLDER is a public copy of transformers at 5.0.0 (for `tests/trainer/test_trainer.py`, with
-`LossTrainer(loss="mse")` as `Trainer`) or of TRL at 1.10 (for `tests/test_sft_trainer.py`, with
+`LossTrainer` as `Trainer`: `loss="mse"` for the tests' regression models, else the baseline) or of TRL at 1.10 (for `tests/test_sft_trainer.py`, with
 `LossMixin` on its `SFTTrainer`). The files run unchanged against what is installed, without a
 network; TRL's tiny models and data are made here, and tests that ask for others fail on both sides.
 Writes results/official/tests.json: counts, and every test whose outcome differs.
@@ -64,7 +64,7 @@ SUITES = (
     Suite(
         file="tests/trainer/test_trainer.py",
         trainer="Trainer",
-        ours='LossTrainer(loss="mse")',
+        ours="LossTrainer",
         package="transformers",
         allowed={
             "test_predict": TWO,
@@ -76,7 +76,7 @@ SUITES = (
     Suite(
         file="tests/test_sft_trainer.py",
         trainer="SFTTrainer",
-        ours="LossMixin, SFTTrainer",
+        ours="LossMixin with SFTTrainer",
         package="trl",
         allowed={"test_train_dft_loss": OTHER},
         repairs=("removed_functions",),

@@ -174,16 +174,18 @@ def official_tests() -> str:
         "| tests | trainer | passed | failed | skipped |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
-    different = []
+    different, lacking = [], []
     for suite in found["suites"]:
         package = f"{suite['package']} {found['versions'][suite['package']]}"
         for side, title in (("stock", suite["trainer"]), ("ours", suite["ours_is"])):
             counts = [str(suite[side].get(kind, 0)) for kind in ("passed", "failed", "skipped")]
             row = [f"{package}: `{suite['file']}`", f"`{title}`", *counts]
             lines.append(f"| {' | '.join(row)} |")
+        lacking.append(f"{suite['need_the_hub']} of those that fail with `{suite['trainer']}`")
         for one in suite["differences"]:
             why = one["allowed"] or f"**not meant**: {_text(one['message'])}"
             different.append(f"| `{one['test']}` | {one['stock']} | {one['ours']} | {why} |")
+    lines += ["", f"{' and '.join(lacking)} ask for what only the Hub has."]
     lines += ["", "| differs | before | with ours | because |", "| --- | --- | --- | --- |"]
     return "\n".join([*lines, *different])
 

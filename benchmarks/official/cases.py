@@ -14,11 +14,11 @@ BOTH_LANGUAGES = "--train_file translation.json --validation_file translation.js
 LENGTHS = "--max_source_length 64 --max_target_length 12"
 
 # Why a script is right to be refused: its loss is no function of one item's logits and label.
-BEAMS = "start, end and answerability by XLNet's beam, inside the model"
-CTC = "connectionist temporal classification: a sum over alignments of the whole sequence"
+BEAMS = "of start, end and answerability along the model's own beam"
+CTC = "one of whole sequences, a sum over alignments (CTC)"
 BOXES = "a matching of the predicted set to the labelled one"
-PIXELS = "regression of hidden pixels, inside the model; the batch has no labels"
-PAIRS = "contrasts the pairs of a batch; the batch has no labels"
+PIXELS = "regression of hidden pixels inside the model, from a batch without labels"
+PAIRS = "a contrast between the pairs of a batch, which has no labels"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Case:
     @property
     def title(self) -> str:
         """Unique among the cases of one script."""
-        return self.model if self.loss == "liberal_exp" else f"{self.model}, {self.loss}"
+        return self.model if self.loss == "liberal_exp" else f"{self.model} ({self.loss})"
 
 
 def files(name, ending="json"):
