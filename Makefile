@@ -41,7 +41,7 @@ test-slow: setup  ## Run the slow tests alone.
 
 test-all: test test-slow  ## Run every test that runs on a CPU.
 
-docs: setup  ## Write the README's table and the curves again from the registry.
+docs: setup  ## Write the generated tables and the curves again.
 	$(BIN)/python docs/build.py
 
 bench: setup  ## Measure time and memory of the losses beside their peers (half an hour).

@@ -1,4 +1,4 @@
-"""Writes the README's tables, from the registry and from results, and the picture of the curves.
+"""Writes the generated tables, from the registry and from results, and the picture of the curves.
 
 `python docs/build.py` writes; with `--check` it names what is stale and exits 1. A picture is
 judged by the digest of its content in its metadata, so another matplotlib does not make it stale.
@@ -19,17 +19,24 @@ from hf_losses.table import as_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("docs/losses.svg", "docs/losses.png")
+DOCUMENTS = ("README.md", "docs/swap.md")
 RESULTS = ROOT / "results"
 
 
-def tables() -> dict[str, str]:
-    """The README's generated tables by the name in their markers."""
+def tables() -> dict[str, dict[str, str]]:
+    """The generated tables by document and by the name in their markers."""
     fashion = (RESULTS / "fashion_mnist_one_epoch" / "table.md").read_text(encoding="utf-8")
     return {
-        "losses": as_markdown(list_losses()),
-        "fashion_mnist": fashion.strip(),
-        "which_loss": which_loss(),
-        "speed": speed(),
+        "README.md": {
+            "losses": as_markdown(list_losses()),
+            "fashion_mnist": fashion.strip(),
+            "which_loss": which_loss(),
+            "speed": speed(),
+        },
+        "docs/swap.md": {
+            "official_scripts": official_scripts(),
+            "official_tests": official_tests(),
+        },
     }
 
 
@@ -123,15 +130,79 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def readme() -> str:
-    """The README with the tables as they are now."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, table in tables().items():
-        first, last = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+def official_scripts() -> str:
+    """Which of transformers' own training scripts run with another loss."""
+    found = json.loads((RESULTS / "official" / "scripts.json").read_text(encoding="utf-8"))
+    scripts: dict[str, list[dict[str, Any]]] = {}
+    for run in found["runs"]:
+        scripts.setdefault(run["script"], []).append(run)
+    of_labels = [runs for runs in scripts.values() if not runs[0]["own"]]
+    good = sum(not any(run["wrong"] for run in runs) for runs in of_labels)
+    lines = [
+        f"transformers {found['versions']['transformers']}: {good} of the {len(of_labels)} scripts "
+        "whose loss is one of logits and labels run with every model tried.",
+        "",
+        "| script | models | outcome |",
+        "| --- | --- | --- |",
+    ]
+    for script, runs in scripts.items():
+        cells = {_outcome(run): [] for run in runs}
+        for run in runs:
+            cells[_outcome(run)].append(run["model"])
+        for outcome, models in cells.items():
+            lines.append(f"| `{script}` | {', '.join(models)} | {outcome} |")
+    return "\n".join(lines)
+
+
+def _outcome(run: dict[str, Any]) -> str:
+    stock, ours = run["stock"], run["ours"]
+    if stock["outcome"] != "runs" and ours["outcome"] != "refused":
+        outcome = f"does not run without us either: {_text(stock['why'])}"
+    elif ours["outcome"] == "runs":
+        outcome = f"runs, but {run['wrong']}" if run["wrong"] else "runs"
+    elif run["own"]:
+        outcome = f"{ours['outcome']}: its loss is {run['own']}"
+    else:
+        outcome = f"{ours['outcome']}: {_text(ours['why'])}"
+    return " ".join([outcome, *(f"({repair})" for repair in run["repairs"])])
+
+
+def official_tests() -> str:
+    """Counts of the trainers' own tests, with and without a trainer of ours, and what differs."""
+    found = json.loads((RESULTS / "official" / "tests.json").read_text(encoding="utf-8"))
+    lines = [
+        "| tests | trainer | passed | failed | skipped |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    different, lacking = [], []
+    for suite in found["suites"]:
+        package = f"{suite['package']} {found['versions'][suite['package']]}"
+        for side, title in (("stock", suite["trainer"]), ("ours", suite["ours_is"])):
+            counts = [str(suite[side].get(kind, 0)) for kind in ("passed", "failed", "skipped")]
+            row = [f"{package}: `{suite['file']}`", f"`{title}`", *counts]
+            lines.append(f"| {' | '.join(row)} |")
+        lacking.append(f"{suite['need_the_hub']} of those that fail with `{suite['trainer']}`")
+        for one in suite["differences"]:
+            why = one["allowed"] or f"**not meant**: {_text(one['message'])}"
+            different.append(f"| `{one['test']}` | {one['stock']} | {one['ours']} | {why} |")
+    lines += ["", f"{' and '.join(lacking)} ask for what only the Hub has."]
+    lines += ["", "| differs | before | with ours | because |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *different])
+
+
+def _text(message: str) -> str:
+    return message.replace("|", "\\|").replace("<", "&lt;")
+
+
+def document(name: str) -> str:
+    """A document with the tables as they are now."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for marker, table in tables()[name].items():
+        first, last = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
         before, begin, rest = text.partition(first)
         _, end, after = rest.partition(last)
         if not (begin and end):
-            raise SystemExit(f"README.md must hold {first} and, below it, {last}")
+            raise SystemExit(f"{name} must hold {first} and, below it, {last}")
         text = f"{before}{first}\n\n{table}\n\n{last}{after}"
     return text
 
@@ -140,8 +211,7 @@ def stale() -> list[str]:
     """The files that no longer show the registry or the results."""
     shown = digest(list_losses(task="classification")).encode()
     files = [name for name in PICTURES if not _holds(ROOT / name, shown)]
-    if (ROOT / "README.md").read_text(encoding="utf-8") != readme():
-        files.append("README.md")
+    files += [n for n in DOCUMENTS if (ROOT / n).read_text(encoding="utf-8") != document(n)]
     return files
 
 
@@ -151,7 +221,7 @@ def _holds(path: Path, content: bytes) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes, or with `--check` compares."""
-    parser = argparse.ArgumentParser(description="Generate the README's table and picture.")
+    parser = argparse.ArgumentParser(description="Generate the tables and the picture.")
     parser.add_argument("--check", action="store_true", help="write nothing, name what is stale")
     if parser.parse_args(argv).check:
         files = stale()
@@ -160,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(bool(files))
     for name in PICTURES:
         plot_losses(list_losses(task="classification"), ROOT / name)
-    (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+    for name in DOCUMENTS:
+        (ROOT / name).write_text(document(name), encoding="utf-8")
     return 0
 
 

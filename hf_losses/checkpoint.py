@@ -48,8 +48,10 @@ def last_complete_checkpoint(output_dir: str) -> str:
             logger.warning("%s; trying the one before", error)
         else:
             return checkpoint
+    # This message and that below begin as the stock Trainer's do: programs look for their words.
     raise ValueError(
-        f"no complete checkpoint in {output_dir}: train without resume_from_checkpoint first"
+        f"No valid checkpoint found in output directory ({output_dir}): "
+        "train without resume_from_checkpoint first"
     )
 
 
@@ -166,6 +168,7 @@ def _read_state(checkpoint: str) -> dict[str, Any]:
             state: dict[str, Any] = json.load(file)
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{checkpoint} is no complete checkpoint: cannot read its trainer_state.json ({error})"
+            f"Can't find a valid checkpoint at {checkpoint}: "
+            f"its trainer_state.json cannot be read ({error})"
         ) from error
     return state

@@ -579,7 +579,7 @@ def test_adapter_predicts_the_same_on_the_same_base(run, files, tiny):
         (["--max_train_samples", "0"], "cannot take 0 rows of the train set"),
         (["--completion_column", "completions"], "Did you mean 'completion'? Columns: prompt, c"),
         (["--do_predict"], "--do_predict needs a test set"),
-        (["--resume_from_checkpoint", "true"], "no complete checkpoint in"),
+        (["--resume_from_checkpoint", "true"], "No valid checkpoint found in"),
         (["--lora", "--lora_target_modules", "nothing"], "--lora_target_modules: down_proj, em"),
     ],
 )

@@ -24,7 +24,7 @@ def build():
 def copied(build, tmp_path, monkeypatch):
     """The script, at work on a copy of what it generates."""
     (tmp_path / "docs").mkdir()
-    for name in (*build.PICTURES, "README.md"):
+    for name in (*build.PICTURES, *build.DOCUMENTS):
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(build, "ROOT", tmp_path)
     return build
@@ -50,6 +50,39 @@ def test_an_edited_table_and_a_missing_picture_are_stale(copied):
     readme.write_text(readme.read_text(encoding="utf-8").replace("`1/p - 1`", "`1/p`"), "utf-8")
     (copied.ROOT / "docs" / "losses.png").unlink()
     assert copied.stale() == ["docs/losses.png", "README.md"]
+
+
+def test_an_edited_table_of_the_official_scripts_is_stale(copied):
+    document = copied.ROOT / "docs" / "swap.md"
+    text = document.read_text(encoding="utf-8")
+    assert "| `text-classification/run_xnli.py` | BERT | runs |" in text
+    document.write_text(text.replace("run_xnli.py` | BERT", "run_xnli.py` | T5"), encoding="utf-8")
+    assert copied.stale() == ["docs/swap.md"]
+    assert copied.main([]) == 0
+    assert document.read_text(encoding="utf-8") == text
+
+
+RUNS, REFUSED, FAILS = {"outcome": "runs"}, {"outcome": "refused"}, {"outcome": "fails"}
+
+
+@pytest.mark.parametrize(
+    ("run", "shown"),
+    [
+        ({"stock": RUNS, "ours": RUNS}, "runs"),
+        (
+            {"stock": RUNS, "ours": RUNS, "wrong": "evaluation lacks x"},
+            "runs, but evaluation lacks x",
+        ),
+        ({"stock": RUNS, "ours": REFUSED, "own": "a matching"}, "refused: its loss is a matching"),
+        ({"stock": FAILS, "ours": REFUSED, "own": "a matching"}, "refused: its loss is a matching"),
+        ({"stock": RUNS, "ours": REFUSED | {"why": "a|b"}}, "refused: a\\|b"),
+        ({"stock": RUNS, "ours": FAILS | {"why": "KeyError"}}, "fails: KeyError"),
+        ({"stock": FAILS | {"why": "E"}, "ours": FAILS}, "does not run without us either: E"),
+        ({"stock": RUNS, "ours": RUNS, "repairs": ["It errs."]}, "runs (It errs.)"),
+    ],
+)
+def test_how_a_run_of_a_script_is_told(build, run, shown):
+    assert build._outcome({"own": "", "wrong": "", "repairs": []} | run) == shown
 
 
 def test_a_readme_without_markers_is_an_error(copied):

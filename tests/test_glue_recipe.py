@@ -625,7 +625,7 @@ def test_a_finished_run_is_replaced_with_its_checkpoints(run, files, capsys):
             ["--resume_from_checkpoint", "no"],
             "no checkpoint folder 'no'; `true` takes the last one",
         ),
-        (["--resume_from_checkpoint", "true"], "no complete checkpoint in"),
+        (["--resume_from_checkpoint", "true"], "No valid checkpoint found in"),
         (["--max_train_samples", "0"], "cannot take 0 rows of the train set"),
         (
             ["--max_train_samples", "1"],

@@ -643,7 +643,8 @@ def test_resuming_passes_over_a_checkpoint_cut_short(saved, build, caplog):
     trainer = build(args=power | SAVING | {"max_steps": 3})
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=True)
-    assert "checkpoint-2 is no complete checkpoint" in caplog.text
+    assert "Can't find a valid checkpoint at" in caplog.text
+    assert "checkpoint-2: its trainer_state.json cannot be read" in caplog.text
     assert trainer.state.global_step == 3
 
 
@@ -675,8 +676,12 @@ def test_weights_that_are_saved_under_other_names_are_loaded_again(build, tmp_pa
 
 
 def test_nothing_to_resume_from(build):
-    with pytest.raises(ValueError, match="no complete checkpoint in"):
-        build(args=SAVING).train(resume_from_checkpoint=True)
+    # In the words of the stock Trainer, which programs look for.
+    trainer = build(args=SAVING)
+    with pytest.raises(ValueError, match="No valid checkpoint found in output directory"):
+        trainer.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="Can't find a valid checkpoint at .*checkpoint-7"):
+        trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-7")
 
 
 def test_an_adapter_is_saved_with_its_loss(build, tmp_path):

@@ -1,0 +1,1 @@
+"""What the commands `official_scripts.py` and `official_tests.py` build, run and write."""
