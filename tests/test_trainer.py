@@ -680,7 +680,7 @@ def test_nothing_to_resume_from(build):
     trainer = build(args=SAVING)
     with pytest.raises(ValueError, match="No valid checkpoint found in output directory"):
         trainer.train(resume_from_checkpoint=True)
-    with pytest.raises(ValueError, match="Can't find a valid checkpoint at .*checkpoint-7"):
+    with pytest.raises(ValueError, match=r"Can't find a valid checkpoint at .*checkpoint-7"):
         trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-7")
 
 
