@@ -5,7 +5,8 @@
 Each FOLDER is a public copy of transformers at 5.0.0 (for `tests/trainer/test_trainer.py`, with
 `LossTrainer` as `Trainer`: `loss="mse"` for the tests' regression models, else the baseline) or of
 TRL at 1.10 (for `tests/test_sft_trainer.py`, with `LossMixin` on its `SFTTrainer`). The files run
-unchanged against what is installed, without a network; TRL's tiny models and data are made here, and tests that ask for others fail on both sides.
+unchanged against what is installed, without a network; the tiny models and data that they ask the
+Hub for are made here as far as they go, and tests that ask for others fail on both sides.
 Writes results/official/tests.json: counts, and every test whose outcome differs.
 
 Beside the project's own packages, transformers' tests need `parameterized`.
