@@ -31,6 +31,7 @@ LABELLERS = (
     QUESTION_ANSWERING,
     SEGMENTATION,
 )
+IGNORED_PIXELS = "semantic_loss_ignore_index"
 POSITIONS = ["start_positions", "end_positions"]
 
 
@@ -145,7 +146,10 @@ class Targets:
             return [inputs["shift_labels"]]
         labels = inputs[self.label_names[0]]
         if self.kind == SEGMENTATION:
-            ignored = self.model.config.semantic_loss_ignore_index
+            config = self.model.config
+            # UperNet has another name for it.
+            name = "loss_ignore_index" if hasattr(config, "loss_ignore_index") else IGNORED_PIXELS
+            ignored = getattr(config, name)
             return [labels.long().masked_fill(labels == ignored, IGNORE)]
         # The last virtual token is followed by the first real one, which is learned too.
         shifts = self.shifts and not self.virtual_tokens

@@ -15,7 +15,7 @@ from transformers import models
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from hf_losses import builtin
-from hf_losses.heads import CLASSIFIERS, LABELLERS
+from hf_losses.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING
 
 TABLES = (
     builtin.OTHER_LOSS,
@@ -31,6 +31,11 @@ PLAIN_IN_FACT = {
     "LukeForMaskedLM",
     # The experts are asked for by an argument of forward, never by the config.
     "SwitchTransformersForConditionalGeneration",
+    # Without an auxiliary head and with several classes, on which check_head insists.
+    "DPTForSemanticSegmentation",
+    "Data2VecVisionForSemanticSegmentation",
+    "SegformerForSemanticSegmentation",
+    "UperNetForSemanticSegmentation",
     # Keeps the labels that are not -100.
     "UltrabertForMaskedLM",
 }
@@ -39,6 +44,7 @@ PLAIN = re.compile(
     r"None|outputs\.loss"
     r"|self\.loss_function\(.*\)"
     r"|(nn\.)?(CrossEntropyLoss|MSELoss|BCEWithLogitsLoss)\((ignore_index=-100)?\)"
+    r"|CrossEntropyLoss\(ignore_index=self\.config\.semantic_loss_ignore_index\)"
     r"|(loss_fct|loss_fn|loss_func|criterion|self\.mlm_loss_fct)"
     rf"\(\w*(logits|scores?)\w*{CALL}, labels{CALL}\)"
     rf"|nn\.functional\.cross_entropy\(logits{CALL}, labels{CALL}\)"
@@ -62,6 +68,8 @@ def heads():
                 continue
             kind = cls.name if cls.name in LOSS_MAPPING else kinds.search(cls.name)
             named = kind if isinstance(kind, str) else kind and kind.group()
+            if named == QUESTION_ANSWERING:
+                continue  # Those with labels, and not two positions, are refused.
             if named not in (*CLASSIFIERS, *LABELLERS) and not (
                 named is None
                 and (cls.name in builtin.NAMELESS or cls.name.endswith(builtin.NAMELESS_ENDINGS))

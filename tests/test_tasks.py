@@ -15,12 +15,15 @@ from transformers import (
     BeitForSemanticSegmentation,
     BertForQuestionAnswering,
     BertForTokenClassification,
+    ConvNextConfig,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     T5Config,
     T5ForConditionalGeneration,
     T5ForQuestionAnswering,
     TrainingArguments,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
     WhisperConfig,
     WhisperForAudioClassification,
     set_seed,
@@ -91,6 +94,25 @@ def beit(**config):
     )
 
 
+def upernet():
+    set_seed(0)
+    backbone = ConvNextConfig(
+        hidden_sizes=[8, 8, 8, 8],
+        depths=[1, 1, 1, 1],
+        patch_size=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    return UperNetForSemanticSegmentation(
+        UperNetConfig(
+            backbone_config=backbone,
+            hidden_size=8,
+            pool_scales=[1, 2],
+            use_auxiliary_head=False,
+            num_labels=tiny.CLASSES,
+        )
+    )
+
+
 def ast():
     set_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -155,6 +177,7 @@ TASKS = {
     "answers-t5": (lambda: t5(T5ForQuestionAnswering), answers),
     "pixels-segformer": (segformer, pictures),
     "pixels-beit": (beit, pictures),
+    "pixels-upernet": (upernet, pictures),
     "sounds-ast": (ast, sounds("input_values", (16, 16))),
     "sounds-whisper": (whisper, sounds("input_features", (16, 16))),
 }
