@@ -514,7 +514,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             steps = [{"labels": m, "shift_labels": m * -IGNORE} for m in part]
             counts.append(super()._get_num_items_in_batch(steps, device))
         if self.model.training:
-            self._empty_steps = self._empty_steps + (sum(counts) == 0)
+            self._empty_steps = self._empty_steps + (sum(counts) == 0).all()
         return counts[0] if len(counts) == 1 else torch.stack(counts)
 
     def _neutral(self) -> ClassificationLoss | RegressionLoss:

@@ -209,6 +209,16 @@ def test_training_without_any_label_is_told_once(build, caplog):
     assert not [r for r in caplog.records if r.name.startswith("hf_losses")]
 
 
+def test_counts_of_data_parallel_come_once_per_gpu(build):
+    trainer = build(tiny.bert(), tiny.texts(8), "strict_m")
+    trainer.model.train()
+    trainer.args._n_gpu = 2  # What torch.nn.DataParallel on two GPUs sets.
+    for labels, items in ([0, 1, 2, 0], 4), ([-100, -100], 0):
+        counts = trainer._get_num_items_in_batch([{"labels": torch.tensor(labels)}], "cpu")
+        assert counts.tolist() == [[items], [items]]
+    assert int(trainer._empty_steps) == 1
+
+
 # ---- Labels that a loss is not defined for -------------------------------------------------------
 
 
