@@ -9,6 +9,7 @@ the installed version and fails when one is missing.
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 from torch import Tensor
@@ -305,7 +306,10 @@ def outputs_shift(outputs: Any, labels: Tensor) -> bool:
             "say so by shift_labels=False; else use LossTrainer, which makes them itself"
         )
     if name in NEXT_TOKEN or (
-        "CausalLMOutput" in name and name not in UNCERTAIN and not name.startswith(NOT_PLAIN)
+        "CausalLMOutput" in name
+        and name not in UNCERTAIN
+        and not name.startswith(NOT_PLAIN)
+        and UNSHIFTED_LOOKALIKE not in sys.modules
     ):
         return True
     if any(kind in name for kind in SAME_POSITION):
@@ -337,6 +341,8 @@ NEXT_TOKEN = (
 )
 # Of GPT-2 and of BART's decoder; of OpenAI GPT and of models for CTC.
 UNCERTAIN = ("CausalLMOutputWithCrossAttentions", "CausalLMOutput")
+# CpmAnt returns what Llama returns but does not shift. Its file is read only for its models.
+UNSHIFTED_LOOKALIKE = "transformers.models.cpmant.modeling_cpmant"
 NOT_PLAIN = ("HiggsAudioV2", "VibeVoiceCausalLM")
 
 

@@ -223,7 +223,9 @@ def _of_user(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:
         value = loss(logits, labels)
         items = kept(labels, problem)
         if not value.dim():
-            return value * items.sum() / divisor
+            number = items.sum()
+            # The mean of nothing is NaN.
+            return torch.where(number > 0, value * number, 0.0) / divisor
         # It may have one value for each row where every number of a row is an item, or many.
         return value.sum() * (items.numel() / max(value.numel(), 1)) / divisor
 
@@ -248,7 +250,9 @@ def compute_loss_func(
     """A loss for the stock `Trainer(compute_loss_func=...)`.
 
     `LossTrainer` does more: the stock Trainer ignores `label_smoothing_factor` (give
-    `label_smoothing` here), needs `return_dict` outputs, and does not save the loss.
+    `label_smoothing` here), needs `return_dict` outputs, does not save the loss, and does not count
+    regression labels of exactly -100, which are trained on: those of the other micro-batches of a
+    step are missing in what its loss is divided by.
 
     Args:
         name: A registered loss.
@@ -256,8 +260,7 @@ def compute_loss_func(
             position earlier. False: they belong to the positions they stand at; for an
             encoder-decoder the batch must hold `decoder_input_ids` too, which
             `DataCollatorForSeq2Seq(tokenizer, model=model)` makes. None decides by the class of
-            the model's outputs, and refuses those that do not say it (CpmAnt alone looks like a
-            model that shifts and does not: give False).
+            the model's outputs, and refuses those that do not say it.
         **params: See `get_loss`.
 
     Returns:

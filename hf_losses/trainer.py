@@ -196,11 +196,15 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     def _core(self) -> Any:
         """The model without wrappers and adapters."""
+        adapted = self._adapted()
+        return adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+
+    def _adapted(self) -> Any:
+        """The model without wrappers, with its adapters."""
         if self._unwrapped is None or self._unwrapped[0] is not self.model:
             # Unwrapping walks through all modules; a search replaces the model for every trial.
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            core = model.get_base_model() if hasattr(model, "get_base_model") else model
-            self._unwrapped = (self.model, core)
+            found = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            self._unwrapped = (self.model, found)
         return self._unwrapped[1]
 
     def _check_base(self) -> None:
@@ -239,7 +243,7 @@ class LossMixin(_Base):  # type: ignore[misc]
             self.label_names = find_labels(type(self._core())) or ["labels"]
         check_head(self._core(), self.label_names)
         check_adapter(
-            self.accelerator.unwrap_model(self.model),
+            self._adapted(),
             data_parallel=self.args.n_gpu > 1,
             processes=self.accelerator.num_processes,
         )
@@ -257,7 +261,7 @@ class LossMixin(_Base):  # type: ignore[misc]
 
     def _virtual_tokens(self) -> int:
         """How many embeddings PEFT puts before those of the tokens."""
-        config = getattr(self.accelerator.unwrap_model(self.model), "active_peft_config", None)
+        config = getattr(self._adapted(), "active_peft_config", None)
         if config is None or not config.is_prompt_learning or config.peft_type in KEYS_AND_VALUES:
             return 0
         return int(config.num_virtual_tokens)
@@ -317,8 +321,9 @@ class LossMixin(_Base):  # type: ignore[misc]
             model: The model, possibly wrapped.
             inputs: A batch with `labels`; left as it is.
             return_outputs: Whether to return the model's outputs too.
-            num_items_in_batch: Labels other than -100 in all micro-batches and processes of this
-                optimizer step. None: this micro-batch counts alone.
+            num_items_in_batch: The items in all micro-batches and processes of this optimizer
+                step, as `kept` counts them; for answers two numbers, of starts and of ends. None:
+                this micro-batch counts alone.
 
         Returns:
             A scalar, or the scalar and the outputs.
@@ -531,8 +536,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         """What a mixture of experts and PEFT add to a loss, but not when given no labels."""
         if self._fused_head is not None:
             return 0.0  # Within the head; it comes when the model has been run.
-        adapted = self.accelerator.unwrap_model(self.model)
-        added = adapter_term(adapted, *self._adapter_inputs)
+        added = adapter_term(self._adapted(), *self._adapter_inputs)
         auxiliary = outputs.get("aux_loss") if hasattr(outputs, "get") else None
         if auxiliary is not None:
             weight = self._sft.balance_weight()

@@ -5,6 +5,8 @@ The right value is always the model's own: `model(**batch).loss`.
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import tiny
 import tiny_heads
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from hf_losses import LossTrainer, compute_loss_func
-from hf_losses.builtin import shifts_labels
+from hf_losses.builtin import UNSHIFTED_LOOKALIKE, shifts_labels
 from hf_losses.decoder_inputs import decoder_inputs
 
 # Of this class alone, whenever it is given labels.
@@ -303,6 +305,25 @@ def test_labels_are_shifted_by_what_the_outputs_say_or_not_at_all(name):
         assert found.item() == pytest.approx(own, rel=2e-6)
     told = compute_loss_func("cross_entropy", shift_labels=shifts_labels(model))
     assert told(outputs, labels).item() == pytest.approx(own, rel=2e-6)
+
+
+def test_outputs_of_llama_say_nothing_where_cpmant_may_have_made_them():
+    model, batch = tiny_heads.head("LlamaForCausalLM")
+    outputs, labels = without_labels(model, batch)
+    compute_loss_func("cross_entropy")(outputs, labels)
+    config = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "dim_ff": 16}
+    config |= {"num_attention_heads": 2, "dim_head": 8, "prompt_length": 2, "prompt_types": 4}
+    try:
+        cpm = transformers.CpmAntForCausalLM(transformers.CpmAntConfig(**config)).eval()
+        ids = torch.randint(1, 50, (2, 8), generator=torch.Generator().manual_seed(1))
+        for found in (outputs, cpm(input_ids=ids)):
+            with pytest.raises(ValueError, match=r"shift_labels=True .* LossTrainer"):
+                compute_loss_func("cross_entropy")(found, ids)
+        same_position = compute_loss_func("cross_entropy", shift_labels=False)
+        own = cpm(input_ids=ids, labels=ids).loss
+        torch.testing.assert_close(same_position(cpm(input_ids=ids), ids), own)
+    finally:
+        del sys.modules[UNSHIFTED_LOOKALIKE]
 
 
 def test_the_stock_trainer_stops_at_an_encoder_decoder_that_may_read_its_own_input(tmp_path):

@@ -209,6 +209,23 @@ def test_training_without_any_label_is_told_once(build, caplog):
     assert not [r for r in caplog.records if r.name.startswith("hf_losses")]
 
 
+def test_a_mean_over_no_item_is_zero(build):
+    def label(generator, ids):
+        labels = tiny.class_of_each_token(generator, ids)
+        return (
+            labels if torch.rand((), generator=generator) < 0.5 else torch.full_like(labels, -100)
+        )
+
+    data = tiny.texts(8, label)
+    model = tiny.bert(BertForTokenClassification)
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 1}
+    trainer = build(model, data, nn.functional.cross_entropy, **settings)
+    logits, labels = outputs(model, data)
+    right = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
+    assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
 def test_counts_of_data_parallel_come_once_per_gpu(build):
     trainer = build(tiny.bert(), tiny.texts(8), "strict_m")
     trainer.model.train()
