@@ -51,21 +51,26 @@ def problem_of(loss: Any) -> str | None:
     return next((name for kind, name in PROBLEMS.items() if isinstance(loss, kind)), None)
 
 
-def kept(labels: Tensor, problem: str | None) -> Tensor:
-    """Which items count: those that are not -100, and every number of a regression.
+def items_of(labels: Tensor, problem: str | None) -> Tensor:
+    """One number per item, -100 where it does not count: of a regression every number does.
 
     Args:
         labels: `[...]` classes, `[..., C]` probabilities of them or yes/no labels, or numbers.
         problem: What they are labels for.
 
     Returns:
-        Boolean, one per item: a row of probabilities is one, of yes/no labels it is C.
+        `[...]`: a row of probabilities is one item, of yes/no labels it is C.
     """
     if problem == REGRESSION:
-        return torch.ones_like(labels, dtype=torch.bool)
+        return torch.zeros_like(labels)
     if problem == SINGLE_LABEL and labels.is_floating_point():
-        labels = labels[..., 0]
-    return labels != IGNORE
+        return labels[..., 0]
+    return labels
+
+
+def kept(labels: Tensor, problem: str | None) -> Tensor:
+    """Which items count; see `items_of`."""
+    return items_of(labels, problem) != IGNORE
 
 
 def fit(logits: Tensor, labels: Tensor, problem: str | None) -> tuple[Tensor, Tensor]:

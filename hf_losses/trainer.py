@@ -25,7 +25,7 @@ from transformers.utils.generic import find_labels
 from hf_losses.adapters import adapter_term, check_adapter
 from hf_losses.arguments import check_direction
 from hf_losses.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
-from hf_losses.builtin import IGNORE, auxiliary_weight, check_batch, loss_type, shifts_labels
+from hf_losses.builtin import auxiliary_weight, check_batch, loss_type, shifts_labels
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -57,6 +57,7 @@ from hf_losses.normalise import (
     check_targets,
     fit,
     item_count,
+    items_of,
     kept,
     problem_of,
     sum_over_items,
@@ -508,16 +509,16 @@ class LossMixin(_Base):  # type: ignore[misc]
         targets = self._targets()
         if not batch_samples or not targets.present(batch_samples[0]):
             return None
-        marks = []
+        steps = []
         for batch in batch_samples:
             self._settle_problem_type(batch)
-            items = [kept(labels, self._problem()) for labels in targets.of_batch(batch)]
-            marks.append([item.long() - 1 for item in items])  # 0 or -1
+            labels = targets.of_batch(batch)
+            steps.append([items_of(own, self._problem()) for own in labels])
         counts = []
-        for part in zip(*marks, strict=True):
-            # Trainer counts what is not -100, in labels that are already shifted.
-            steps = [{"labels": m, "shift_labels": m * -IGNORE} for m in part]
-            counts.append(super()._get_num_items_in_batch(steps, device))
+        for part in zip(*steps, strict=True):
+            # Trainer counts what is not -100, and takes shift_labels as they are.
+            batches = [{"labels": items, "shift_labels": items} for items in part]
+            counts.append(super()._get_num_items_in_batch(batches, device))
         if self.model.training:
             self._empty_steps = self._empty_steps + (sum(counts) == 0).all()
         return counts[0] if len(counts) == 1 else torch.stack(counts)
