@@ -98,6 +98,7 @@ def fit(logits: Tensor, labels: Tensor, problem: str | None) -> tuple[Tensor, Te
         raise ValueError(
             f"labels of shape {shapes[1]} do not fit the model's output of shape {shapes[0]}"
             + (f" for {problem}" if problem else "")
+            + ("; classes are whole numbers" if labels.is_floating_point() else "")
         )
     return logits, labels
 

@@ -153,6 +153,12 @@ def test_logits_longer_than_their_labels_are_told_in_one_line(loss, build):
         trainer.train()
 
 
+def test_classes_as_floats_are_told_to_be_whole_numbers(build):
+    trainer = build(tiny.bert(), tiny.texts(8, lambda generator, ids: 1.0), "liberal_exp")
+    with pytest.raises(ValueError, match=r"labels of shape \(8,\).*classes are whole numbers"):
+        trainer.train()
+
+
 # ---- What counts ---------------------------------------------------------------------------------
 
 
