@@ -26,13 +26,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 from official.cases import CASES, TRAIN
 from official.data import NAMES, cache_folder, write_data, write_metrics
 from official.models import write_model
-from official.offline import environment, repair_torchvision
+from official.offline import environment, repair_torchvision, write_results
 from official.site import sitecustomize
 
 TARGET = Path(__file__).parent.parent / "results" / "official" / "scripts.json"
@@ -171,10 +170,7 @@ def main(argv=None):
             row = {"script": case.script, "model": case.title, "loss": case.loss, "own": case.own}
             row["repairs"] = [getattr(sitecustomize, name).__doc__ for name in case.repairs]
             runs.append(row | {"stock": stock, "ours": ours, "wrong": wrong})
-    versions = {package: version(package) for package in PACKAGES}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"versions": versions, "runs": runs}, indent=1, ensure_ascii=False)
-    options.output.write_text(text + "\n", encoding="utf-8")
+    write_results(options.output, PACKAGES, runs=runs)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class ClassWeights:
 
 
 def check_number(loss: Any, model: Any) -> None:
-    """Raises a ValueError if a loss has another number of class weights than its model has classes.
+    """Raises a ValueError if class weights are not as many as classes, or nothing but zeros.
 
     Args:
         loss: Any loss; those of PyTorch that weigh classes are looked at too.
@@ -152,6 +152,8 @@ def check_number(loss: Any, model: Any) -> None:
     weighing = ClassificationLoss | nn.CrossEntropyLoss | nn.NLLLoss | nn.MultiMarginLoss
     if not isinstance(loss, weighing) or loss.weight is None:
         return
+    if not loss.weight.any():
+        raise ValueError(f"all class weights are 0, so that nothing would be learned: {WAY_OUT}")
     if loss_type(model) not in (*CLASSIFIERS, *LABELLERS):
         return  # What config.num_labels says of another model may mean nothing.
     given, classes = loss.weight.numel(), number_of_classes(model)

@@ -209,7 +209,7 @@ def logits_of(outputs: Any, *, known: bool = True) -> Tensor:
     if isinstance(outputs, Mapping) and (known or outputs.get("logits") is not None):
         found = outputs.get("logits")
     else:
-        several = outputs.values() if isinstance(outputs, Mapping) else outputs
+        several = outputs.values() if isinstance(outputs, Mapping) else outputs or ()
         found = next((o for o in several if torch.is_tensor(o) and o.dim()), None)
     if found is None and known:
         raise ValueError(
@@ -217,7 +217,7 @@ def logits_of(outputs: Any, *, known: bool = True) -> Tensor:
             "(is a fused head such as Liger's switched on?)"
         )
     if found is None:
-        names = list(outputs) if isinstance(outputs, Mapping) else [type(o) for o in outputs]
+        names = list(outputs) if isinstance(outputs, Mapping) else outputs
         raise ValueError(
             f"the model returned no logits, but {names}: without labels, forward must return a "
             "tensor, a tuple with one, or a dict with 'logits'"

@@ -227,6 +227,11 @@ def _of_user(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:
         if labels.shape == logits.shape and not takes_indices:
             labels = labels.to(logits.dtype)
         value = loss(logits, labels)
+        if not torch.is_tensor(value):
+            raise ValueError(
+                f"the loss returned {value!r}, not a tensor: the mean over the items, or one "
+                "number for each of them"
+            )
         items = kept(labels, problem)
         if not value.dim():
             number = items.sum()

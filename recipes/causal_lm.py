@@ -137,7 +137,7 @@ def main(argv=None):
             data = source.load()
             tokenizer = load_tokenizer(path)
             length = usable_length(options.max_length, tokenizer, args)
-            if not 0 < options.max_new_tokens < length:
+            if args.do_predict and not 0 < options.max_new_tokens < length:
                 raise ValueError(f"--max_new_tokens must be above 0 and below {length} tokens")
             sets = data.encode(tokenizer, length)
             asked = data.sets("test") if args.do_predict else {}

@@ -235,7 +235,7 @@ class Conversations:
             if not len(kept):
                 raise ValueError(
                     f"{self.where[name]}: no row of the {name} set fits into {max_length} tokens; "
-                    "raise --max_length"
+                    "raise --max_length, or take a model with more positions"
                 )
             counts = (idle, len(found) - len(kept) - idle, sum(kept["cut"]))
             for count, counted in zip(counts, (self.idle, self.left_out, self.cut), strict=True):

@@ -177,7 +177,7 @@ class DataArguments:
         if not isinstance(feature, datasets.Value | datasets.ClassLabel):
             raise ValueError(f"{where}: column {label!r} holds {feature}, not labels")
         if self.train_dir:
-            check_not_all(train[label][:], where)
+            check_not_all([feature.int2str(label) for label in train[label][:]], where)
         classes = getattr(feature, "names", None) or class_names(train[label][:], where)
         splits = {}
         for split, (where, rows) in found.items():

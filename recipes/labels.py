@@ -32,12 +32,13 @@ def are_decimals(labels: Iterable[object]) -> bool:
     )
 
 
-def class_names(labels: Sequence[object], where: str) -> list[str]:
+def class_names(labels: Sequence[object], where: str, hint: str = "") -> list[str]:
     """The classes that a training set's labels name, in their order.
 
     Args:
         labels: Words, or all of them numbers; None or "" where there is none.
         where: File or dataset, for the error.
+        hint: What else may be meant, for the error.
 
     Returns:
         Their names, sorted as numbers or as words.
@@ -65,22 +66,22 @@ def class_names(labels: Sequence[object], where: str) -> list[str]:
             f"{where}, row {list(labels).index(broken[0]) + 1}: label {broken[0]!r} is a number "
             "that is not whole, so no class; name every class by a word or a whole number"
         )
-    check_not_all(given, where)
+    check_not_all(given, where, hint)
     return [str(value) for value in sorted(set(given))]
 
 
-def check_not_all(labels: Sequence[object], where: str) -> None:
+def check_not_all(labels: Sequence[object], where: str, hint: str = "") -> None:
     """Raises a ValueError if nearly every label would be a class of its own.
 
     Args:
         labels: Of the training set, all that there are.
         where: File or dataset, for the error.
+        hint: What else may be meant, for the error.
     """
     if (count := len(set(labels))) > max(FEW, len(labels) / 2):
         raise ValueError(
             f"{where}: {len(labels)} labels would be {count} classes, nearly each of them one of "
-            f"its own, such as {labels[0]!r}; is it the right column? Numbers to be predicted as "
-            "such need a decimal point, as in 3.0"
+            f"its own, such as {labels[0]!r}: are these labels of classes?{hint}"
         )
 
 

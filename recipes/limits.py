@@ -99,8 +99,14 @@ def usable_length(
         max_length: What was asked for.
         tokenizer: After `fit_tokenizer`.
         args: Say which process this is.
+
+    Raises:
+        ValueError: If the tokens that every text has leave no room.
     """
     length = min(max_length, tokenizer.model_max_length)
+    if length <= tokenizer.num_special_tokens_to_add():
+        limit = "" if length == max_length else f" (the model takes {length} tokens)"
+        raise ValueError(f"--max_length {max_length} leaves no room for a word{limit}")
     if length < max_length and args.process_index == 0:
         print(
             f"Length  {length} tokens, since the model takes no more   [--max_length]", flush=True

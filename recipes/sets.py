@@ -20,7 +20,7 @@ def set_of(path: Path) -> str | None:
     Args:
         path: Of which the last name counts.
     """
-    match = NAME.search(path.name.lower())
+    match = NAME.search(re.sub("(?<=[a-z])(?=[A-Z])", "_", path.name).lower())  # TrainData
     return NAMES[match[1]] if match else None
 
 
@@ -38,8 +38,11 @@ def folders_of_sets(folder: Path) -> dict[str, Path]:
     inner = {path.parent for path in every}
     found = [path for path in every if set_of(path) and path in inner]
     first = [path for path in every if path.parent == folder]
-    if len({set_of(path) for path in first} - {None}) > 1 and all(map(set_of, first)):
-        found += first
+    # Beside other folders, such as unlabeled, those count whose name is that of a set alone.
+    plain = [path for path in first if path.name.lower() in NAMES]
+    sets = first if all(map(set_of, first)) else plain
+    if len(set(map(set_of, sets))) > 1:
+        found += sets
     return {name: path for path in reversed(found) if (name := set_of(path))}
 
 

@@ -51,7 +51,6 @@ MOVIE_REVIEWS = (
     "Gilbert, 2014), in the copy that ships with hf_losses"
 )
 SPLIT_FILE = re.compile(r"(train|validation|test)(_matched|_mismatched)?(-.*)?")
-ESCAPED = re.compile(r'(?:^|\t)("(?:[^"\t]|"")*""(?:[^"\t]|"")*")(?=[\t\r\n]|$)')
 LONGEST = 2**30  # Characters of a cell; Arrow has a limit of its own.
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -283,7 +282,8 @@ def load_files(
     elif "float" in dtype or "decimal" in dtype or are_decimals(train[label][:]):
         classes = None
     else:
-        classes = class_names(train[label][:], files["train"])
+        hint = " Numbers to be predicted as such need a decimal point, as in 3.0"
+        classes = class_names(train[label][:], files["train"], hint)
     metric = "regression" if classes is None else "classification"
     return _checked(splits, files, columns, classes, metric, label)
 
@@ -357,7 +357,7 @@ def _read_table(path: Path) -> pa.Table:
             # Unlike pandas, Arrow does not fill up short rows, and 'NA' stays a word.
             return pa.csv.read_csv(path, parse_options=layout(path))
         return pa.Table.from_pylist(_json_rows(path.read_text(encoding="utf-8-sig")))
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -377,10 +377,12 @@ def layout(path: Path) -> pa.csv.ParseOptions:
         header = file.readline()
         quoted = delimiter == "," or header.startswith('"') or '\t"' in header
         for number, line in enumerate(() if quoted else file, start=2):
-            if '""' in line and (cell := ESCAPED.search(line)):
+            cells = line.rstrip("\r\n").split("\t") if '""' in line else []
+            if cell := next(filter(_escaped, cells), ""):
                 raise ValueError(
-                    f"line {number}: {cell[1]:.80} looks quoted as in a .csv, but the header is "
-                    "not, and quotes are text in such a .tsv; write it unquoted, or as .jsonl"
+                    f"line {number}: {cell:.80} looks quoted as in a .csv, but the header is not, "
+                    "and quotes are text in such a .tsv; write it without quotes, or with all "
+                    "cells quoted (csv.QUOTE_ALL), or as .jsonl"
                 )
         if quoted:
             file.seek(0)
@@ -397,6 +399,13 @@ def layout(path: Path) -> pa.csv.ParseOptions:
     return pa.csv.ParseOptions(
         delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
     )
+
+
+def _escaped(cell: str) -> bool:
+    """Whether a cell is in quotes and has doubled ones in between, and no others."""
+    inner = cell[1:-1]
+    in_quotes = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return in_quotes and '""' in inner and '"' not in inner.replace('""', "")
 
 
 def _json_rows(text: str) -> list[dict]:

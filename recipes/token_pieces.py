@@ -32,8 +32,7 @@ def make_pieces(sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_leng
         that count here are), and `labels` if there are tags.
 
     Raises:
-        ValueError: If the tokenizer cannot tell which word a sub-token belongs to, or `max_length`
-            leaves no room for a word.
+        ValueError: If the tokenizer cannot tell which word a sub-token belongs to.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -42,8 +41,6 @@ def make_pieces(sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_leng
         )
     length = min(max_length, tokenizer.model_max_length)
     room = length - tokenizer.num_special_tokens_to_add()
-    if room < 1:
-        raise ValueError(f"--max_length {max_length} leaves no room for a word")
     # To byte-level tokenizers a word is another one with the space before it than without.
     apart = tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
     space = "" if apart == tokenizer("a a")["input_ids"] else " "

@@ -571,7 +571,10 @@ def test_adapter_predicts_the_same_on_the_same_base(run, files, tiny):
         (["--loss", "liberal_ex"], "unknown loss 'liberal_ex'. Did you mean 'liberal_exp'?"),
         (["--dataset_name", "a/b"], "--dataset_name and --train_file contradict each other"),
         (["--train_val_split", "1"], "--train_val_split must be in [0, 1), got 1.0"),
-        (["--max_new_tokens", "48"], "--max_new_tokens must be above 0 and below 48 tokens"),
+        (
+            ["--max_new_tokens", "48", "--do_predict"],
+            "--max_new_tokens must be above 0 and below 48 tokens",
+        ),
         (
             ["--max_length", "3", "--max_new_tokens", "1"],
             "no row of the train set fits into 3 tokens; raise --max_length",

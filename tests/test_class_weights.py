@@ -216,6 +216,7 @@ REFUSED = {
         {"data": some(["good", "bad", "odd"])},
         r"class numbers, not <U4 such as \['good', 'bad', 'odd'\]: " + ONE,
     ),
+    "nothing to learn": ([0, 0, 0], {}, "all class weights are 0.*" + ONE),
     "several labels": (
         "balanced",
         {"model": tiny.bert(problem_type="multi_label_classification")},

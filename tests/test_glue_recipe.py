@@ -309,7 +309,9 @@ def test_quoted_cells_may_hold_anything(tmp_path, ending):
         ("a.csv", 'sentence,label\ngood,1\n"lone,0\n', "line 3: unexpected end of data"),
         ("a.tsv", '"sentence"\tlabel\n"lone\t1\na "b"\t0\n', "line 3: '\t' expected after '"),
         ("a.tsv", 'sentence\tlabel\ngood\t1\n"a ""b"""\t0\n', 'line 3: "a ""b""" looks quoted'),
+        ("a.tsv", 'sentence\tlabel\n"' + 'a ""b"" ' * 10_000 + '"\t0\n', 'line 2: "a ""b""'),
         ("a.tsv", 'sentence\tlabel\n"a\tb"\t0\n', "Expected 2 columns, got 3"),
+        ("a.json", '{"sentence": "a", "label": 1' + "0" * 30 + "}\n", "too"),
         ("a.tsv", 'sentence\tlabel\n"a\nb"\t0\n', "Expected 2 columns, got 1"),
     ],
 )
@@ -635,6 +637,7 @@ def test_a_finished_run_is_replaced_with_its_checkpoints(run, files, capsys):
             ["--lora", "--lora_target_modules", "nothing"],
             "--lora_target_modules: classifier, dense, key, ",
         ),
+        (["--max_length", "2"], "--max_length 2 leaves no room for a word"),
         (["--no_such_option", "1"], "--no_such_option"),
     ],
 )

@@ -437,6 +437,8 @@ def test_refuses_what_is_not_there(refused, photos, tmp_path):
             "--train_dir",
             ["--train_dir ./photos/Training", "--test_dir ./photos/Testing"],
         ),
+        (["train", "test", "unlabeled"], "--train_dir", ["--train_dir ./photos/train"]),
+        (["TrainData/cat", "TestData/cat"], "--train_dir", ["--train_dir ./photos/TrainData"]),
         # An unlabelled test set.
         (["train/cat", "train/dog", "test"], "--train_dir", ["--train_dir ./photos/train"]),
         (["train", "val"], "--train_dir", ["--train_dir ./photos/train"]),

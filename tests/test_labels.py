@@ -383,6 +383,17 @@ def test_labels_of_an_unknown_model_may_have_any_name(build):
     assert first_loss(found) == pytest.approx(expected["eval_loss"], rel=1e-4)
 
 
+def test_a_loss_or_a_model_that_returns_nothing_is_told_in_one_line(build):
+    class Nothing(Line):
+        def forward(self, input_ids, attention_mask):
+            return None
+
+    with pytest.raises(ValueError, match="the model returned no logits, but None: without labels"):
+        build(Nothing(3), tiny.texts(8), "strict_m").train()
+    with pytest.raises(ValueError, match="the loss returned None, not a tensor: the mean over"):
+        build(tiny.bert(), tiny.texts(8), lambda logits, labels: None).train()
+
+
 def test_a_model_without_logits_is_told_what_to_return(build):
     class Nothing(Line):
         def forward(self, input_ids, attention_mask, labels=None):

@@ -22,22 +22,28 @@ BERT = {
     "pad_token_id": 1,
 }
 LLAMA = BERT | {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 2}
-BART = TOKENS | {
+LAYERS = {
     "vocab_size": VOCABULARY,
-    "d_model": 32,
     "encoder_layers": 1,
     "decoder_layers": 1,
     "encoder_attention_heads": 2,
     "decoder_attention_heads": 2,
     "encoder_ffn_dim": 40,
     "decoder_ffn_dim": 40,
-    "max_position_embeddings": 40,
-    "init_std": 0.3,
-    "dropout": 0.0,
-    "encoder_layerdrop": 0.0,
-    "decoder_layerdrop": 0.0,
-    "forced_eos_token_id": None,
 }
+BART = (
+    TOKENS
+    | LAYERS
+    | {
+        "d_model": 32,
+        "max_position_embeddings": 40,
+        "init_std": 0.3,
+        "dropout": 0.0,
+        "encoder_layerdrop": 0.0,
+        "decoder_layerdrop": 0.0,
+        "forced_eos_token_id": None,
+    }
+)
 T5 = TOKENS | {
     "vocab_size": VOCABULARY,
     "d_model": 32,
@@ -340,18 +346,7 @@ HEADS = {
         _in_boxes,
     ),
     "SeamlessM4TForTextToText": (
-        TOKENS
-        | {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 40,
-            "decoder_ffn_dim": 40,
-            "initializer_range": 0.3,
-        },
+        TOKENS | LAYERS | {"hidden_size": 32, "initializer_range": 0.3},
         translated,
     ),
     "Florence2ForConditionalGeneration": (

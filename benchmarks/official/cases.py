@@ -53,6 +53,8 @@ def files(name, ending="json"):
     return f"--train_file {name}.{ending} --validation_file {name}.{ending}"
 
 
+TEXT = files("text", "txt")
+
 CASES = (
     *(
         Case(
@@ -74,20 +76,20 @@ CASES = (
         "--label_column_name label",
     ),
     *(
-        Case("language-modeling/run_clm.py", model, f"{files('text', 'txt')} --block_size 16")
+        Case("language-modeling/run_clm.py", model, f"{TEXT} --block_size 16")
         for model in ("GPT-2", "Llama")
     ),
     Case(
         "language-modeling/run_fim.py",
         "GPT-2",
-        f"{files('text', 'txt')} --block_size 16",
+        f"{TEXT} --block_size 16",
         repairs=("embedding_arithmetic",),
     ),
-    Case("language-modeling/run_mlm.py", "BERT", f"{files('text', 'txt')} --max_seq_length 16"),
+    Case("language-modeling/run_mlm.py", "BERT", f"{TEXT} --max_seq_length 16"),
     Case(
         "language-modeling/run_plm.py",
         "XLNet",
-        f"{files('text', 'txt')} --max_seq_length 16",
+        f"{TEXT} --max_seq_length 16",
         repairs=("misspelt_keyword",),
     ),
     Case("multiple-choice/run_swag.py", "BERT", f"{files('endings')} --max_seq_length 32"),

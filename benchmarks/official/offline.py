@@ -1,8 +1,10 @@
 """How official scripts and tests are run: on the CPU, without a network, repaired where needed."""
 
+import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from official.site import sitecustomize
@@ -45,3 +47,17 @@ def repair_torchvision():
         return []
     sitecustomize.torchvision_operators()
     return ["torchvision_operators"]
+
+
+def write_results(path, packages, **content):
+    """Writes what was found, with the versions of what it was found with.
+
+    Args:
+        path: A file; its folder is made.
+        packages: Names of installed packages.
+        **content: What JSON can hold.
+    """
+    versions = {package: version(package) for package in packages}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"versions": versions} | content, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
