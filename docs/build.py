@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_losses import get_spec, list_losses
-from hf_losses.plots import digest, plot_losses
-from hf_losses.table import as_markdown
+from hf_losses.losses.plots import digest, plot_losses
+from hf_losses.losses.table import as_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("docs/losses.svg", "docs/losses.png")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_losses.criterion import ClassificationLoss, RegressionLoss, get_loss
-from hf_losses.linear import linear_loss
-from hf_losses.registry import LossSpec, Parameter, get_spec, list_losses, register_loss
+from hf_losses.losses.modules import ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.linear import linear_loss
+from hf_losses.losses.registry import LossSpec, Parameter, get_spec, list_losses, register_loss
 
 if TYPE_CHECKING:
     from hf_losses.arguments import LossTrainingArguments

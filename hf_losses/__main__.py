@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from hf_losses import __version__, compare_command, table
-from hf_losses.registry import KINDS, TASKS, get_spec, list_losses, nearest
+from hf_losses import __version__, compare_command
+
+from hf_losses.losses import table
+from hf_losses.losses.registry import KINDS, TASKS, get_spec, list_losses, nearest
 
 
 class _Parser(argparse.ArgumentParser):
@@ -138,7 +140,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _plot(arguments: argparse.Namespace) -> None:
-    from hf_losses.plots import plot_losses
+    from hf_losses.losses.plots import plot_losses
 
     names = list_losses(task="classification")
     if arguments.names:

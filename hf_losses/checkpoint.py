@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from hf_losses.criterion import ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.modules import ClassificationLoss, RegressionLoss, get_loss
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_losses.class_weights import check_number, early_loss
-from hf_losses.criterion import (
+from hf_losses.losses.modules import (
     MULTI_LABEL,
     SINGLE_LABEL,
     ClassificationLoss,
@@ -14,7 +14,7 @@ from hf_losses.criterion import (
     get_loss,
 )
 from hf_losses.heads import REGRESSION, is_classifier, problem_type
-from hf_losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
+from hf_losses.losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
 
 
 def builtin_loss(model: Any) -> str:

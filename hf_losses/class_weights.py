@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from hf_losses.builtin import IGNORE, loss_type
-from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, is_classifier
-from hf_losses.registry import nearest, parse_loss_kwargs
+from hf_losses.losses.registry import nearest, parse_loss_kwargs
 
 # transformers and datasets are imported where they are used: `hf-losses run` checks its arguments
 # before a script has set the environment variables that they read.

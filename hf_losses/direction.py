@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_losses.registry import list_losses
+from hf_losses.losses.registry import list_losses
 
 # These and the names of all losses; whatever else is measured, more is better.
 LOWER_IS_BETTER = ("loss", "ece", "rmse", "perplexity", "wer", "cer", "nonfinite_grad_steps")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_losses.builtin import IGNORE, check_builtin_loss, loss_type
-from hf_losses.criterion import MULTI_LABEL, SINGLE_LABEL
+from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL
 
 REGRESSION = "regression"
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hf_losses.builtin import IGNORE
-from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
-from hf_losses.margin import class_margin
+from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.margin import class_margin
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Numbers of the logits that are looked at together: a large vocabulary must not be copied whole.

@@ -26,12 +26,12 @@ from transformers import TrainingArguments
 from transformers.modelcard import TASK_MAPPING
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from hf_losses import functional  # noqa: F401  (registers the losses)
+from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.checkpoint import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_KEY
-from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, get_loss
-from hf_losses.plots import COLORS, STYLE, loss_figure
-from hf_losses.registry import get_spec, list_losses, neutral_loss
-from hf_losses.table import LINKS
+from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
+from hf_losses.losses.plots import COLORS, STYLE, loss_figure
+from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
+from hf_losses.losses.table import LINKS
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 PICTURES = ("loss.png", "learning_curve.png")
@@ -485,7 +485,7 @@ def _loss_figure(run: _Run) -> Any:
 
 
 def _curves(loss: Any, x: Tensor) -> dict[str, Tensor]:
-    """As `hf_losses.plots.curves`, of a loss with parameters; of two classes."""
+    """As `hf_losses.losses.plots.curves`, of a loss with parameters; of two classes."""
     if not isinstance(loss, ClassificationLoss):
         error = x.clone().requires_grad_()
         values = loss(error, torch.zeros_like(error))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_losses.builtin import IGNORE, outputs_shift
-from hf_losses.criterion import (
+from hf_losses.losses.modules import (
     MULTI_LABEL,
     SINGLE_LABEL,
     ClassificationLoss,

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hf_losses.plots import COLORS, STYLE, loss_figure
-from hf_losses.registry import list_losses
+from hf_losses.losses.plots import COLORS, STYLE, loss_figure
+from hf_losses.losses.registry import list_losses
 
 OWN_STYLE = {**STYLE, "axes.titlelocation": "left", "legend.frameon": False}
 # Told apart by shape first; the colours differ in lightness too.

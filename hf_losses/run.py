@@ -16,7 +16,7 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hf_losses.class_weights import early_loss
-from hf_losses.registry import parse_loss_kwargs
+from hf_losses.losses.registry import parse_loss_kwargs
 from hf_losses.schedule import check_warmup
 from hf_losses.script_source import trains_without_trainer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hf_losses.registry import get_spec, list_losses
+from hf_losses.losses.registry import get_spec, list_losses
 
 
 def check_warmup(loss: str | None, ratio: float, steps: int, first: str | None) -> None:

@@ -37,7 +37,7 @@ from hf_losses.checkpoint import (
 )
 from hf_losses.choice import builtin_loss, check_fit, choose_loss
 from hf_losses.class_weights import ClassWeights
-from hf_losses.criterion import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.decoder_inputs import decoder_inputs
 from hf_losses.evaluation import EvaluationLosses
 from hf_losses.gradients import NonfiniteSteps
@@ -49,7 +49,7 @@ from hf_losses.heads import (
     problem_type,
     settle_problem_type,
 )
-from hf_losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
+from hf_losses.losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
 from hf_losses.loss_stats import LossStats, check_stats, stats_due
 from hf_losses.model_card import write_card
 from hf_losses.normalise import (
@@ -63,7 +63,7 @@ from hf_losses.normalise import (
     sum_over_items,
 )
 from hf_losses.publish import open_repo, publish, without_paths
-from hf_losses.registry import get_spec, neutral_loss
+from hf_losses.losses.registry import get_spec, neutral_loss
 from hf_losses.schedule import target_share
 
 logger = logging.getLogger(__name__)

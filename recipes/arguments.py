@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_losses import LossTrainingArguments
-from hf_losses.registry import get_spec, list_losses
+from hf_losses.losses.registry import get_spec, list_losses
 
 # Processes on this machine, as the launchers tell it.
 LOCAL_PROCESSES = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

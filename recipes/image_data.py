@@ -19,7 +19,7 @@ from labels import check_complete, check_not_all, check_two, class_names, encode
 from sets import SETS, check_seen, folders_of_sets
 from sklearn.datasets import load_digits
 
-from hf_losses.registry import nearest
+from hf_losses.losses.registry import nearest
 
 DIGITS = "digits"
 ABOUT_DIGITS = (

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_losses.registry import nearest
+from hf_losses.losses.registry import nearest
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "randaugment")
 Augmentation = Callable[[PIL.Image.Image, np.random.Generator], Any]

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as MODELS,
 )
 
-from hf_losses.registry import nearest
+from hf_losses.losses.registry import nearest
 
 # Small enough for a laptop without a GPU.
 SMALL_VIT = {

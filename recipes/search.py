@@ -31,7 +31,7 @@ from transformers import HfArgumentParser, PrinterCallback
 from transformers.utils import logging
 
 from hf_losses.metrics import METRICS
-from hf_losses.registry import neutral_loss
+from hf_losses.losses.registry import neutral_loss
 
 
 @dataclass

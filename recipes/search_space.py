@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from arguments import option
 
 from hf_losses import get_loss
-from hf_losses.registry import get_spec, list_losses, nearest
+from hf_losses.losses.registry import get_spec, list_losses, nearest
 
 
 @dataclass

@@ -21,7 +21,7 @@ from arguments import option
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 from labels import are_decimals, check_complete, check_two, class_names, encode
 
-from hf_losses.registry import nearest
+from hf_losses.losses.registry import nearest
 
 # Text columns, and class names in the order of their ids (None: regression).
 GLUE: dict[str, tuple[list[str], list[str] | None]] = {

@@ -20,7 +20,7 @@ from movie_reviews import load_movie_reviews
 from sets import check_seen, files_and_folders
 from text_data import check_file, need_column, read_rows, sample
 
-from hf_losses.registry import nearest
+from hf_losses.losses.registry import nearest
 
 CAPITALS = "movie_reviews_capitals"
 ABOUT_CAPITALS = (

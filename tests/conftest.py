@@ -9,7 +9,9 @@ from huggingface_hub import close_session, constants
 from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
-from hf_losses import publish, register_loss, registry
+from hf_losses import publish, register_loss
+
+from hf_losses.losses import registry
 
 # The same examples on every run, and no verdict on how fast the machine is.
 hypothesis.settings.register_profile(

@@ -41,7 +41,7 @@ def test_python_m_lists_without_loading_transformers_or_matplotlib():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "liberal_exp" in result.stdout
     loaded = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
-    assert "hf_losses.registry" in loaded
+    assert "hf_losses.losses.registry" in loaded
     assert not loaded & {"transformers", "matplotlib", "accelerate"}
 
 

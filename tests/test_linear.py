@@ -19,8 +19,10 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer, get_loss, linear, linear_loss, list_losses
-from hf_losses.margin import class_margin
+from hf_losses import LossTrainer, get_loss, linear_loss, list_losses
+
+from hf_losses.losses import linear
+from hf_losses.losses.margin import class_margin
 
 LOSSES = list_losses(task="classification")
 EVERY = pytest.mark.parametrize("name", LOSSES)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_losses import get_spec, list_losses
-from hf_losses.plots import digest, loss_figure, plot_losses
+from hf_losses.losses.plots import digest, loss_figure, plot_losses
 
 CLASSIFICATION = list_losses(task="classification")
 REGRESSION = list_losses(task="regression")

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_losses import get_loss, registry
+from hf_losses import get_loss
+
+from hf_losses.losses import registry
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from hf_losses.registry import Parameter, register_loss
+from hf_losses.losses.registry import Parameter, register_loss
 
 PAPER = "Noel et al. 2023, arXiv:2303.09935"
 Pair = tuple[Tensor, Tensor]

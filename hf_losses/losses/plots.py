@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses import functional  # noqa: F401  (registers the losses)
-from hf_losses.registry import LossSpec, get_spec, list_losses, neutral_loss
+from hf_losses.losses import functional  # noqa: F401  (registers the losses)
+from hf_losses.losses.registry import LossSpec, get_spec, list_losses, neutral_loss
 
 FORMATS = ("png", "svg")
 

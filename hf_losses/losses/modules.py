@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from hf_losses import functional  # noqa: F401  (registers the losses)
-from hf_losses.fused import DTYPES, SMALLEST, Fused, Kernel, full, sparse
-from hf_losses.margin import class_margin, class_margins, poison
-from hf_losses.registry import LossSpec, as_json, as_number, get_spec, nearest
+from hf_losses.losses import functional  # noqa: F401  (registers the losses)
+from hf_losses.losses.fused import DTYPES, SMALLEST, Fused, Kernel, full, sparse
+from hf_losses.losses.margin import class_margin, class_margins, poison
+from hf_losses.losses.registry import LossSpec, as_json, as_number, get_spec, nearest
 
 REDUCTIONS = ("mean", "sum", "none")
 SINGLE_LABEL = "single_label_classification"

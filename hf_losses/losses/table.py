@@ -7,8 +7,8 @@ import os
 import re
 from collections.abc import Sequence
 
-from hf_losses import functional  # noqa: F401  (registers the losses)
-from hf_losses.registry import TASKS, LossSpec, get_spec
+from hf_losses.losses import functional  # noqa: F401  (registers the losses)
+from hf_losses.losses.registry import TASKS, LossSpec, get_spec
 
 CAPTIONS = {
     "classification": "Classification: p is the probability of the true class, q that of a wrong "
