@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_losses import LossTrainer, LossTrainingArguments
-from hf_losses.heads import shift_left
+from hf_losses.models.heads import shift_left
 from hf_losses.loss_stats import LossStats
 
 LOSS = "strict_l"

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
-from hf_losses.builtin import IGNORE
-from hf_losses.heads import logits_of, shift_left
+from hf_losses.models.builtin import IGNORE
+from hf_losses.models.heads import logits_of, shift_left
 
 SFT = "trl.trainer.sft_trainer.SFTTrainer"
 # Trainers whose compute_loss is the stock loss and metrics, unless this argument says otherwise.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_losses.builtin import IGNORE
+from hf_losses.models.builtin import IGNORE
 
 BINS = 15
 

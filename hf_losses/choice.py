@@ -13,7 +13,7 @@ from hf_losses.losses.modules import (
     RegressionLoss,
     get_loss,
 )
-from hf_losses.heads import REGRESSION, is_classifier, problem_type
+from hf_losses.models.heads import REGRESSION, is_classifier, problem_type
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses.builtin import IGNORE
+from hf_losses.models.builtin import IGNORE
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.losses.margin import class_margin
 

@@ -22,10 +22,10 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 from transformers.utils.generic import find_labels
 
-from hf_losses.adapters import adapter_term, check_adapter
+from hf_losses.models.adapters import adapter_term, check_adapter
 from hf_losses.arguments import check_direction
 from hf_losses.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
-from hf_losses.builtin import auxiliary_weight, check_batch, loss_type, shifts_labels
+from hf_losses.models.builtin import auxiliary_weight, check_batch, loss_type, shifts_labels
 from hf_losses.checkpoint import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -38,10 +38,10 @@ from hf_losses.checkpoint import (
 from hf_losses.choice import builtin_loss, check_fit, choose_loss
 from hf_losses.class_weights import ClassWeights
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
-from hf_losses.decoder_inputs import decoder_inputs
+from hf_losses.models.decoder_inputs import decoder_inputs
 from hf_losses.evaluation import EvaluationLosses
 from hf_losses.gradients import NonfiniteSteps
-from hf_losses.heads import (
+from hf_losses.models.heads import (
     Targets,
     check_head,
     is_causal,

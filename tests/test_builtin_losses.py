@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from hf_losses import LossTrainer, compute_loss_func
-from hf_losses.builtin import UNSHIFTED_LOOKALIKE, shifts_labels
-from hf_losses.decoder_inputs import decoder_inputs
+from hf_losses.models.builtin import UNSHIFTED_LOOKALIKE, shifts_labels
+from hf_losses.models.decoder_inputs import decoder_inputs
 
 # Of this class alone, whenever it is given labels.
 pytestmark = pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")

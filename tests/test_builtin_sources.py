@@ -14,8 +14,8 @@ import torch
 from transformers import models
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from hf_losses import builtin
-from hf_losses.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING
+from hf_losses.models import builtin
+from hf_losses.models.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING
 
 TABLES = (
     builtin.OTHER_LOSS,

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer, get_spec
-from hf_losses.adapters import check_adapter
+from hf_losses.models.adapters import check_adapter
 
 CONFIGS = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 TOKENS = {"num_virtual_tokens": 3}

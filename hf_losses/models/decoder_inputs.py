@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_losses.builtin import is_encoder_decoder, loss_type
+from hf_losses.models.builtin import is_encoder_decoder, loss_type
 
 # Models that also hide the padding of what they made from labels, and whether never the start.
 HIDES_PADDING = {"EncoderDecoderModel": False, "Pix2StructForConditionalGeneration": True}
