@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_losses.class_weights import early_loss
-from hf_losses.direction import lower_is_better
+from hf_losses.metrics.direction import lower_is_better
 from hf_losses.loss_stats import check_stats_steps
 from hf_losses.losses.registry import list_losses, parse_loss_kwargs
 from hf_losses.schedule import check_warmup

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses.calibration import calibration_bins, expected_calibration_error
+from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
 
 
 class EvaluationLosses:

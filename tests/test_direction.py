@@ -10,7 +10,7 @@ import tiny
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from hf_losses import LossTrainer, LossTrainingArguments, list_losses
-from hf_losses.direction import lower_is_better
+from hf_losses.metrics.direction import lower_is_better
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 

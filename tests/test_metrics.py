@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_losses.metrics import METRICS, REGRESSION, GlueMetric
+from hf_losses.metrics.tasks import METRICS, REGRESSION, GlueMetric
 
 CLASSIFICATION = [name for name in METRICS if name not in REGRESSION]
 

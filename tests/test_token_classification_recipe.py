@@ -31,7 +31,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses.metrics import ENTITY_METRICS, EntityMetric
+from hf_losses.metrics.tasks import ENTITY_METRICS, EntityMetric
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 sys.path.insert(0, str(RECIPES))
