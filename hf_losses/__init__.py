@@ -11,7 +11,7 @@ from hf_losses.losses.registry import LossSpec, Parameter, get_spec, list_losses
 
 if TYPE_CHECKING:
     from hf_losses.arguments import LossTrainingArguments
-    from hf_losses.checkpoint import load_loss
+    from hf_losses.hub.saved_run import load_loss
     from hf_losses.normalise import compute_loss_func
     from hf_losses.trainer import LossMixin, LossTrainer
 
@@ -40,7 +40,7 @@ _LAZY = {
     "LossTrainer": "hf_losses.trainer",
     "compute_loss_func": "hf_losses.normalise",
     "LossTrainingArguments": "hf_losses.arguments",
-    "load_loss": "hf_losses.checkpoint",
+    "load_loss": "hf_losses.hub.saved_run",
 }
 
 

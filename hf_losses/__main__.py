@@ -150,7 +150,7 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    from hf_losses import publish
+    from hf_losses.hub import publish
 
     if arguments.dry_run is not None:
         folder = publish.dry_run(arguments.run_dir, arguments.repo, arguments.dry_run or None)

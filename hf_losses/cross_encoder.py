@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
-from hf_losses.model_card import PAPER, PAPER_CITATION
+from hf_losses.hub.card import PAPER, PAPER_CITATION
 from hf_losses.normalise import check_targets
 from hf_losses.losses.registry import get_spec
 

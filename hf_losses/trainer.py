@@ -26,7 +26,7 @@ from hf_losses.models.adapters import adapter_term, check_adapter
 from hf_losses.arguments import check_direction
 from hf_losses.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
 from hf_losses.models.builtin import auxiliary_weight, check_batch, loss_type, shifts_labels
-from hf_losses.checkpoint import (
+from hf_losses.hub.saved_run import (
     ARGUMENTS_FILE,
     COUNT_KEY,
     LOSS_FILE,
@@ -51,7 +51,7 @@ from hf_losses.models.heads import (
 )
 from hf_losses.losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
 from hf_losses.loss_stats import LossStats, check_stats, stats_due
-from hf_losses.model_card import write_card
+from hf_losses.hub.card import write_card
 from hf_losses.normalise import (
     SumFunction,
     check_targets,
@@ -62,7 +62,7 @@ from hf_losses.normalise import (
     problem_of,
     sum_over_items,
 )
-from hf_losses.publish import open_repo, publish, without_paths
+from hf_losses.hub.publish import open_repo, publish, without_paths
 from hf_losses.losses.registry import get_spec, neutral_loss
 from hf_losses.schedule import target_share
 

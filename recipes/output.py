@@ -16,7 +16,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_losses import ClassificationLoss, RegressionLoss
-from hf_losses.checkpoint import last_complete_checkpoint
+from hf_losses.hub.saved_run import last_complete_checkpoint
 from hf_losses.pool import write_json
 
 PACKAGES = ("hf-losses", "torch", "transformers", "accelerate", "datasets", "peft")

@@ -9,7 +9,9 @@ from huggingface_hub import close_session, constants
 from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
-from hf_losses import publish, register_loss
+from hf_losses import register_loss
+
+from hf_losses.hub import publish
 
 from hf_losses.losses import registry
 

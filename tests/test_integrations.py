@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from hf_losses import LossMixin, LossTrainingArguments, get_loss, get_spec
-from hf_losses.checkpoint import loss_of_checkpoint
+from hf_losses.hub.saved_run import loss_of_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer, get_loss, get_spec, list_losses
-from hf_losses.model_card import LIBRARY_CITATION, PAPER_CITATION, _curves, write_card
+from hf_losses.hub.card import LIBRARY_CITATION, PAPER_CITATION, _curves, write_card
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "hf_" + "a" * 34

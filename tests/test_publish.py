@@ -23,7 +23,9 @@ from transformers import (
     TrainerCallback,
 )
 
-from hf_losses import LossTrainer, publish
+from hf_losses import LossTrainer
+
+from hf_losses.hub import publish
 from hf_losses.__main__ import main
 
 # The client's own, of the HTTP library below it.
