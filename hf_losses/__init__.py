@@ -10,10 +10,10 @@ from hf_losses.losses.linear import linear_loss
 from hf_losses.losses.registry import LossSpec, Parameter, get_spec, list_losses, register_loss
 
 if TYPE_CHECKING:
-    from hf_losses.arguments import LossTrainingArguments
+    from hf_losses.training.arguments import LossTrainingArguments
     from hf_losses.hub.saved_run import load_loss
-    from hf_losses.normalise import compute_loss_func
-    from hf_losses.trainer import LossMixin, LossTrainer
+    from hf_losses.training.items import compute_loss_func
+    from hf_losses.training.trainer import LossMixin, LossTrainer
 
 __version__ = "0.1.0"
 
@@ -36,10 +36,10 @@ __all__ = [
 
 # The losses need torch alone; transformers is imported with the first name that needs it.
 _LAZY = {
-    "LossMixin": "hf_losses.trainer",
-    "LossTrainer": "hf_losses.trainer",
-    "compute_loss_func": "hf_losses.normalise",
-    "LossTrainingArguments": "hf_losses.arguments",
+    "LossMixin": "hf_losses.training.trainer",
+    "LossTrainer": "hf_losses.training.trainer",
+    "compute_loss_func": "hf_losses.training.items",
+    "LossTrainingArguments": "hf_losses.training.arguments",
     "load_loss": "hf_losses.hub.saved_run",
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
 from hf_losses.hub.card import PAPER, PAPER_CITATION
-from hf_losses.normalise import check_targets
+from hf_losses.training.items import check_targets
 from hf_losses.losses.registry import get_spec
 
 if TYPE_CHECKING:

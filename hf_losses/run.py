@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hf_losses.class_weights import early_loss
+from hf_losses.training.class_weights import early_loss
 from hf_losses.losses.registry import parse_loss_kwargs
-from hf_losses.schedule import check_warmup
+from hf_losses.training.warmup import check_warmup
 from hf_losses.script_source import trains_without_trainer
 
 if TYPE_CHECKING:

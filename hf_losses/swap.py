@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from transformers import Trainer
 from transformers.utils.generic import find_labels
 
-from hf_losses.base_trainers import SAME_LOSS, full_name
-from hf_losses.trainer import LossMixin
+from hf_losses.training.base_trainers import SAME_LOSS, full_name
+from hf_losses.training.trainer import LossMixin
 
 # By trainer of a library: what to do in the place of this command.
 INSTEAD = {

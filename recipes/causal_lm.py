@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-from hf_losses.class_weights import early_loss
+from hf_losses.training.class_weights import early_loss
 
 METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-from hf_losses.class_weights import early_loss
+from hf_losses.training.class_weights import early_loss
 from hf_losses.metrics.tasks import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
 
 

@@ -23,8 +23,8 @@ from transformers.utils import PushInProgress
 from transformers.utils.generic import find_labels
 
 from hf_losses.models.adapters import adapter_term, check_adapter
-from hf_losses.arguments import check_direction
-from hf_losses.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
+from hf_losses.training.arguments import check_direction
+from hf_losses.training.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
 from hf_losses.models.builtin import auxiliary_weight, check_batch, loss_type, shifts_labels
 from hf_losses.hub.saved_run import (
     ARGUMENTS_FILE,
@@ -35,12 +35,12 @@ from hf_losses.hub.saved_run import (
     load_renamed,
     loss_of_checkpoint,
 )
-from hf_losses.choice import builtin_loss, check_fit, choose_loss
-from hf_losses.class_weights import ClassWeights
+from hf_losses.training.choose import builtin_loss, check_fit, choose_loss
+from hf_losses.training.class_weights import ClassWeights
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.models.decoder_inputs import decoder_inputs
-from hf_losses.evaluation import EvaluationLosses
-from hf_losses.gradients import NonfiniteSteps
+from hf_losses.training.evaluation import EvaluationLosses
+from hf_losses.training.nonfinite import NonfiniteSteps
 from hf_losses.models.heads import (
     Targets,
     check_head,
@@ -50,9 +50,9 @@ from hf_losses.models.heads import (
     settle_problem_type,
 )
 from hf_losses.losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
-from hf_losses.loss_stats import LossStats, check_stats, stats_due
+from hf_losses.training.item_stats import LossStats, check_stats, stats_due
 from hf_losses.hub.card import write_card
-from hf_losses.normalise import (
+from hf_losses.training.items import (
     SumFunction,
     check_targets,
     fit,
@@ -64,7 +64,7 @@ from hf_losses.normalise import (
 )
 from hf_losses.hub.publish import open_repo, publish, without_paths
 from hf_losses.losses.registry import get_spec, neutral_loss
-from hf_losses.schedule import target_share
+from hf_losses.training.warmup import target_share
 
 logger = logging.getLogger(__name__)
 

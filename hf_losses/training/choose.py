@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hf_losses.class_weights import check_number, early_loss
+from hf_losses.training.class_weights import check_number, early_loss
 from hf_losses.losses.modules import (
     MULTI_LABEL,
     SINGLE_LABEL,
