@@ -570,7 +570,7 @@ def test_cross_encoders_own_model_card_says_what_it_was_trained_with(tmp_path, c
     train(sides("CrossEncoder")[1], model, pairs([0, 2, 1]), tmp_path, max_steps=1)
     model.save_pretrained(str(tmp_path / "saved"))
     card = ModelCard.load(tmp_path / "saved" / "README.md")
-    loss = "Loss: <code>hf_losses.cross_encoder.CrossEncoderLoss</code> with these parameters:"
+    loss = "Loss: <code>hf_losses.integrations.cross_encoder.CrossEncoderLoss</code> with these parameters:"
     config = re.search(re.escape(loss) + r"\s+```json(.*?)```", card.text, re.DOTALL)[1]
     assert get_loss(**json.loads(config)).config == {"name": "strict_m_power", "alpha": 0.3}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -583,7 +583,7 @@ def test_cross_encoders_own_model_card_says_what_it_was_trained_with(tmp_path, c
 
 
 def test_cross_encoder_loss_cites_the_paper_only_for_what_is_from_it(cross_encoder):
-    from hf_losses.cross_encoder import CrossEncoderLoss
+    from hf_losses.integrations.cross_encoder import CrossEncoderLoss
 
     model = cross_encoder(1)
     assert "noel2023alternate" in CrossEncoderLoss(model, "smae").citation
@@ -609,7 +609,7 @@ def test_cross_encoder_loss_cites_the_paper_only_for_what_is_from_it(cross_encod
 def test_cross_encoder_loss_takes_the_labels_that_there_are(
     outputs, loss, labels, stock, cross_encoder
 ):
-    from hf_losses.cross_encoder import CrossEncoderLoss
+    from hf_losses.integrations.cross_encoder import CrossEncoderLoss
 
     model, data = cross_encoder(outputs), pairs([0, 0])
     value = CrossEncoderLoss(model, loss)([list(data["one"]), list(data["other"])], labels)
@@ -623,7 +623,7 @@ def test_cross_encoder_loss_takes_the_labels_that_there_are(
 
 
 def test_cross_encoder_loss_passes_several_yes_or_no(cross_encoder):
-    from hf_losses.cross_encoder import CrossEncoderLoss
+    from hf_losses.integrations.cross_encoder import CrossEncoderLoss
 
     model, data = cross_encoder(3), pairs([0, 0])
     loss = CrossEncoderLoss(model, "strict_l", problem_type="multi_label_classification")
@@ -633,7 +633,7 @@ def test_cross_encoder_loss_passes_several_yes_or_no(cross_encoder):
 
 
 def test_cross_encoder_loss_refuses_what_does_not_fit(cross_encoder, monkeypatch):
-    from hf_losses.cross_encoder import CrossEncoderLoss
+    from hf_losses.integrations.cross_encoder import CrossEncoderLoss
 
     model = cross_encoder(1)
     for message, call in {

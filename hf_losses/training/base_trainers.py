@@ -22,7 +22,7 @@ SAME_LOSS = {SFT: ("loss_type", "nll")}
 # Another way in, by the package of a class.
 INSTEAD = {
     "trl": "of TRL's trainers it goes with SFTTrainer",
-    "sentence_transformers": "give a CrossEncoderTrainer loss=hf_losses.cross_encoder."
+    "sentence_transformers": "give a CrossEncoderTrainer loss=hf_losses.integrations.cross_encoder."
     "CrossEncoderLoss(model, …)",
     "setfit": "set model.model_head.get_loss_fn, as docs/swap.md shows",
 }
