@@ -170,7 +170,7 @@ def _publish(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> Callable[[], int]:
-    from hf_losses.run import prepare
+    from hf_losses.script.run import prepare
 
     return prepare(
         arguments.script,

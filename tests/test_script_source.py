@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_losses.script_source import trains_without_trainer
+from hf_losses.script.source import trains_without_trainer
 
 LOOP = """
 import argparse, torch

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from hf_losses.training.class_weights import early_loss
 from hf_losses.losses.registry import parse_loss_kwargs
 from hf_losses.training.warmup import check_warmup
-from hf_losses.script_source import trains_without_trainer
+from hf_losses.script.source import trains_without_trainer
 
 if TYPE_CHECKING:
-    from hf_losses.swap import Swap
+    from hf_losses.script.swap import Swap
 
 TRAINER = "transformers.trainer"
 
@@ -126,7 +126,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
         def make(cls: type, *_: Any, **__: Any) -> Any:
             if self.swap is None:
-                from hf_losses.swap import Swap
+                from hf_losses.script.swap import Swap
 
                 self.swap = Swap(self.loss, self.settings, stock_loss)
             return object.__new__(self.swap.trainer_class(cls))
