@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hf_losses.compare import RESULTS, collect, compare, environments
-from hf_losses.plan import PLAN, Plan, make_plan, open_folder
-from hf_losses.pool import Record, UsageError, stored, write_json
-from hf_losses.runs import planned_runs
+from hf_losses.compare.experiment import RESULTS, collect, compare, environments
+from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
+from hf_losses.compare.local_pool import Record, UsageError, stored, write_json
+from hf_losses.compare.runs import planned_runs
 
 INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
 PACKAGES = ("statsmodels", "matplotlib")
@@ -166,7 +166,7 @@ def _forget_failed(plan: Plan, folder: Path) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from hf_losses.report import read_results, text_table, write_report
+    from hf_losses.compare.report.files import read_results, text_table, write_report
 
     folder = arguments.folder
     # A published comparison has results.json alone.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from output import PACKAGES
 
-from hf_losses.pool import write_json
+from hf_losses.compare.local_pool import write_json
 
 if TYPE_CHECKING:
     from optuna import Study

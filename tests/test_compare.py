@@ -14,12 +14,12 @@ import pytest
 from filelock import FileLock
 
 import hf_losses
-from hf_losses import pool
+from hf_losses.compare import local_pool as pool
 from hf_losses.__main__ import main
-from hf_losses.compare import best_losses, environments
-from hf_losses.plan import Plan, expand, make_plan, parse_range
-from hf_losses.pool import failure, strict
-from hf_losses.runs import run_folder
+from hf_losses.compare.experiment import best_losses, environments
+from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
+from hf_losses.compare.local_pool import failure, strict
+from hf_losses.compare.runs import run_folder
 
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))
 ROOT = Path(hf_losses.__file__).parents[1]

@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from hf_losses.report import text_table, write_report
+from hf_losses.compare.report.files import text_table, write_report
 
 FLAGS = "liberal_parabolic --loss_warmup_ratio 0.3"
 PICTURES = [

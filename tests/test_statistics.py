@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_losses import statistics
-from hf_losses.statistics import (
+from hf_losses.compare import statistics
+from hf_losses.compare.statistics import (
     bootstrap_interval,
     compare,
     describe_design,

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_losses.compare import RESULTS
-from hf_losses.pool import write_json
-from hf_losses.report_plots import draw, write
-from hf_losses.report_view import COLUMNS, WORDS, view_of
-from hf_losses.statistics import statistics
+from hf_losses.compare.experiment import RESULTS
+from hf_losses.compare.local_pool import write_json
+from hf_losses.compare.report.pictures import draw, write
+from hf_losses.compare.report.words import COLUMNS, WORDS, view_of
+from hf_losses.compare.statistics import statistics
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 TABLE = "table.md"

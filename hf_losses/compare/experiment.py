@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hf_losses.plan import Plan, lower_is_better, read_plan
-from hf_losses.pool import Pool, Record, Run, single, stored
-from hf_losses.runs import make_run, planned_runs, read_result
+from hf_losses.compare.plan import Plan, lower_is_better, read_plan
+from hf_losses.compare.local_pool import Pool, Record, Run, single, stored
+from hf_losses.compare.runs import make_run, planned_runs, read_result
 
 RESULTS = "results.json"
 # What the record of a crashed run lacks.
@@ -148,7 +148,7 @@ def compare(
         UsageError: If the script refuses its arguments.
         ValueError: If there are fewer GPUs than jobs of a launcher.
     """
-    from hf_losses.statistics import describe_design, describe_spread
+    from hf_losses.compare.statistics import describe_design, describe_spread
 
     records: list[Record] = []
 
@@ -164,7 +164,7 @@ def compare(
     tested = len(plan.seeds_of("confirm" if plan.screen else "main"))
     say(describe_design(comparisons, tested))
     if plan.tune:
-        from hf_losses.tuning import trials
+        from hf_losses.compare.tuning import trials
 
         pool.run([trials(plan, folder, loss) for loss in plan.losses])
     for stage in ("screen", "confirm") if plan.screen else ("main",):

@@ -16,7 +16,7 @@ from typing import Any
 from hf_losses.metrics import direction
 
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
-from hf_losses.pool import write_json
+from hf_losses.compare.local_pool import write_json
 from hf_losses.losses.registry import get_spec, list_losses, nearest, neutral_loss
 
 PLAN = "plan.json"
