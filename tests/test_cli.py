@@ -10,7 +10,7 @@ import pytest
 
 import hf_losses
 from hf_losses import get_spec, list_losses
-from hf_losses.__main__ import main
+from hf_losses.cli.main import main
 
 
 @pytest.fixture(autouse=True)

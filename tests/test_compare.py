@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import hf_losses
 from hf_losses.compare import local_pool as pool
-from hf_losses.__main__ import main
+from hf_losses.cli.main import main
 from hf_losses.compare.experiment import best_losses, environments
 from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
 from hf_losses.compare.local_pool import failure, strict
@@ -571,7 +571,7 @@ def test_files_that_do_not_fit(tmp_path, capsys):
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, capsys, monkeypatch):
-    find = hf_losses.compare_command.importlib.util.find_spec
+    find = hf_losses.cli.compare.importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "optuna" else find(name)
     )

@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_losses import get_loss, load_loss
-from hf_losses.__main__ import main
+from hf_losses.cli.main import main
 
 TESTS = Path(__file__).parent
 
@@ -23,7 +23,7 @@ import gc, json, os, sys
 import tiny
 import torch
 tiny.gradients("warm", tiny.bert(), tiny.texts(8))
-from hf_losses.__main__ import main
+from hf_losses.cli.main import main
 
 torch.set_num_threads(1)
 gc.freeze()  # Else each fork copies what it collects.

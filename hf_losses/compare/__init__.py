@@ -1,1 +1,1 @@
-"""TODO."""
+"""Comparing losses with paired seeds: plan, runs, statistics, report."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Trainers of other libraries."""

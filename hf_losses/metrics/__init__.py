@@ -1,1 +1,1 @@
-"""TODO."""
+"""Metrics of tasks, which of them are better when lower, and calibration."""

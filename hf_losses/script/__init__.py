@@ -1,1 +1,1 @@
-"""TODO."""
+"""`hf-losses run`: an unmodified script with another loss."""

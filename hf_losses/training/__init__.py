@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training with any loss: arguments, trainer, and what they are made of."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The report of a comparison: words, pictures and files."""
