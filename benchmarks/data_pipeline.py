@@ -31,15 +31,14 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 
-from image_data import DataArguments
-from image_pipeline import (
+from hf_losses import LossTrainer, LossTrainingArguments
+from hf_losses.data.image_files import DataArguments
+from hf_losses.data.image_inputs import (
     AUGMENTATIONS,
     AugmentationArguments,
     ModelInputs,
     training_inputs,
 )
-
-from hf_losses import LossTrainer, LossTrainingArguments
 
 BATCH, STEPS, WARM, ROUNDS = 16, 20, 4, 5
 CLASSES = 2

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_losses.losses.modules import ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.losses.linear import linear_loss
+from hf_losses.losses.modules import ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.losses.registry import LossSpec, Parameter, get_spec, list_losses, register_loss
 
 if TYPE_CHECKING:
-    from hf_losses.training.arguments import LossTrainingArguments
     from hf_losses.hub.saved_run import load_loss
+    from hf_losses.integrations.cross_encoder import CrossEncoderLoss
+    from hf_losses.training.arguments import LossTrainingArguments
     from hf_losses.training.items import compute_loss_func
     from hf_losses.training.trainer import LossMixin, LossTrainer
 
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClassificationLoss",
+    "CrossEncoderLoss",
     "LossMixin",
     "LossSpec",
     "LossTrainer",
@@ -40,6 +42,7 @@ _LAZY = {
     "LossTrainer": "hf_losses.training.trainer",
     "compute_loss_func": "hf_losses.training.items",
     "LossTrainingArguments": "hf_losses.training.arguments",
+    "CrossEncoderLoss": "hf_losses.integrations.cross_encoder",
     "load_loss": "hf_losses.hub.saved_run",
 }
 

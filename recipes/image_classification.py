@@ -10,12 +10,6 @@ accelerate launch recipes/image_classification.py --loss strict_m --train_dir ph
 from dataclasses import dataclass
 from pathlib import Path
 
-import output
-from arguments import CORES, RecipeTrainingArguments, check_loss, option
-from image_data import DIGITS, DataArguments
-from image_pipeline import AugmentationArguments, ModelInputs, NewEpoch, training_inputs
-from lora import LoraArguments, add_adapter
-from scratch import build_config
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -25,8 +19,20 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-from hf_losses.training.class_weights import early_loss
+from hf_losses.data.image_files import DIGITS, DataArguments
+from hf_losses.data.image_inputs import (
+    AugmentationArguments,
+    ModelInputs,
+    NewEpoch,
+    training_inputs,
+)
 from hf_losses.metrics.tasks import METRICS, GlueMetric
+from hf_losses.models.lora import LoraArguments, add_adapter
+from hf_losses.models.scratch import build_config
+from hf_losses.options import CORES, option
+from hf_losses.training import outputs as output
+from hf_losses.training.class_weights import early_loss
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
 
 
 @dataclass

@@ -21,17 +21,17 @@ from pathlib import Path
 from warnings import catch_warnings
 
 import glue
-import study as studies
-from arguments import option
 from filelock import FileLock, Timeout
-from output import dataset_facts
-from search_space import SearchArguments
-from text_data import DataArguments
 from transformers import HfArgumentParser, PrinterCallback
 from transformers.utils import logging
 
-from hf_losses.metrics.tasks import METRICS
+from hf_losses.data.text import DataArguments
 from hf_losses.losses.registry import neutral_loss
+from hf_losses.metrics.tasks import METRICS
+from hf_losses.options import option
+from hf_losses.search import study as studies
+from hf_losses.search.space import SearchArguments
+from hf_losses.training.outputs import dataset_facts
 
 
 @dataclass

@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import output
-from arguments import RecipeTrainingArguments, check_loss, option
 from glue import find_model
-from limits import fit_tokenizer, usable_length
-from lora import LoraArguments, add_adapter
-from token_data import CAPITALS, DataArguments, write_conll
-from token_pieces import IGNORE, join_pieces, make_pieces
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -27,8 +21,15 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-from hf_losses.training.class_weights import early_loss
+from hf_losses.data.token_pieces import IGNORE, join_pieces, make_pieces
+from hf_losses.data.tokens import CAPITALS, DataArguments, write_conll
 from hf_losses.metrics.tasks import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
+from hf_losses.models.limits import fit_tokenizer, usable_length
+from hf_losses.models.lora import LoraArguments, add_adapter
+from hf_losses.options import option
+from hf_losses.training import outputs as output
+from hf_losses.training.class_weights import early_loss
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
 
 
 @dataclass

@@ -10,9 +10,7 @@ from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
 from hf_losses import register_loss
-
 from hf_losses.hub import publish
-
 from hf_losses.losses import registry
 
 # The same examples on every run, and no verdict on how fast the machine is.

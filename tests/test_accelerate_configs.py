@@ -29,7 +29,6 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, HfArgumentParser
 
 from hf_losses import register_loss
-
 from hf_losses.losses import registry
 
 tiny, files, run = test_glue_recipe.tiny, test_glue_recipe.files, test_glue_recipe.run

@@ -35,7 +35,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import causal_lm  # noqa: E402
-import conversations  # noqa: E402
+
+from hf_losses.data import chats as conversations  # noqa: E402
 
 BEGIN, END, USER, BOT = "<s>", "</s>", "<user>", "<bot>"
 PLAIN = (

@@ -14,11 +14,11 @@ import pytest
 from filelock import FileLock
 
 import hf_losses
-from hf_losses.compare import local_pool as pool
 from hf_losses.cli.main import main
+from hf_losses.compare import local_pool as pool
 from hf_losses.compare.experiment import best_losses, environments
-from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
 from hf_losses.compare.local_pool import failure, strict
+from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
 from hf_losses.compare.runs import run_folder
 
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))

@@ -9,12 +9,8 @@ from reference import oracle
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_losses import get_loss, list_losses
-
+from hf_losses.losses import fused, registry
 from hf_losses.losses import modules as criterion
-
-from hf_losses.losses import fused
-
-from hf_losses.losses import registry
 
 LOSSES = list_losses(task="classification")
 EVERY = pytest.mark.parametrize("name", LOSSES)

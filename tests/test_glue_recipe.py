@@ -36,9 +36,10 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import glue  # noqa: E402
-import limits  # noqa: E402
-import output  # noqa: E402
-import text_data  # noqa: E402
+
+from hf_losses.data import text as text_data  # noqa: E402
+from hf_losses.models import limits  # noqa: E402
+from hf_losses.training import outputs as output  # noqa: E402
 
 GOOD = ["good", "fine", "great", "bright"]
 BAD = ["bad", "dull", "poor", "weak"]

@@ -33,10 +33,11 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import image_classification  # noqa: E402
-import image_data  # noqa: E402
-import image_pipeline  # noqa: E402
-import images  # noqa: E402
-import output  # noqa: E402
+
+from hf_losses.data import image_files as image_data  # noqa: E402
+from hf_losses.data import image_inputs as image_pipeline  # noqa: E402
+from hf_losses.data import images  # noqa: E402
+from hf_losses.training import outputs as output  # noqa: E402
 
 CLASSES = ["blue", "green", "red"]
 

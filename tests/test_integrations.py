@@ -570,7 +570,8 @@ def test_cross_encoders_own_model_card_says_what_it_was_trained_with(tmp_path, c
     train(sides("CrossEncoder")[1], model, pairs([0, 2, 1]), tmp_path, max_steps=1)
     model.save_pretrained(str(tmp_path / "saved"))
     card = ModelCard.load(tmp_path / "saved" / "README.md")
-    loss = "Loss: <code>hf_losses.integrations.cross_encoder.CrossEncoderLoss</code> with these parameters:"
+    name = "hf_losses.integrations.cross_encoder.CrossEncoderLoss"
+    loss = f"Loss: <code>{name}</code> with these parameters:"
     config = re.search(re.escape(loss) + r"\s+```json(.*?)```", card.text, re.DOTALL)[1]
     assert get_loss(**json.loads(config)).config == {"name": "strict_m_power", "alpha": 0.3}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -20,7 +20,6 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer, get_loss, linear_loss, list_losses
-
 from hf_losses.losses import linear
 from hf_losses.losses.margin import class_margin
 

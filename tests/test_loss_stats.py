@@ -406,7 +406,7 @@ def test_every_backend_gets_floats_once_a_step(tmp_path):
 
 
 def test_what_reads_the_log_is_not_disturbed(tmp_path):
-    from output import _history
+    from hf_losses.training.outputs import _history
 
     cards, histories = [], []
     for n in (3, 0):

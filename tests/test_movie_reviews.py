@@ -12,7 +12,7 @@ from datasets import ClassLabel
 RECIPES = Path(__file__).parent.parent / "recipes"
 sys.path.insert(0, str(RECIPES))
 
-from movie_reviews import FILE, TASKS, load_movie_reviews  # noqa: E402
+from hf_losses.data.movie_reviews import FILE, TASKS, load_movie_reviews  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from formulas import bounded, evaluate, parts
 from mpmath import mp, mpf
 
 from hf_losses import get_spec, list_losses
-
 from hf_losses.losses import functional
 
 SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}

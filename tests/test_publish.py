@@ -24,9 +24,8 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-
-from hf_losses.hub import publish
 from hf_losses.cli.main import main
+from hf_losses.hub import publish
 
 # The client's own, of the HTTP library below it.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from hf_losses import get_loss
-
 from hf_losses.losses import registry
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")

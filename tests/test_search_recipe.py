@@ -19,7 +19,7 @@ from transformers.utils import logging
 from hf_losses import LossTrainer
 
 import search  # isort: skip  (test_glue_recipe makes the recipes importable)
-from search_space import SearchArguments  # isort: skip
+from hf_losses.search.space import SearchArguments  # isort: skip
 
 tiny = test_glue_recipe.tiny
 SPAN = ("--learning_rate_range", "1e-3", "1e-2")

@@ -36,11 +36,11 @@ from hf_losses.metrics.tasks import ENTITY_METRICS, EntityMetric
 RECIPES = Path(__file__).parent.parent / "recipes"
 sys.path.insert(0, str(RECIPES))
 
-import movie_reviews  # noqa: E402
-import output  # noqa: E402
 import token_classification  # noqa: E402
-import token_data  # noqa: E402
-import token_pieces  # noqa: E402
+
+from hf_losses.data import movie_reviews, token_pieces  # noqa: E402
+from hf_losses.data import tokens as token_data  # noqa: E402
+from hf_losses.training import outputs as output  # noqa: E402
 
 PEOPLE = ["anna", "berta", "carl"]
 CITIES = ["oslo", "hamburg", "hamham"]

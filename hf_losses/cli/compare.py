@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from hf_losses.compare.experiment import RESULTS, collect, compare, environments
-from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.local_pool import Record, UsageError, stored, write_json
+from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.runs import planned_runs
 
 INTERRUPTED = 130  # The shell's exit code for Ctrl-C.

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hf_losses.compare.plan import Plan, lower_is_better, read_plan
 from hf_losses.compare.local_pool import Pool, Record, Run, single, stored
+from hf_losses.compare.plan import Plan, lower_is_better, read_plan
 from hf_losses.compare.runs import make_run, planned_runs, read_result
 
 RESULTS = "results.json"

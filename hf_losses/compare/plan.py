@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hf_losses.metrics import direction
-
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.compare.local_pool import write_json
+from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.registry import get_spec, list_losses, nearest, neutral_loss
+from hf_losses.metrics import direction
 
 PLAN = "plan.json"
 OURS = ("loss", "seed", "output_dir")  # The flags that compare gives to the script.

@@ -23,8 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_losses.compare.plan import TUNING_SEED, Plan, find_program
 from hf_losses.compare.local_pool import Record, Run
+from hf_losses.compare.plan import TUNING_SEED, Plan, find_program
 from hf_losses.losses.registry import nearest
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from hf_losses.compare.plan import TUNING_SEED, Plan, lower_is_better
 from hf_losses.compare.local_pool import Chain
+from hf_losses.compare.plan import TUNING_SEED, Plan, lower_is_better
 from hf_losses.compare.runs import make_run
 
 STORE = "tuning.db"

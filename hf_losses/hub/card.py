@@ -26,8 +26,8 @@ from transformers import TrainingArguments
 from transformers.modelcard import TASK_MAPPING
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.hub.saved_run import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_KEY
+from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss

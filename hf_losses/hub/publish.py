@@ -28,8 +28,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_losses import __version__
-from hf_losses.hub.saved_run import ARGUMENTS_FILE, LOSS_FILE
 from hf_losses.hub.card import write_card
+from hf_losses.hub.saved_run import ARGUMENTS_FILE, LOSS_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.losses.fused import DTYPES, Kernel, chunk_rows, multiply_
+from hf_losses.losses.modules import ClassificationLoss, get_loss
 
 # Rows that are projected together, at least and at most. Fewer take less memory, and more time for
 # the matrix products. In between, as many as hidden states are wide: their logits are then as large

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_losses.models.builtin import IGNORE, check_builtin_loss, loss_type
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL
+from hf_losses.models.builtin import IGNORE, check_builtin_loss, loss_type
 
 REGRESSION = "regression"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hf_losses.training.class_weights import early_loss
 from hf_losses.losses.registry import parse_loss_kwargs
-from hf_losses.training.warmup import check_warmup
 from hf_losses.script.source import trains_without_trainer
+from hf_losses.training.class_weights import early_loss
+from hf_losses.training.warmup import check_warmup
 
 if TYPE_CHECKING:
     from hf_losses.script.swap import Swap

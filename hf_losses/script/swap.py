@@ -18,7 +18,7 @@ from hf_losses.training.trainer import LossMixin
 # By trainer of a library: what to do in the place of this command.
 INSTEAD = {
     "sentence_transformers.cross_encoder.trainer.CrossEncoderTrainer": (
-        "a CrossEncoder takes it as hf_losses.integrations.cross_encoder.CrossEncoderLoss(model, {loss!r}), "
+        "a CrossEncoder takes it as hf_losses.CrossEncoderLoss(model, {loss!r}), "
         "given to the trainer as its loss"
     ),
     "setfit.trainer.BCSentenceTransformersTrainer": (

@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_losses.training.class_weights import early_loss
-from hf_losses.metrics.direction import lower_is_better
-from hf_losses.training.item_stats import check_stats_steps
 from hf_losses.losses.registry import list_losses, parse_loss_kwargs
+from hf_losses.metrics.direction import lower_is_better
+from hf_losses.training.class_weights import early_loss
+from hf_losses.training.item_stats import check_stats_steps
 from hf_losses.training.warmup import check_warmup
 
 
@@ -35,9 +35,11 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         loss_warmup_from: The loss that training begins with; None is the baseline of the task. It
             shares class weights and label smoothing with `loss`.
         fused_linear: Trains a causal language model without its logits in memory: the last layer,
-            the loss and their gradients are made some rows at a time (see `hf_losses.losses.linear`).
+            the loss and their gradients are made some rows at a time
+            (see `hf_losses.losses.linear`).
         loss_stats_steps: Every so many optimizer steps, logs quantiles over the items of that step:
-            of p_y, of the margin and of the gradient weight; see `hf_losses.training.item_stats`. 0: never.
+            of p_y, of the margin and of the gradient weight; see
+            `hf_losses.training.item_stats`. 0: never.
         allow_loss_change: Lets training resume from a checkpoint of another loss.
         logging_nan_inf_filter: False here, so that a loss that is not finite is seen.
 

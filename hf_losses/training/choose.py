@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hf_losses.training.class_weights import check_number, early_loss
 from hf_losses.losses.modules import (
     MULTI_LABEL,
     SINGLE_LABEL,
@@ -13,8 +12,9 @@ from hf_losses.losses.modules import (
     RegressionLoss,
     get_loss,
 )
-from hf_losses.models.heads import REGRESSION, is_classifier, problem_type
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
+from hf_losses.models.heads import REGRESSION, is_classifier, problem_type
+from hf_losses.training.class_weights import check_number, early_loss
 
 
 def builtin_loss(model: Any) -> str:

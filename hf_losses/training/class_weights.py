@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_losses.models.builtin import IGNORE, loss_type
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
-from hf_losses.models.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, is_classifier
 from hf_losses.losses.registry import nearest, parse_loss_kwargs
+from hf_losses.models.builtin import IGNORE, loss_type
+from hf_losses.models.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, is_classifier
 
 # transformers and datasets are imported where they are used: `hf-losses run` checks its arguments
 # before a script has set the environment variables that they read.

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses.models.builtin import IGNORE
-from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.losses.margin import class_margin
+from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.models.builtin import IGNORE
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Numbers of the logits that are looked at together: a large vocabulary must not be copied whole.

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_losses.models.builtin import IGNORE, outputs_shift
 from hf_losses.losses.modules import (
     MULTI_LABEL,
     SINGLE_LABEL,
@@ -23,6 +22,7 @@ from hf_losses.losses.modules import (
     RegressionLoss,
     get_loss,
 )
+from hf_losses.models.builtin import IGNORE, outputs_shift
 from hf_losses.models.heads import REGRESSION, logits_of, shift_left
 
 # Of logits, labels and the number to divide the sum by.

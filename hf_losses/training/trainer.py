@@ -22,10 +22,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 from transformers.utils.generic import find_labels
 
-from hf_losses.models.adapters import adapter_term, check_adapter
-from hf_losses.training.arguments import check_direction
-from hf_losses.training.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
-from hf_losses.models.builtin import auxiliary_weight, check_batch, loss_type, shifts_labels
+from hf_losses.hub.card import write_card
+from hf_losses.hub.publish import open_repo, publish, without_paths
 from hf_losses.hub.saved_run import (
     ARGUMENTS_FILE,
     COUNT_KEY,
@@ -35,12 +33,12 @@ from hf_losses.hub.saved_run import (
     load_renamed,
     loss_of_checkpoint,
 )
-from hf_losses.training.choose import builtin_loss, check_fit, choose_loss
-from hf_losses.training.class_weights import ClassWeights
+from hf_losses.losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.registry import get_spec, neutral_loss
+from hf_losses.models.adapters import adapter_term, check_adapter
+from hf_losses.models.builtin import auxiliary_weight, check_batch, loss_type, shifts_labels
 from hf_losses.models.decoder_inputs import decoder_inputs
-from hf_losses.training.evaluation import EvaluationLosses
-from hf_losses.training.nonfinite import NonfiniteSteps
 from hf_losses.models.heads import (
     Targets,
     check_head,
@@ -49,9 +47,12 @@ from hf_losses.models.heads import (
     problem_type,
     settle_problem_type,
 )
-from hf_losses.losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
+from hf_losses.training.arguments import check_direction
+from hf_losses.training.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
+from hf_losses.training.choose import builtin_loss, check_fit, choose_loss
+from hf_losses.training.class_weights import ClassWeights
+from hf_losses.training.evaluation import EvaluationLosses
 from hf_losses.training.item_stats import LossStats, check_stats, stats_due
-from hf_losses.hub.card import write_card
 from hf_losses.training.items import (
     SumFunction,
     check_targets,
@@ -62,8 +63,7 @@ from hf_losses.training.items import (
     problem_of,
     sum_over_items,
 )
-from hf_losses.hub.publish import open_repo, publish, without_paths
-from hf_losses.losses.registry import get_spec, neutral_loss
+from hf_losses.training.nonfinite import NonfiniteSteps
 from hf_losses.training.warmup import target_share
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from hf_losses import list_losses
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent / "recipes"))
 
-from image_data import DataArguments  # noqa: E402
-from image_pipeline import ModelInputs  # noqa: E402
+from hf_losses.data.image_files import DataArguments  # noqa: E402
+from hf_losses.data.image_inputs import ModelInputs  # noqa: E402
 
 
 def main(data):

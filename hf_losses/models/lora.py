@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import peft
-from arguments import option
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import PreTrainedModel
+
+from hf_losses.options import option
 
 
 @dataclass

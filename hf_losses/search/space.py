@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from arguments import option
-
 from hf_losses import get_loss
 from hf_losses.losses.registry import get_spec, list_losses, nearest
+from hf_losses.options import option
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_losses import ClassificationLoss, RegressionLoss
-from hf_losses.hub.saved_run import last_complete_checkpoint
 from hf_losses.compare.local_pool import write_json
+from hf_losses.hub.saved_run import last_complete_checkpoint
 
 PACKAGES = ("hf-losses", "torch", "transformers", "accelerate", "datasets", "peft")
 RESULT = "result.json"

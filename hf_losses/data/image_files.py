@@ -13,13 +13,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-from arguments import option
-from images import Images, Pixels, Stored
-from labels import check_complete, check_not_all, check_two, class_names, encode
-from sets import SETS, check_seen, folders_of_sets
 from sklearn.datasets import load_digits
 
+from hf_losses.data.images import Images, Pixels, Stored
+from hf_losses.data.labels import check_complete, check_not_all, check_two, class_names, encode
+from hf_losses.data.sets import SETS, check_seen, folders_of_sets
 from hf_losses.losses.registry import nearest
+from hf_losses.options import option
 
 DIGITS = "digits"
 ABOUT_DIGITS = (

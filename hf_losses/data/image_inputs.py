@@ -15,14 +15,14 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from arguments import option
-from image_data import ImageData
-from images import Images
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_losses.data.image_files import ImageData
+from hf_losses.data.images import Images
 from hf_losses.losses.registry import nearest
+from hf_losses.options import option
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "randaugment")
 Augmentation = Callable[[PIL.Image.Image, np.random.Generator], Any]

@@ -1,6 +1,6 @@
 """Movie reviews, each rated by 15 or more people: three tasks on real text.
 
-Origin, licence and numbers: data/README.md.
+Origin, licence and numbers: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-FILE = Path(__file__).parent / "data" / "movie_review_snippets.tsv.gz"
+FILE = Path(__file__).parent / "movie_review_snippets.tsv.gz"
 TASKS = ("movie_reviews", "movie_reviews_score", "movie_reviews_single_rater")
 CLASSES = ["negative", "positive"]
 

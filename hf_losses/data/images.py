@@ -11,8 +11,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import PIL.Image
-from arguments import CORES
 from sklearn.model_selection import train_test_split
+
+from hf_losses.options import CORES
 
 SIXTEEN_BITS = ("PNG", "PPM")  # Formats that Pillow reads into 32 bits where they have 16.
 

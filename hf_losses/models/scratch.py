@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from image_data import ImageData
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as MODELS,
 )
 
+from hf_losses.data.image_files import ImageData
 from hf_losses.losses.registry import nearest
 
 # Small enough for a laptop without a GPU.

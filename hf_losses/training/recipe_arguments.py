@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from hf_losses import LossTrainingArguments
 from hf_losses.losses.registry import get_spec, list_losses
-
-# Processes on this machine, as the launchers tell it.
-LOCAL_PROCESSES = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-CORES = max(1, (os.cpu_count() or 1) // LOCAL_PROCESSES)
-
-
-def option(default: Any, text: str) -> Any:
-    """A field of an argument class, with the help text shown by `--help`."""
-    return field(default=default, metadata={"help": text})
+from hf_losses.options import CORES, option
+from hf_losses.training.arguments import LossTrainingArguments
 
 
 @dataclass

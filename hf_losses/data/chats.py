@@ -14,12 +14,13 @@ from typing import Any
 
 import datasets
 import jinja2
-from arguments import option
 from datasets import Dataset, load_dataset
-from movie_reviews import load_movie_reviews
-from sets import check_seen, files_and_folders
-from text_data import FORMATS, MOVIE_REVIEWS, layout, need_column, read_rows, sample
 from transformers import PreTrainedTokenizerBase
+
+from hf_losses.data.movie_reviews import load_movie_reviews
+from hf_losses.data.sets import check_seen, files_and_folders
+from hf_losses.data.text import FORMATS, MOVIE_REVIEWS, layout, need_column, read_rows, sample
+from hf_losses.options import option
 
 DEFAULT = "movie_review_sentiments"
 ABOUT_DEFAULT = f"{MOVIE_REVIEWS}; the completion is the sign of the mean rating in a word"

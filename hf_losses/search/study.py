@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from output import PACKAGES
 
 from hf_losses.compare.local_pool import write_json
+from hf_losses.training.outputs import PACKAGES
 
 if TYPE_CHECKING:
     from optuna import Study
