@@ -183,9 +183,7 @@ def main(argv=None):
         output.write_result(trainer, metrics, training, METRICS["classification"], {}, **facts)
     if args.push_to_hub:
         trainer.push_to_hub()
-    # A process group that stays open, or that one process leaves early, can crash at the exit.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    output.end(trainer)
 
 
 if __name__ == "__main__":

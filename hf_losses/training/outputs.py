@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 
 from hf_losses import ClassificationLoss, RegressionLoss
@@ -255,6 +256,25 @@ def write_result(
         what = [text for start, text in CONTENTS.items() if path.name.startswith(start)]
         if what:
             print(f"  {path.name:26}{what[0]}")
+
+
+def end(trainer: Trainer) -> None:
+    """Waits for the other processes and ends trackers and process group: the last line of a script.
+
+    A process group that stays open, or that one process leaves early, can crash at the exit. So can
+    gloo when its last operation is a barrier: its thread may still hold that operation when Python
+    is finalized, and before Python 3.14 a thread that asks for the interpreter then is killed,
+    which C++ answers with SIGABRT ("terminate called without an active exception"). The monitored
+    barrier waits in the main thread instead.
+
+    Args:
+        trainer: The trainer, after its last training, evaluation or upload.
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.monitored_barrier(timeout=trainer.args.ddp_timeout_delta)
+    else:
+        trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 def _history(log: list[dict[str, float]], names: Sequence[str]) -> list[dict[str, float]]:
