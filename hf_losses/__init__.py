@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_losses.losses.linear import linear_loss
 from hf_losses.losses.modules import ClassificationLoss, RegressionLoss, get_loss
-from hf_losses.losses.registry import LossSpec, Parameter, get_spec, list_losses, register_loss
+from hf_losses.losses.registry import LossParameter, LossSpec, get_spec, list_losses, register_loss
 
 if TYPE_CHECKING:
     from hf_losses.hub.saved_run import load_loss
@@ -22,10 +22,10 @@ __all__ = [
     "ClassificationLoss",
     "CrossEncoderLoss",
     "LossMixin",
+    "LossParameter",
     "LossSpec",
     "LossTrainer",
     "LossTrainingArguments",
-    "Parameter",
     "RegressionLoss",
     "compute_loss_func",
     "get_loss",

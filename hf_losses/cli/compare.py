@@ -17,9 +17,10 @@ from types import TracebackType
 from typing import Any
 
 from hf_losses.compare.experiment import RESULTS, collect, compare, environments
-from hf_losses.compare.local_pool import Record, UsageError, stored, write_json
+from hf_losses.compare.local_pool import Record, UsageError, stored
 from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.runs import planned_runs
+from hf_losses.files import write_json
 
 INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
 PACKAGES = ("statsmodels", "matplotlib")

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 from hf_losses import __version__
 from hf_losses.cli import compare as compare_command
 from hf_losses.losses import table
-from hf_losses.losses.registry import KINDS, TASKS, get_spec, list_losses, nearest
+from hf_losses.losses.registry import KINDS, TASKS, get_spec, list_losses
+from hf_losses.messages import nearest
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,7 +7,6 @@ A run's folder belongs to its script. Beside it lie `NAME.log` (what the run pri
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
@@ -20,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hf_losses.files import write_json
 
 POLL = 0.05  # Seconds between two looks at the running processes.
 GRACE = 10.0  # Seconds that a process gets to end by itself.
@@ -317,32 +318,3 @@ def remove_models(folder: Path) -> None:
     for pattern in WEIGHTS:
         for path in folder.glob(pattern):
             path.unlink()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes strict JSON; the file appears whole or not at all.
-
-    Args:
-        path: The file.
-        content: What belongs into it; numbers that are not finite become null.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(strict(content), indent=1, allow_nan=False, ensure_ascii=False)
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def strict(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have.
-
-    Args:
-        value: Dicts, lists, tuples, text and numbers.
-    """
-    if isinstance(value, Mapping):
-        return {key: strict(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

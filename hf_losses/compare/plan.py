@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hf_losses.compare.local_pool import write_json
+from hf_losses.files import write_json
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
-from hf_losses.losses.registry import get_spec, list_losses, nearest, neutral_loss
+from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
+from hf_losses.messages import nearest
 from hf_losses.metrics import direction
 
 PLAN = "plan.json"

@@ -25,7 +25,7 @@ from typing import Any
 
 from hf_losses.compare.local_pool import Record, Run
 from hf_losses.compare.plan import TUNING_SEED, Plan, find_program
-from hf_losses.losses.registry import nearest
+from hf_losses.messages import nearest
 
 
 def run_folder(folder: Path, loss: str, name: str) -> Path:

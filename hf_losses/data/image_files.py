@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from hf_losses.data.images import Images, Pixels, Stored
 from hf_losses.data.labels import check_complete, check_not_all, check_two, class_names, encode
 from hf_losses.data.sets import SETS, check_seen, folders_of_sets
-from hf_losses.losses.registry import nearest
+from hf_losses.messages import nearest
 from hf_losses.options import option
 
 DIGITS = "digits"

@@ -21,7 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_losses.data.image_files import ImageData
 from hf_losses.data.images import Images
-from hf_losses.losses.registry import nearest
+from hf_losses.messages import nearest
 from hf_losses.options import option
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "randaugment")

@@ -20,7 +20,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
 from hf_losses.data import movie_reviews
 from hf_losses.data.labels import are_decimals, check_complete, check_two, class_names, encode
-from hf_losses.losses.registry import nearest
+from hf_losses.messages import nearest
 from hf_losses.options import option
 
 # Text columns, and class names in the order of their ids (None: regression).

@@ -19,7 +19,7 @@ from hf_losses.data.labels import check_not_all, check_two
 from hf_losses.data.movie_reviews import load_movie_reviews
 from hf_losses.data.sets import check_seen, files_and_folders
 from hf_losses.data.text import check_file, need_column, read_rows, sample
-from hf_losses.losses.registry import nearest
+from hf_losses.messages import nearest
 from hf_losses.options import option
 
 CAPITALS = "movie_reviews_capitals"

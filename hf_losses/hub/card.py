@@ -26,32 +26,16 @@ from transformers import TrainingArguments
 from transformers.modelcard import TASK_MAPPING
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
+from hf_losses.citation import LIBRARY_CITATION, PAPER, PAPER_CITATION, linked
 from hf_losses.hub.saved_run import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_KEY
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
-from hf_losses.losses.table import LINKS
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 PICTURES = ("loss.png", "learning_curve.png")
 MANY = 20  # classes, after which they are counted, not named
-
-PAPER = "arXiv:2303.09935"
-PAPER_CITATION = """\
-@article{noel2023alternate,
-  title   = {Alternate Loss Functions for Classification and Robust Regression Can Improve the Accuracy
-             of Artificial Neural Networks},
-  author  = {Noel, Mathew Mithra and Banerjee, Arindam and Amali D, Geraldine Bessie and
-             Muthiah-Nakarajan, Venkataraman},
-  journal = {arXiv preprint arXiv:2303.09935},
-  year    = {2023}
-}"""  # noqa: E501
-LIBRARY_CITATION = """\
-@software{hf_losses,
-  title  = {hf_losses: the loss as a hyperparameter of every Hugging Face fine-tuning job},
-  author = {{The hf_losses authors}}
-}"""
 
 KINDS = {
     "neutral": "the baseline that the other losses are measured against",
@@ -377,11 +361,7 @@ class _Run:
             listed = ", ".join(f"{weight:g}" for weight in weights)
             rows["class weights"] = listed if len(weights) <= MANY else f"{len(weights)} numbers"
         if spec.reference:
-            rows["reference"] = re.sub(
-                r"(arXiv|doi):([\w./-]+)",
-                lambda m: f"[{m[0]}]({LINKS[m[1]]}{m[2]})",
-                spec.reference.replace("this project", "hf_losses"),
-            )
+            rows["reference"] = linked(spec.reference.replace("this project", "hf_losses"))
         return _cells(rows)
 
     def training_rows(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hf_losses.hub.card import PAPER, PAPER_CITATION
+from hf_losses.citation import PAPER, PAPER_CITATION
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
 from hf_losses.losses.registry import get_spec
 from hf_losses.training.items import check_targets

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from hf_losses.losses.registry import Parameter, register_loss
+from hf_losses.losses.registry import LossParameter, register_loss
 
 PAPER = "Noel et al. 2023, arXiv:2303.09935"
 Pair = tuple[Tensor, Tensor]
@@ -83,7 +83,7 @@ def strict_m_power_pq(p: Tensor, q: Tensor, *, alpha: float) -> Pair:
     formula="p**(-alpha) - 1",
     weight_formula="alpha*p**(-alpha)",
     probability_function=strict_m_power_pq,
-    parameters={"alpha": Parameter(0.5, above=0.0, help="power of 1/p; 1 gives strict_m")},
+    parameters={"alpha": LossParameter(0.5, above=0.0, help="power of 1/p; 1 gives strict_m")},
     reference=f"{PAPER} (ParamMLoss)",
 )
 def strict_m_power(m: Tensor, *, alpha: float) -> Pair:
@@ -240,7 +240,7 @@ def mae(e: Tensor) -> Pair:
     kind="robust",
     formula="e**2/2 if abs(e) <= delta else delta*(abs(e) - delta/2)",
     task="regression",
-    parameters={"delta": Parameter(1.0, above=0.0, help="error at which e²/2 turns linear")},
+    parameters={"delta": LossParameter(1.0, above=0.0, help="error at which e²/2 turns linear")},
     reference="Huber 1964, doi:10.1214/aoms/1177703732",
 )
 def huber(e: Tensor, *, delta: float) -> Pair:

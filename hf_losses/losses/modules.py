@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.fused import DTYPES, SMALLEST, Fused, Kernel, full, sparse
 from hf_losses.losses.margin import class_margin, class_margins, poison
-from hf_losses.losses.registry import LossSpec, as_json, as_number, get_spec, nearest
+from hf_losses.losses.registry import LossSpec, as_json, as_number, get_spec
+from hf_losses.messages import nearest
 
 REDUCTIONS = ("mean", "sum", "none")
 SINGLE_LABEL = "single_label_classification"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_losses.files import whole
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.registry import LossSpec, get_spec, list_losses, neutral_loss
 
@@ -197,15 +198,8 @@ def plot_losses(names: Sequence[str], output: str | os.PathLike[str]) -> None:
     metadata: dict[str, str | None] = {"Description": f"hf_losses sha256:{digest(names)}"}
     # Neither a date nor matplotlib's version: a file changes only if what it shows does.
     metadata |= {"Software": None} if ending == "png" else {"Date": None, "Creator": None}
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with matplotlib.style.context(["default", STYLE]):
-            figure.savefig(temporary, format=ending, metadata=metadata)
-        os.replace(temporary, output)
-    except OSError as error:  # about the file that was asked for, not the temporary one
-        raise OSError(error.errno, error.strerror, str(output)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(output) as temporary, matplotlib.style.context(["default", STYLE]):
+        figure.savefig(temporary, format=ending, metadata=metadata)
 
 
 def _specs(names: Sequence[str]) -> list[LossSpec]:

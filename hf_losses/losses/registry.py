@@ -5,7 +5,6 @@ Nothing here imports torch or transformers: a record is a name, a formula and a 
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -13,20 +12,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from hf_losses.messages import nearest
+
 KINDS = ("neutral", "strict", "liberal", "robust")
 TASKS = ("classification", "regression")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def nearest(value: str, valid: Iterable[str]) -> str:
-    """Says which of the valid names is meant, for the end of an error message."""
-    match = difflib.get_close_matches(value, list(valid), n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""
-
-
 @dataclass(frozen=True)
-class Parameter:
+class LossParameter:
     """A number that shapes a loss, such as `alpha`.
 
     Attributes:
@@ -77,7 +72,7 @@ class LossSpec:
     weight_formula: str = ""
     wrong_class_formula: str = ""
     wrong_class_function: Callable[..., Any] | None = None
-    parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
+    parameters: Mapping[str, LossParameter] = field(default_factory=dict, hash=False)
     reference: str = ""
 
     def __post_init__(self) -> None:

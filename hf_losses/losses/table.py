@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 
+from hf_losses import markdown
+from hf_losses.citation import linked
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.registry import TASKS, LossSpec, get_spec
 
@@ -15,7 +16,6 @@ CAPTIONS = {
     "one (sums run over the wrong classes); the gradient weight is w(p) = p·|ℓ′(p)|.",
     "regression": "Regression: e is prediction minus target.",
 }
-LINKS = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
 
 
 def as_json(names: Sequence[str]) -> str:
@@ -55,12 +55,12 @@ def as_markdown(names: Sequence[str]) -> str:
     blocks = []
     for task, specs in _by_task(names):
         records = [_record(spec) for spec in specs]
-        rows = [list(records[0]), ["---"] * len(records[0])]
+        rows = []
         for record in records:
             code = ("name", *_formulas(record))
-            rows.append([f"`{v}`" if k in code and v else _linked(v) for k, v in record.items()])
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        blocks.append("\n".join([CAPTIONS[task], "", *lines]))
+            cells = [f"`{v}`" if k in code and v else linked(v) for k, v in record.items()]
+            rows.append([cell.replace("|", "\\|") for cell in cells])
+        blocks.append(f"{CAPTIONS[task]}\n\n{markdown.table([*records[0]], rows)}")
     return "\n\n".join(blocks)
 
 
@@ -143,8 +143,3 @@ def _block(record: dict[str, str]) -> tuple[str, str]:
     lines = [f"{column} = {record[column]}" for column in _formulas(record) if record[column]]
     lines += [record[column] for column in ("parameters", "reference") if record[column]]
     return f"{record['name']}\n{record['kind']}", "\n".join(lines)
-
-
-def _linked(text: str) -> str:
-    """Turns `arXiv:…` and `doi:…` into Markdown links."""
-    return re.sub(r"(arXiv|doi):([\w./-]+)", lambda m: f"[{m[0]}]({LINKS[m[1]]}{m[2]})", text)

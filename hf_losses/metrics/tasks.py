@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from hf_losses.losses.registry import nearest
+from hf_losses.messages import nearest
 
 # What each configuration reports; the first is the one by which models are chosen.
 METRICS: dict[str, tuple[str, ...]] = {

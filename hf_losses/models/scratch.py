@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_losses.data.image_files import ImageData
-from hf_losses.losses.registry import nearest
+from hf_losses.messages import nearest
 
 # Small enough for a laptop without a GPU.
 SMALL_VIT = {

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from hf_losses import get_loss
-from hf_losses.losses.registry import get_spec, list_losses, nearest
+from hf_losses.losses.registry import get_spec, list_losses
+from hf_losses.messages import nearest
 from hf_losses.options import option
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_losses.compare.local_pool import write_json
+from hf_losses.files import write_json
 from hf_losses.training.outputs import PACKAGES
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
-from hf_losses.losses.registry import nearest, parse_loss_kwargs
+from hf_losses.losses.registry import parse_loss_kwargs
+from hf_losses.messages import nearest
 from hf_losses.models.builtin import IGNORE, loss_type
 from hf_losses.models.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, is_classifier
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 
 from hf_losses import ClassificationLoss, RegressionLoss
-from hf_losses.compare.local_pool import write_json
+from hf_losses.files import write_json
 from hf_losses.hub.saved_run import last_complete_checkpoint
 
 PACKAGES = ("hf-losses", "torch", "transformers", "accelerate", "datasets", "peft")

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_losses import markdown
 from hf_losses.compare.experiment import RESULTS
-from hf_losses.compare.local_pool import write_json
-from hf_losses.compare.report.pictures import draw, write
+from hf_losses.compare.report.pictures import draw
 from hf_losses.compare.report.words import COLUMNS, WORDS, view_of
 from hf_losses.compare.statistics import statistics
+from hf_losses.files import write_bytes, write_json
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 TABLE = "table.md"
@@ -51,13 +52,13 @@ def write_report(folder: Path) -> list[Path]:
     results["statistics"] = statistics(results)
     write_json(folder / RESULTS, results)
     view = view_of(results)
-    write(folder / TABLE, _markdown(view).encode())
+    write_bytes(folder / TABLE, _markdown(view).encode())
     pictures = draw(results, folder)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = _code
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(view, pictures=pictures, columns=COLUMNS, words=WORDS)
-    write(folder / REPORT, page.encode())
+    write_bytes(folder / REPORT, page.encode())
     return [folder / name for name in (TABLE, REPORT, *pictures)]
 
 
@@ -151,15 +152,15 @@ def _markdown(view: Mapping[str, Any]) -> str:
 
 def _grid(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table."""
-    head = list(rows[0])
-    lines = [[_plain(key) for key in head], ["---" if key in WORDS else "---:" for key in head]]
+    lines = []
     for row in rows:
         # A bar would end a cell even within code.
         cells = {key: _plain(cell).replace("`", "\\`") for key, cell in row.items()}
         if "loss" in row:
             cells["loss"] = "`" + row["loss"].replace("|", "\\|") + "`"
         lines.append(list(cells.values()))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    numbers = [_plain(key) for key in rows[0] if key not in WORDS]
+    return markdown.table([_plain(key) for key in rows[0]], lines, numbers)
 
 
 def _plain(text: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from hf_losses.files import write_bytes
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 from hf_losses.losses.registry import list_losses
 
@@ -243,28 +243,13 @@ def draw(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
                 continue
             picture = io.BytesIO()
             figure.savefig(picture, format="png", metadata={"Software": None})
-            write(folder / name, picture.getvalue())
+            write_bytes(folder / name, picture.getvalue())
             picture = io.BytesIO()
             metadata = {"Date": None, "Creator": None}
             figure.savefig(picture, format="svg", metadata=metadata, transparent=True)
             text = base64.b64encode(picture.getvalue()).decode()
             drawn[name] = f"data:image/svg+xml;base64,{text}"
     return drawn
-
-
-def write(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all.
-
-    Args:
-        path: The file.
-        content: What belongs into it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _stacked(heights: list[int], sharex: bool) -> tuple[Any, list[Any]]:

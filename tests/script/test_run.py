@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 from hf_losses import get_loss, load_loss
 from hf_losses.cli.main import main
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 # Runs every case in a fork of one process, which has imported and trained all there is.
 DRIVER = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 from hf_losses.data.movie_reviews import FILE, TASKS, load_movie_reviews  # noqa: E402

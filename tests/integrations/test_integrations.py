@@ -38,7 +38,7 @@ from transformers import (
 from hf_losses import LossMixin, LossTrainingArguments, get_loss, get_spec
 from hf_losses.hub.saved_run import loss_of_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = {
     part.partition("\n")[0]: re.findall(r"```(diff|python)\n(.*?)```", part, re.DOTALL)
     for part in (ROOT / "docs" / "swap.md").read_text(encoding="utf-8").split("\n## ")

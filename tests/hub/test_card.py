@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer, get_loss, get_spec, list_losses
-from hf_losses.hub.card import LIBRARY_CITATION, PAPER_CITATION, _curves, write_card
+from hf_losses.citation import LIBRARY_CITATION, PAPER_CITATION
+from hf_losses.hub.card import _curves, write_card
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_" + "a" * 34
 MRPC = {
     "task": "mrpc",

@@ -9,7 +9,7 @@ from tiny import arguments, bert, texts
 
 from hf_losses import LossTrainer
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPT = """
 import sys
 

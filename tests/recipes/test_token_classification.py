@@ -33,7 +33,7 @@ from transformers import (
 
 from hf_losses.metrics.tasks import ENTITY_METRICS, EntityMetric
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import token_classification  # noqa: E402

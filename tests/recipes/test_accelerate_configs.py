@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import test_glue_recipe
+import test_glue
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -24,14 +24,14 @@ from accelerate.utils import (
     prepare_multi_gpu_env,
     prepare_simple_launcher_cmd_env,
 )
-from test_glue_recipe import ACCELERATE, RECIPES, glue, result_of, rows, write
+from test_glue import ACCELERATE, RECIPES, glue, result_of, rows, write
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, HfArgumentParser
 
 from hf_losses import register_loss
 from hf_losses.losses import registry
 
-tiny, files, run = test_glue_recipe.tiny, test_glue_recipe.files, test_glue_recipe.run
+tiny, files, run = test_glue.tiny, test_glue.files, test_glue.run
 
 CONFIGS = RECIPES / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.iterdir())

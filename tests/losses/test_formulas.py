@@ -13,7 +13,7 @@ from mpmath import mp, mpf
 
 from hf_losses import get_loss, get_spec, list_losses
 
-GOLDEN = json.loads((Path(__file__).parent / "reference" / "losses.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "reference" / "losses.json").read_text())
 CASES = GOLDEN["cases"]
 CLASSIFICATION = variants("classification")
 REGRESSION = variants("regression")

@@ -29,7 +29,7 @@ from transformers import (
 
 from hf_losses import list_losses
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import image_classification  # noqa: E402

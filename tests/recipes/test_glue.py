@@ -32,7 +32,7 @@ from transformers import (
     set_seed,
 )
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import glue  # noqa: E402

@@ -9,7 +9,7 @@ import yaml
 
 import hf_losses
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

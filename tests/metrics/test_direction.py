@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from hf_losses import LossTrainer, LossTrainingArguments, list_losses
 from hf_losses.metrics.direction import lower_is_better
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments
 

@@ -14,7 +14,6 @@ import torch
 from hf_losses import (
     ClassificationLoss,
     LossSpec,
-    Parameter,
     RegressionLoss,
     get_loss,
     get_spec,
@@ -214,14 +213,14 @@ def test_a_record_is_complete_and_frozen(name):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(spec, field.name, None)
     with pytest.raises(TypeError):
-        spec.parameters["new"] = Parameter(1.0, above=0.0, help="")
+        spec.parameters["new"] = LossParameter(1.0, above=0.0, help="")
     for parameter in spec.parameters.values():
         assert parameter.above < parameter.default
         assert parameter.help
 
 
 def test_a_record_keeps_its_own_parameters():
-    given = {"a": Parameter(1.0, above=0.0, help="")}
+    given = {"a": LossParameter(1.0, above=0.0, help="")}
     spec = LossSpec("x", "classification", "strict", "1/p - 1", torch.relu, parameters=given)
     given.clear()
     assert spec.resolve({"a": 2}) == {"a": 2.0}

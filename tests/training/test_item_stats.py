@@ -19,7 +19,7 @@ from hf_losses import LossMixin, LossTrainer, LossTrainingArguments, get_loss, l
 from hf_losses.training import item_stats as room
 from hf_losses.training.item_stats import item_stats, summary
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 LOSSES = list_losses(task="classification")
 STRICT = [name for name in LOSSES if get_loss(name).spec.kind == "strict"]

@@ -11,17 +11,17 @@ import time
 
 import optuna
 import pytest
-import test_glue_recipe
+import test_glue
 from filelock import FileLock, Timeout
-from test_glue_recipe import RECIPES, glue, glue_folder, rows, write
+from test_glue import RECIPES, glue, glue_folder, rows, write
 from transformers.utils import logging
 
 from hf_losses import LossTrainer
 
-import search  # isort: skip  (test_glue_recipe makes the recipes importable)
+import search  # isort: skip  (test_glue makes the recipes importable)
 from hf_losses.search.space import SearchArguments  # isort: skip
 
-tiny = test_glue_recipe.tiny
+tiny = test_glue.tiny
 SPAN = ("--learning_rate_range", "1e-3", "1e-2")
 
 
@@ -186,7 +186,7 @@ def test_a_model_that_diverged_has_no_value(run, files, tmp_path, capsys):
 
 
 def test_long_texts_are_cut_to_the_positions_of_the_model(run, files, tiny, tmp_path, capsys):
-    model = test_glue_recipe.remade(tiny, tmp_path / "model", **test_glue_recipe.NO_LIMIT)
+    model = test_glue.remade(tiny, tmp_path / "model", **test_glue.NO_LIMIT)
     table = [row | {"sentence": f"{row['sentence']} {'film ' * 40}"} for row in rows(32, 0)]
     write(tmp_path / "my data" / "train.csv", table)
     found = run(*files, *SPAN, "--losses", "strict_m", "--n_trials", "1", model=model)
@@ -196,7 +196,7 @@ def test_long_texts_are_cut_to_the_positions_of_the_model(run, files, tiny, tmp_
 
 def test_refuses_a_tokenizer_that_cannot_pad(refused, files, tiny, tmp_path):
     nothing = ["pad_token", "eos_token"]
-    model = test_glue_recipe.remade(tiny, tmp_path / "model", drop=nothing)
+    model = test_glue.remade(tiny, tmp_path / "model", drop=nothing)
     assert "has neither a padding token nor an EOS" in refused(*files, model=model)
 
 

@@ -1,0 +1,27 @@
+"""How to cite the paper and this library, and links to what a loss refers to."""
+
+from __future__ import annotations
+
+import re
+
+PAPER = "arXiv:2303.09935"
+PAPER_CITATION = """\
+@article{noel2023alternate,
+  title   = {Alternate Loss Functions for Classification and Robust Regression Can Improve the Accuracy
+             of Artificial Neural Networks},
+  author  = {Noel, Mathew Mithra and Banerjee, Arindam and Amali D, Geraldine Bessie and
+             Muthiah-Nakarajan, Venkataraman},
+  journal = {arXiv preprint arXiv:2303.09935},
+  year    = {2023}
+}"""  # noqa: E501
+LIBRARY_CITATION = """\
+@software{hf_losses,
+  title  = {hf_losses: the loss as a hyperparameter of every Hugging Face fine-tuning job},
+  author = {{The hf_losses authors}}
+}"""
+LINKS = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
+
+
+def linked(text: str) -> str:
+    """Turns `arXiv:…` and `doi:…` into Markdown links."""
+    return re.sub(r"(arXiv|doi):([\w./-]+)", lambda m: f"[{m[0]}]({LINKS[m[1]]}{m[2]})", text)

@@ -1,0 +1,64 @@
+"""Files that appear whole or not at all, and strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary file beside `path` that takes its place when the block ends without error.
+
+    Args:
+        path: The file; its folder must exist.
+
+    Yields:
+        The file to write to.
+
+    Raises:
+        OSError: If it cannot be written; names `path`, not the temporary file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes strict JSON; the file appears whole or not at all.
+
+    Args:
+        path: The file.
+        content: What belongs into it; numbers that are not finite become null.
+    """
+    text = json.dumps(strict(content), indent=1, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def strict(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have.
+
+    Args:
+        value: Dicts, lists, tuples, text and numbers.
+    """
+    if isinstance(value, Mapping):
+        return {key: strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
