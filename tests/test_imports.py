@@ -72,7 +72,7 @@ def test_every_module_imports_what_its_package_may(module):
     else:
         assert rooms <= MAY_IMPORT[room] | FLOOR | {room}
     if room == "losses":
-        assert others <= {"torch", "matplotlib"}
+        assert others <= {"torch", "matplotlib", "rich"}
 
 
 def test_there_is_no_circle():

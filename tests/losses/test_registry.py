@@ -13,6 +13,7 @@ import torch
 
 from hf_losses import (
     ClassificationLoss,
+    LossParameter,
     LossSpec,
     RegressionLoss,
     get_loss,
