@@ -1,9 +1,16 @@
-"""Parts of error messages: the name that was meant."""
+"""The error for what a user did, and the name that was meant."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """What the caller gave does not fit; the message says what does, and the way out.
+
+    Scripts show it as one line. Every other error is a fault of a program and keeps its traceback.
+    """
 
 
 def nearest(value: str, valid: Iterable[str]) -> str:

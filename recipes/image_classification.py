@@ -26,6 +26,7 @@ from hf_losses.data.image_inputs import (
     NewEpoch,
     training_inputs,
 )
+from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import METRICS, GlueMetric
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.scratch import build_config
@@ -71,10 +72,10 @@ def load_model(options, data):
     }
     path = options.model_name_or_path
     if options.freeze_backbone and options.lora:
-        raise ValueError("--lora and --freeze_backbone contradict each other; keep one")
+        raise UsageError("--lora and --freeze_backbone contradict each other; keep one")
     if path is None:
         if options.freeze_backbone or options.lora:
-            raise ValueError("--freeze_backbone and --lora need a pretrained model")
+            raise UsageError("--freeze_backbone and --lora need a pretrained model")
         config, size = build_config(options.model_type, options.config_overrides, data, labels)
         model = AutoModelForImageClassification.from_config(config)
         processor = ViTImageProcessor(
@@ -82,7 +83,7 @@ def load_model(options, data):
         )
         return processor, model
     if options.config_overrides:
-        raise ValueError(
+        raise UsageError(
             "--config_overrides is for a model from scratch; not with --model_name_or_path"
         )
     try:
@@ -96,7 +97,7 @@ def load_model(options, data):
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UsageError(
             f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
             "takes a folder or a Hub name that AutoModelForImageClassification loads"
         ) from error
@@ -127,7 +128,7 @@ def main(argv=None):
             args.num_train_epochs = 40 if source.dataset_name == DIGITS else 3
         if not validation:
             if args.load_best_model_at_end:
-                raise ValueError("--load_best_model_at_end needs a validation set")
+                raise UsageError("--load_best_model_at_end needs a validation set")
             args.eval_strategy = "no"
         base_model = model_name = options.model_name_or_path
         if scratch:

@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from hf_losses.data.text import DataArguments
 from hf_losses.losses.registry import neutral_loss
+from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import METRICS
 from hf_losses.options import option
 from hf_losses.search import study as studies
@@ -62,15 +63,15 @@ FOR_TRIALS = {"max_train_samples", "max_eval_samples", "disable_tqdm"}
 def check(given, search, args):
     for name in given:
         if name in SEARCHED:
-            raise ValueError(f"a search chooses --{name} itself: see --{SEARCHED[name]}")
+            raise UsageError(f"a search chooses --{name} itself: see --{SEARCHED[name]}")
         if name in FOR_THE_WINNER:
-            raise ValueError(f"--{name} is for glue.py: add it to the command shown at the end")
+            raise UsageError(f"--{name} is for glue.py: add it to the command shown at the end")
     if search.n_trials < 1:
-        raise ValueError(f"--n_trials must be at least 1, got {search.n_trials}")
+        raise UsageError(f"--n_trials must be at least 1, got {search.n_trials}")
     if args.world_size > 1:
-        raise ValueError(f"a search runs in one process, not {args.world_size}: start it by python")
+        raise UsageError(f"a search runs in one process, not {args.world_size}: start it by python")
     if importlib.util.find_spec("optuna") is None:
-        raise ValueError("a search needs Optuna: pip install 'hf-losses[compare]'")
+        raise UsageError("a search needs Optuna: pip install 'hf-losses[compare]'")
 
 
 def announce(source, data, model_name, search, space, losses, done, folder):

@@ -23,6 +23,7 @@ from transformers import (
 from hf_losses import LossTrainer
 from hf_losses.data.token_pieces import IGNORE, join_pieces, make_pieces
 from hf_losses.data.tokens import CAPITALS, DataArguments, write_conll
+from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
 from hf_losses.models.limits import fit_tokenizer, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
@@ -61,7 +62,7 @@ def load_model(path, options, data):
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UsageError(
             f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
             "takes a folder or a Hub name that AutoModelForTokenClassification loads"
         ) from error

@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import Any
 
 from hf_losses.compare.experiment import RESULTS, collect, compare, environments
-from hf_losses.compare.local_pool import Record, UsageError, stored
+from hf_losses.compare.local_pool import Record, RunsRefused, stored
 from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.runs import planned_runs
 from hf_losses.files import write_json
+from hf_losses.messages import UsageError
 
 INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
 PACKAGES = ("statsmodels", "matplotlib")
@@ -106,7 +107,7 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
     environments(plan, arguments.jobs)  # Says now what it would say later.
     folder = arguments.output_dir
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another --output_dir")
+        raise UsageError(f"{folder} is a file; choose another --output_dir")
     new = not (folder / PLAN).exists()
     plan = open_folder(folder, plan)
     lock = FileLock(folder / ".lock", timeout=0)
@@ -116,8 +117,8 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
                 _forget_failed(plan, folder)
             return _make_runs(plan, folder, arguments)
     except Timeout:
-        raise ValueError(f"another hf-losses compare is at work in {folder}") from None
-    except UsageError:
+        raise UsageError(f"another hf-losses compare is at work in {folder}") from None
+    except RunsRefused:
         if new:  # Nothing has come of it: the same folder shall serve the corrected command.
             for name in (PLAN, "tuning.db", ".lock"):
                 (folder / name).unlink(missing_ok=True)

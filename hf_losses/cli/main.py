@@ -10,7 +10,7 @@ from hf_losses import __version__
 from hf_losses.cli import compare as compare_command
 from hf_losses.losses import table
 from hf_losses.losses.registry import KINDS, TASKS, get_spec, list_losses
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 
 
 class _Parser(argparse.ArgumentParser):
@@ -196,7 +196,7 @@ def _matching(pattern: str, kind: str | None = None, task: str | None = None) ->
     only = " and ".join(
         f"{what} {value}" for what, value in (("kind", kind), ("task", task)) if value
     )
-    raise ValueError(
+    raise UsageError(
         f"no loss{only and f' of {only}'} matches {pattern!r}.{nearest(pattern, valid)} "
         f"Choose from: {', '.join(valid)}"
     )

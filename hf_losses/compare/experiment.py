@@ -15,6 +15,7 @@ from typing import Any
 from hf_losses.compare.local_pool import Pool, Record, Run, single, stored
 from hf_losses.compare.plan import Plan, lower_is_better, read_plan
 from hf_losses.compare.runs import make_run, planned_runs, read_result
+from hf_losses.messages import UsageError
 
 RESULTS = "results.json"
 # What the record of a crashed run lacks.
@@ -145,7 +146,7 @@ def compare(
         say: Called with what the design can show, in words.
 
     Raises:
-        UsageError: If the script refuses its arguments.
+        RunsRefused: If the script refuses its arguments.
         ValueError: If there are fewer GPUs than jobs of a launcher.
     """
     from hf_losses.compare.statistics import describe_design, describe_spread
@@ -206,7 +207,7 @@ def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
     if not gpus or not torch.cuda.is_available():
         return [{"OMP_NUM_THREADS": str(plan.threads)}] * jobs
     if plan.launcher and jobs > len(gpus):
-        raise ValueError(f"--jobs {jobs} leaves some without a GPU; there are {len(gpus)}")
+        raise UsageError(f"--jobs {jobs} leaves some without a GPU; there are {len(gpus)}")
     shares = [gpus[i::jobs] if plan.launcher else [gpus[i % len(gpus)]] for i in range(jobs)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
 

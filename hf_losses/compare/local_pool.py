@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_losses.files import write_json
+from hf_losses.messages import UsageError
 
 POLL = 0.05  # Seconds between two looks at the running processes.
 GRACE = 10.0  # Seconds that a process gets to end by itself.
@@ -53,7 +54,7 @@ Record = dict[str, Any]
 Chain = Generator[Run, Record, None]
 
 
-class UsageError(ValueError):
+class RunsRefused(UsageError):
     """No run has ended well, and what the first ones say would hold for all others too."""
 
 
@@ -92,7 +93,7 @@ class Pool:
             chains: They are started in this order, as places become free.
 
         Raises:
-            UsageError: If the first run that ends does so by exit code 2 or without results that
+            RunsRefused: If the first run that ends does so by exit code 2 or without results that
                 can be read, or the first three fail alike.
         """
         waiting = iter(chains)
@@ -156,7 +157,7 @@ class Pool:
                 message = f"{found['reason']}; the command was: {shlex.join(run.command)}"
                 if alike:
                     message += f"\nIts log ends:\n{last_lines(run.beside('log'))}"
-                raise UsageError(message)
+                raise RunsRefused(message)
         record = {**run.about, **found, "wall_seconds": round(seconds, 2)}
         if not self.keep_models:
             remove_models(run.folder)

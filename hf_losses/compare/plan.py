@@ -16,7 +16,7 @@ from typing import Any
 from hf_losses.files import write_json
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 from hf_losses.metrics import direction
 
 PLAN = "plan.json"
@@ -66,11 +66,11 @@ class Plan:
         for argument in self.arguments:
             flag = argument.partition("=")[0].removeprefix("--")
             if argument.startswith("--") and flag in (*OURS, *self.tune):
-                raise ValueError(f"compare itself gives --{flag} to the script; leave it out there")
+                raise UsageError(f"compare itself gives --{flag} to the script; leave it out there")
         if len(self.losses) < 2:
-            raise ValueError(f"a comparison needs two losses or more, got {', '.join(self.losses)}")
+            raise UsageError(f"a comparison needs two losses or more, got {', '.join(self.losses)}")
         if self.baseline not in self.losses:
-            raise ValueError(
+            raise UsageError(
                 f"the baseline {self.baseline!r} is not among the losses: add it to --losses, or "
                 f"choose one by --baseline: {', '.join(self.losses)}"
             )
@@ -81,27 +81,27 @@ class Plan:
         stages = {"screen": self.screen, "confirm": self.confirm, "top": self.top}
         given = [name for name, value in stages.items() if value is not None]
         if bool(given) == (self.seeds is not None):
-            raise ValueError("give either --seeds K, or --screen K --confirm K --top N")
+            raise UsageError("give either --seeds K, or --screen K --confirm K --top N")
         for name, value in {"seeds": self.seeds, **stages}.items():
             if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+                raise UsageError(f"--{name} must be at least 1, got {value}")
         if given and len(given) < 3:
             missing = ", ".join(f"--{name}" for name in stages if name not in given)
-            raise ValueError(f"--screen, --confirm and --top go together; add {missing}")
+            raise UsageError(f"--screen, --confirm and --top go together; add {missing}")
         if self.top is not None and self.top >= len(self.losses) - 1:
-            raise ValueError(
+            raise UsageError(
                 f"--top {self.top} of {len(self.losses) - 1} losses beside the baseline leaves "
                 "none out: use --seeds, or a smaller --top"
             )
 
     def _check_tuning(self) -> None:
         if bool(self.tune) != bool(self.trials):
-            raise ValueError("--tune and --trials go together")
+            raise UsageError("--tune and --trials go together")
         if self.trials < 0:
-            raise ValueError(f"--trials must be at least 1, got {self.trials}")
+            raise UsageError(f"--trials must be at least 1, got {self.trials}")
         for name, (low, high) in self.tune.items():
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(f"--tune {name}={low}:{high} is no range; give LOW:HIGH")
+                raise UsageError(f"--tune {name}={low}:{high} is no range; give LOW:HIGH")
 
     def seeds_of(self, stage: str) -> list[int]:
         """The seeds of a stage: `main`, `screen`, or `confirm`, which has none of the others."""
@@ -143,9 +143,9 @@ def make_plan(
         ValueError: If anything does not fit; names the value, the valid ones and the way out.
     """
     if jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
     if not Path(script).is_file():
-        raise ValueError(f"there is no script {script!r}; it stands behind --, its flags after it")
+        raise UsageError(f"there is no script {script!r}; it stands behind --, its flags after it")
     command = shlex.split(launcher)
     if command:
         find_program(command[0])
@@ -177,7 +177,7 @@ def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]
     """
     entries = [shlex.split(entry) for entry in losses]
     if not all(entries):
-        raise ValueError(f"--losses has an empty entry; choose from: {', '.join(list_losses())}")
+        raise UsageError(f"--losses has an empty entry; choose from: {', '.join(list_losses())}")
     if baseline is None:
         regression = not any(list_losses(name, task="classification") for name, *_ in entries)
         baseline = neutral_loss("regression" if regression else "classification")
@@ -189,7 +189,7 @@ def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]
             if not any(wildcard in name for wildcard in "*?["):
                 get_spec(name)  # Names what is unknown.
             valid = list_losses(task=task)
-            raise ValueError(
+            raise UsageError(
                 f"no {task} loss matches {name!r}.{nearest(name, valid)} Choose from: "
                 f"{', '.join(valid)}; the baseline is {baseline}"
             )
@@ -214,10 +214,10 @@ def parse_range(text: str) -> tuple[str, list[float]]:
     low, colon, high = limits.partition(":")
     try:
         if not (name and colon):
-            raise ValueError
+            raise UsageError
         return name, [float(low), float(high)]
     except ValueError:
-        raise ValueError(
+        raise UsageError(
             f"--tune takes NAME=LOW:HIGH, such as learning_rate=1e-5:1e-3, got {text!r}"
         ) from None
 
@@ -238,7 +238,7 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
     path = folder / PLAN
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds something else; choose another --output_dir")
+            raise UsageError(f"{folder} holds something else; choose another --output_dir")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(plan))
         return plan
@@ -250,7 +250,7 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
         and (old := getattr(before, field.name)) != (new := getattr(plan, field.name))
     ]
     if differ:
-        raise ValueError(
+        raise UsageError(
             f"{folder} holds a comparison with other flags: {'; '.join(differ)}. Take those to "
             "continue it, or another --output_dir"
         )
@@ -270,9 +270,9 @@ def read_plan(folder: Path) -> Plan:
     try:
         return Plan(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no comparison: there is no {PLAN}") from None
+        raise UsageError(f"{folder} holds no comparison: there is no {PLAN}") from None
     except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); begin anew in another folder") from None
+        raise UsageError(f"{path} cannot be read ({error}); begin anew in another folder") from None
 
 
 def lower_is_better(plan: Plan, metric: Mapping[str, str] | None) -> bool:
@@ -300,4 +300,4 @@ def find_program(name: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if found := shutil.which(name, path=path):
         return found
-    raise ValueError(f"there is no program {name!r} for --launcher, which takes a command line")
+    raise UsageError(f"there is no program {name!r} for --launcher, which takes a command line")

@@ -25,7 +25,7 @@ from typing import Any
 
 from hf_losses.compare.local_pool import Record, Run
 from hf_losses.compare.plan import TUNING_SEED, Plan, find_program
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 
 
 def run_folder(folder: Path, loss: str, name: str) -> Path:
@@ -114,17 +114,17 @@ def read_result(folder: Path, about: Mapping[str, Any], plan: Plan) -> Record:
         names = [name for name, found in metrics.items() if found]
         name = plan.metric or result["metric"]
     except FileNotFoundError:
-        raise ValueError("the script ended well, but wrote no result.json") from None
+        raise UsageError("the script ended well, but wrote no result.json") from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"result.json does not hold to the contract: {error!r}") from None
+        raise UsageError(f"result.json does not hold to the contract: {error!r}") from None
     first = "validation" if about["stage"] == "tune" else "test"
     chosen = next((n for n in names if n.startswith(first)), None)
     if chosen is None and (about["stage"] == "tune" or not names):
-        raise ValueError(f"result.json has metrics of {', '.join(names) or 'no set'}, not {first}")
+        raise UsageError(f"result.json has metrics of {', '.join(names) or 'no set'}, not {first}")
     chosen = chosen or names[0]
     if name not in metrics[chosen]:
         valid = metrics[chosen]
-        raise ValueError(
+        raise UsageError(
             f"there is no metric {name!r}.{nearest(name, valid)} Choose --metric from: "
             f"{', '.join(valid)}"
         )

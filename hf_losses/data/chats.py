@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_losses.data.movie_reviews import load_movie_reviews
 from hf_losses.data.sets import check_seen, files_and_folders
 from hf_losses.data.text import FORMATS, MOVIE_REVIEWS, layout, need_column, read_rows, sample
+from hf_losses.messages import UsageError
 from hf_losses.options import option
 
 DEFAULT = "movie_review_sentiments"
@@ -58,11 +59,11 @@ class DataArguments:
         """Checks what can be checked before anything is read."""
         own = [n for n in vars(self) if n.endswith("_file") and getattr(self, n)]
         if self.dataset_name and own:
-            raise ValueError(f"--dataset_name and --{own[0]} contradict each other; keep one")
+            raise UsageError(f"--dataset_name and --{own[0]} contradict each other; keep one")
         if own and not self.train_file:
-            raise ValueError(f"--{own[0]} goes with --train_file")
+            raise UsageError(f"--{own[0]} goes with --train_file")
         if not 0 <= self.train_val_split < 1:
-            raise ValueError(f"--train_val_split must be in [0, 1), got {self.train_val_split}")
+            raise UsageError(f"--train_val_split must be in [0, 1), got {self.train_val_split}")
         if not own:
             self.dataset_name = self.dataset_name or DEFAULT
 
@@ -106,7 +107,7 @@ class DataArguments:
         whole = {name: len(split) for name, split in splits.items()}
         if "validation" not in splits and self.train_val_split:
             if whole["train"] < 2:
-                raise ValueError(f"{where['train']}: one row cannot be split; --train_val_split 0")
+                raise UsageError(f"{where['train']}: one row cannot be split; --train_val_split 0")
             parts = splits["train"].train_test_split(self.train_val_split, seed=0)
             splits |= {"train": parts["train"], "validation": parts["test"]}
             where["validation"] = where["train"]
@@ -130,7 +131,7 @@ class DataArguments:
         called = {HUB_SPLITS[split]: split for split in found if split in HUB_SPLITS}
         splits = {split: found[own] for split, own in called.items()}
         if "train" not in splits:
-            raise ValueError(f"{name} has no split 'train', only: {', '.join(found)}")
+            raise UsageError(f"{name} has no split 'train', only: {', '.join(found)}")
         where = {split: f"{name}, {split} set" for split in splits}
         return splits, where, called
 
@@ -229,12 +230,12 @@ class Conversations:
             kept = found.filter(lambda fits: fits, input_columns="fits")
             idle = sum(found["idle"])
             if idle == len(found):
-                raise ValueError(
+                raise UsageError(
                     f"{self.where[name]}: nothing to learn in the {name} set: every turn of the "
                     "assistant has weight 0"
                 )
             if not len(kept):
-                raise ValueError(
+                raise UsageError(
                     f"{self.where[name]}: no row of the {name} set fits into {max_length} tokens; "
                     "raise --max_length, or take a model with more positions"
                 )
@@ -307,7 +308,7 @@ def _tokens(
         found = _render(messages, tokenizer, where, return_assistant_tokens_mask=True)
         ids, learned = found["input_ids"], found["assistant_masks"]
         if 1 not in learned:
-            raise ValueError(f"{where}: the chat template marks nothing as the assistant's")
+            raise UsageError(f"{where}: the chat template marks nothing as the assistant's")
         answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
         if not all(weights[i] for i in answers):
             learned = _without(learned, [weights[i] for i in answers], where)
@@ -317,7 +318,7 @@ def _tokens(
         prompt = _render(messages[:-1], tokenizer, where, tokenize=False, generate=True)
         whole = _render(messages, tokenizer, where, tokenize=False)
         if not whole.startswith(prompt):
-            raise ValueError(
+            raise UsageError(
                 f"{where}: the chat without its last turn is not how the whole chat begins, so "
                 "that turn cannot be told apart; mark the assistant's turns in the chat template "
                 "by {% generation %} … {% endgeneration %}"
@@ -336,7 +337,7 @@ def _without(marks: list[int], weights: list[bool], where: str) -> list[int]:
     """The marks of the assistant's turns without those that are not learned."""
     runs = [(bool(mark), [*run]) for mark, run in groupby(marks)]
     if sum(mark for mark, _ in runs) != len(weights):
-        raise ValueError(
+        raise UsageError(
             f"{where}: the chat template does not mark the assistant's turns one by one, so that "
             "those with weight 0 cannot be told from the others"
         )
@@ -360,7 +361,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, where: str) -> str:
     try:
         return tokenizer.get_chat_template()
     except ValueError as error:
-        raise ValueError(
+        raise UsageError(
             f"{where} is a chat, but the tokenizer has no chat template: take a model that was "
             "made for chats, or columns of prompts and completions"
         ) from error
@@ -377,7 +378,7 @@ def _render(
     try:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=generate, **options)
     except jinja2.TemplateError as error:
-        raise ValueError(f"{where}: the chat template refuses it: {error}") from error
+        raise UsageError(f"{where}: the chat template refuses it: {error}") from error
 
 
 # ---- Reading and checking --------------------------------------------------------------------
@@ -402,13 +403,13 @@ def _is_path(name: str) -> bool:
 def _load(name: str, config: str | None) -> dict[str, Dataset]:
     folder = Path(name).expanduser()
     if _is_path(name) and not folder.is_dir():
-        raise ValueError(f"no folder {name!r}")
+        raise UsageError(f"no folder {name!r}")
     for path in files_and_folders(folder, TABLES):
         _check_quotes(path)
     try:
         found = dict(load_dataset(str(folder), config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise UsageError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, or --train_file"
         ) from error
@@ -424,9 +425,9 @@ def _check_quotes(path: Path) -> None:
     try:
         quoted = layout(path).quote_char
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error}") from error
     if not quoted and re.search(r'(^|\t)"', path.read_text(encoding="utf-8-sig"), re.MULTILINE):
-        raise ValueError(
+        raise UsageError(
             f"{path} has cells that begin with a quote, which would be taken for that of a .csv: "
             "name the files one by one (--train_file, --validation_file, --test_file)"
         )
@@ -454,14 +455,14 @@ def _checked(split: Dataset, columns: list[str], name: str, where: str) -> Datas
         texts["prompt"] = _texts(split, prompt, where)
         for row, text in enumerate(texts["prompt"], start=1):
             if not (text and text.strip()):
-                raise ValueError(f"{where}, row {row}: no text in column {prompt!r}")
+                raise UsageError(f"{where}, row {row}: no text in column {prompt!r}")
         none = is_test and completion not in split.column_names
         answers = [None] * len(split) if none else _texts(split, completion, where)
         complete = [bool(text and text.strip()) for text in answers]
         texts["completion"] = answers if any(complete) else [None] * len(split)
         missing = f"no text in column {completion!r}"
     if not all(complete) and (any(complete) or not is_test):
-        raise ValueError(
+        raise UsageError(
             f"{where}, row {complete.index(False) + 1}: {missing}; only a test set may have "
             "nothing to learn, and then in every row"
         )
@@ -474,24 +475,24 @@ def _texts(split: Dataset, column: str, where: str) -> list[str | None]:
     texts = split[column][:]
     for row, text in enumerate(texts, start=1):
         if not isinstance(text, str | None):
-            raise ValueError(f"{where}, row {row}: column {column!r} holds {text!r:.80}, not text")
+            raise UsageError(f"{where}, row {row}: column {column!r} holds {text!r:.80}, not text")
     return texts
 
 
 def _check_chat(chat: Any, where: str) -> None:
     is_list = isinstance(chat, list) and chat and all(isinstance(turn, dict) for turn in chat)
     if not is_list or not all(isinstance(turn.get("role"), str) for turn in chat):
-        raise ValueError(f"{where}: a chat must be a list of {{role, content}}, got {chat!r:.80}")
+        raise UsageError(f"{where}: a chat must be a list of {{role, content}}, got {chat!r:.80}")
     for number, turn in enumerate(chat, start=1):
         text, role = turn.get("content"), turn["role"]
         if not isinstance(text, str) or (role == "assistant" and not text.strip()):
-            raise ValueError(f"{where}: turn {number} ({role}) has no text as content")
+            raise UsageError(f"{where}: turn {number} ({role}) has no text as content")
         if turn.get("weight") not in (None, 0, 1):
-            raise ValueError(
+            raise UsageError(
                 f"{where}: turn {number} ({role}) has weight {turn['weight']!r}; a turn is learned "
                 "(1, or no weight) or not (0), and other weights come with a later version"
             )
     if len(chat) == 1 and chat[0]["role"] == "assistant":
-        raise ValueError(
+        raise UsageError(
             f"{where}: the assistant's turn answers nothing; a turn before it is needed"
         )

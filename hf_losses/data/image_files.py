@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from hf_losses.data.images import Images, Pixels, Stored
 from hf_losses.data.labels import check_complete, check_not_all, check_two, class_names, encode
 from hf_losses.data.sets import SETS, check_seen, folders_of_sets
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
 DIGITS = "digits"
@@ -76,15 +76,15 @@ class DataArguments:
         if self.dataset_name:
             used.append(["dataset_name"])
         if len(used) > 1:
-            raise ValueError(f"--{used[1][0]} and --{used[0][0]} contradict each other; keep one")
+            raise UsageError(f"--{used[1][0]} and --{used[0][0]} contradict each other; keep one")
         for kind, names in given.items():
             if names and f"train_{kind}" not in names:
-                raise ValueError(f"--{names[0]} goes with --train_{kind}")
+                raise UsageError(f"--{names[0]} goes with --train_{kind}")
         if not 0 <= self.train_val_split < 1:
-            raise ValueError(f"--train_val_split must be in [0, 1), got {self.train_val_split}")
+            raise UsageError(f"--train_val_split must be in [0, 1), got {self.train_val_split}")
         for name in ("max_train_samples", "max_eval_samples"):
             if (limit := getattr(self, name)) is not None and limit < 1:
-                raise ValueError(f"--{name} must be at least 1, got {limit}")
+                raise UsageError(f"--{name} must be at least 1, got {limit}")
         if not used:
             self.dataset_name = DIGITS
 
@@ -167,7 +167,7 @@ class DataArguments:
                 elif file:
                     found[split] = file, _load_parquet(file)
         if "train" not in found:
-            raise ValueError(
+            raise UsageError(
                 f"{self.dataset_name} has no training set; it needs a split or folder 'train'"
             )
         where, train = found["train"]
@@ -175,7 +175,7 @@ class DataArguments:
         label = _label_column(train, self.label_column, where)
         feature = train.features[label]
         if not isinstance(feature, datasets.Value | datasets.ClassLabel):
-            raise ValueError(f"{where}: column {label!r} holds {feature}, not labels")
+            raise UsageError(f"{where}: column {label!r} holds {feature}, not labels")
         if self.train_dir:
             check_not_all([feature.int2str(label) for label in train[label][:]], where)
         classes = getattr(feature, "names", None) or class_names(train[label][:], where)
@@ -268,10 +268,10 @@ def _idx(folder: str) -> tuple[dict[str, Images], list[str]]:
         if len(missing) == 2 and split == "test":
             continue
         if missing:
-            raise ValueError(f"{folder} needs {missing[0]} (or .gz); found: {', '.join(files)}")
+            raise UsageError(f"{folder} needs {missing[0]} (or .gz); found: {', '.join(files)}")
         pixels, labels = (read_idx(files[name]) for name in names)
         if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
-            raise ValueError(
+            raise UsageError(
                 f"{folder}: {names[0]} holds {pixels.shape} numbers and {names[1]} {labels.shape}; "
                 "images [N, H, W] and labels [N] are needed"
             )
@@ -301,13 +301,13 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error}") from error
     if len(content) < 4 or content[:3] != bytes((0, 0, IDX_BYTES)):
-        raise ValueError(f"{path} is no idx file of unsigned bytes: it begins {content[:4]!r}")
+        raise UsageError(f"{path} is no idx file of unsigned bytes: it begins {content[:4]!r}")
     start = 4 + 4 * content[3]
     shape = tuple(np.frombuffer(content[4:start], ">u4").astype(int).tolist())
     if len(content) != start + int(np.prod(shape)):
-        raise ValueError(
+        raise UsageError(
             f"{path} says that it holds {shape} numbers, but there are {len(content) - start}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
@@ -319,12 +319,12 @@ def _is_path(name: str) -> bool:
 
 def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     if _is_path(name) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"no folder {name!r}")
+        raise UsageError(f"no folder {name!r}")
     folder = Path(name).expanduser()
     try:
         found = dict(datasets.load_dataset(str(folder), config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise UsageError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, --train_dir, --train_file "
             f"or {DIGITS}"
@@ -337,12 +337,12 @@ def _load_folder(folder: str) -> datasets.Dataset:
     path = Path(folder).expanduser()
     if not path.is_dir():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"no folder {folder!r}.{nearest(path.name, siblings)}")
+        raise UsageError(f"no folder {folder!r}.{nearest(path.name, siblings)}")
     files = {"train": f"{glob.escape(str(path))}/**"}
     try:
         return datasets.load_dataset("imagefolder", data_files=files, split="train")
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise UsageError(
             f"{folder}: no images found ({str(error).splitlines()[0]}); every class needs a "
             "folder of its own, as in train/cat/1.jpg"
         ) from error
@@ -361,14 +361,14 @@ def _check_apart(folders: dict[str, str]) -> None:
         given = f"--{name}_dir {folders[name]}"
         if found := folders_of_sets(path):
             shown = {n: Path(folders[name]) / p.relative_to(path) for n, p in found.items()}
-            raise ValueError(
+            raise UsageError(
                 f"{given} holds folders of sets, and the images of all of them would be one set: "
                 f"name each set ({' '.join(f'--{n}_dir {p}' for n, p in shown.items())}), or "
                 f"what holds them (--dataset_name {next(iter(shown.values())).parent})"
             )
         for other, below in paths.items():
             if path in below.parents:
-                raise ValueError(
+                raise UsageError(
                     f"{given} holds --{other}_dir {folders[other]}, whose images would be in both "
                     "sets: give each set a folder of its own"
                 )
@@ -378,16 +378,16 @@ def _load_parquet(file: str) -> datasets.Dataset:
     path = Path(file).expanduser()
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"no file {file!r}.{nearest(path.name, siblings)}")
+        raise UsageError(f"no file {file!r}.{nearest(path.name, siblings)}")
     try:
         return datasets.Dataset.from_parquet(str(path))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from error
 
 
 def _need_column(rows: datasets.Dataset, column: str, where: str) -> None:
     if column not in rows.column_names:
-        raise ValueError(
+        raise UsageError(
             f"{where} has no column {column!r}.{nearest(column, rows.column_names)} "
             f"Columns: {', '.join(rows.column_names)}"
         )
@@ -400,7 +400,7 @@ def _image_column(rows: datasets.Dataset, given: str | None, where: str) -> str:
     typed = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     found = typed or [name for name in ("image", "img") if name in rows.column_names]
     if len(found) != 1:
-        raise ValueError(
+        raise UsageError(
             f"{where}: name the column of images by --image_column; columns: "
             f"{', '.join(rows.column_names)}"
         )
@@ -414,10 +414,10 @@ def _label_column(rows: datasets.Dataset, given: str | None, where: str) -> str:
     found = [name for name in LABEL_COLUMNS if name in rows.column_names]
     if not found:
         if rows.column_names == ["image"]:
-            raise ValueError(
+            raise UsageError(
                 f"{where}: no labels; every class needs a folder of its own, as in train/cat/1.jpg"
             )
-        raise ValueError(
+        raise UsageError(
             f"{where}: name the column of labels by --label_column; columns: "
             f"{', '.join(rows.column_names)}"
         )

@@ -21,7 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_losses.data.image_files import ImageData
 from hf_losses.data.images import Images
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "randaugment")
@@ -161,7 +161,7 @@ def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
         for size in ((640, 480), (480, 640), (32, 32))
     }
     if len(found) > 1 or len(shape := found.pop()) != 4 or shape[1] != 3:
-        raise ValueError(
+        raise UsageError(
             f"{type(processor).__name__} gives images of different shapes, which no batch holds; "
             "choose a model with a fixed image size"
         )
@@ -189,13 +189,13 @@ def build_augmentation(
         ImportError: If Kornia is needed and not installed.
     """
     if name not in AUGMENTATIONS:
-        raise ValueError(
+        raise UsageError(
             f"unknown --augmentation {name!r}.{nearest(name, AUGMENTATIONS)} Choose one of: "
             f"{', '.join(AUGMENTATIONS)}"
         )
     least = (0.8 if name == "crop" else 0.08) if min_crop is None else min_crop
     if not 0 < least <= 1:
-        raise ValueError(f"--min_crop must be above 0 and at most 1, got {min_crop}")
+        raise UsageError(f"--min_crop must be above 0 and at most 1, got {min_crop}")
     if name == "none":
         return None
 
@@ -259,7 +259,7 @@ class Mixing:
         """See the class."""
         for name, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)):
             if not 0 <= alpha < math.inf:
-                raise ValueError(f"--{name}_alpha must be 0 or more, and finite; got {alpha}")
+                raise UsageError(f"--{name}_alpha must be 0 or more, and finite; got {alpha}")
         self.classes = classes
         self.alphas = {"mixup": mixup_alpha, "cutmix": cutmix_alpha}
 
@@ -284,7 +284,7 @@ class Mixing:
             ValueError: If a label is no class id; targets would not be probabilities.
         """
         if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < self.classes:
-            raise ValueError(
+            raise UsageError(
                 f"mixup and CutMix take class ids from 0 to {self.classes - 1}, got "
                 f"{labels.tolist()[:8]}"
             )

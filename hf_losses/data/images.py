@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 from sklearn.model_selection import train_test_split
 
+from hf_losses.messages import UsageError
 from hf_losses.options import CORES
 
 SIXTEEN_BITS = ("PNG", "PPM")  # Formats that Pillow reads into 32 bits where they have 16.
@@ -41,7 +42,7 @@ class Stored(Sequence[PIL.Image.Image]):
         try:
             return self._rows[int(row)][self._column]
         except Exception as error:  # Decoders raise what they like.
-            raise ValueError(f"cannot read {self.name(row)}: {error}") from error
+            raise UsageError(f"cannot read {self.name(row)}: {error}") from error
 
     def name(self, row: int) -> str:
         """File name under its folder, or dataset and row.
@@ -204,7 +205,7 @@ class Images:
         if found := self.source.corrupt(self.rows):
             shown = [f"{self.source.name(row)}: {text}" for row, text in list(found.items())[:5]]
             more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""
-            raise ValueError(
+            raise UsageError(
                 f"{len(found)} of {len(self)} images cannot be read; mend or remove them, or leave "
                 "them out by --skip_corrupt:\n  " + "\n  ".join(shown) + more
             )
@@ -239,7 +240,7 @@ def _largest(image: PIL.Image.Image) -> int:
         return 65535
     if image.mode in ("F", "I"):
         kind = "floats" if image.mode == "F" else "32-bit numbers"
-        raise ValueError(
+        raise UsageError(
             f"its pixels are {kind}, and nothing says which of them is white: save it with 8 or 16 "
             "bits a pixel"
         )

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+from hf_losses.messages import UsageError
+
 NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 FEW = 20  # So many classes may have one row each, to try something out.
 
@@ -50,19 +52,19 @@ def class_names(labels: Sequence[object], where: str, hint: str = "") -> list[st
     given = [value for value in labels if value not in (None, "")]
     commas = [value for value in given if "," in str(value)]
     if commas and all(NUMBER.fullmatch(str(value)) for value in given):
-        raise ValueError(
+        raise UsageError(
             f"{where}, row {list(labels).index(commas[0]) + 1}: label {commas[0]!r} is a number "
             "with a comma; write numbers with a point, as in 2.4, or name every class by a word"
         )
     words = [value for value in given if math.isnan(as_number(value))]
     if words and len(words) < len(given) / 2:
-        raise ValueError(
+        raise UsageError(
             f"{where}, row {list(labels).index(words[0]) + 1}: label {words[0]!r} is not a "
             "number, as most others are; make all of them numbers, or name every class by a word"
         )
     broken = [] if words else [value for value in given if as_number(value) % 1]
     if broken:
-        raise ValueError(
+        raise UsageError(
             f"{where}, row {list(labels).index(broken[0]) + 1}: label {broken[0]!r} is a number "
             "that is not whole, so no class; name every class by a word or a whole number"
         )
@@ -79,7 +81,7 @@ def check_not_all(labels: Sequence[object], where: str, hint: str = "") -> None:
         hint: What else may be meant, for the error.
     """
     if (count := len(set(labels))) > max(FEW, len(labels) / 2):
-        raise ValueError(
+        raise UsageError(
             f"{where}: {len(labels)} labels would be {count} classes, nearly each of them one of "
             f"its own, such as {labels[0]!r}: are these labels of classes?{hint}"
         )
@@ -116,11 +118,11 @@ def encode(
         if classes is None:
             found = as_number(value)
             if not math.isfinite(found):
-                raise ValueError(f"{where}, row {row}: label {value!r} is not a finite number")
+                raise UsageError(f"{where}, row {row}: label {value!r} is not a finite number")
         else:
             name = names[value] if names and 0 <= value < len(names) else str(value)
             if name not in ids:
-                raise ValueError(
+                raise UsageError(
                     f"{where}, row {row}: label {value!r} is not one of the training set's "
                     f"{len(ids)} classes: {', '.join(classes[:20])}"
                 )
@@ -138,7 +140,7 @@ def check_complete(labels: Sequence[float | None], where: str, *, is_test: bool)
         is_test: Whether it is a test set.
     """
     if None in labels and not (is_test and set(labels) == {None}):
-        raise ValueError(
+        raise UsageError(
             f"{where}, row {labels.index(None) + 1}: no label; only a test set may lack labels, "
             "and then in every row"
         )
@@ -153,7 +155,7 @@ def check_two(labels: Iterable[float | None], classes: list[str] | None) -> None
     """
     found = set(labels)
     if classes and len(found) < 2:
-        raise ValueError(
+        raise UsageError(
             f"every training label is {classes[int(found.pop() or 0)]!r}: nothing to tell apart; "
             "check the label column, or take more rows (--max_train_samples)"
         )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from hf_losses.messages import UsageError
+
 FILE = Path(__file__).parent / "movie_review_snippets.tsv.gz"
 TASKS = ("movie_reviews", "movie_reviews_score", "movie_reviews_single_rater")
 CLASSES = ["negative", "positive"]
@@ -34,7 +36,7 @@ def load_movie_reviews(task: str) -> DatasetDict:
         ValueError: If the task is unknown.
     """
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose one of: {', '.join(TASKS)}")
+        raise UsageError(f"unknown task {task!r}; choose one of: {', '.join(TASKS)}")
     with gzip.open(FILE, "rt", encoding="utf-8") as file:
         rows = [line.rstrip("\n").split("\t") for line in file][1:]
     splits: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}

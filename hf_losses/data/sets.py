@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from hf_losses.messages import UsageError
+
 SETS = ("train", "validation", "test")
 # What `datasets` takes for a set where it stands in small letters.
 NAMES = dict.fromkeys(("train", "training"), "train")
@@ -67,7 +69,7 @@ def check_seen(paths: Iterable[Path], seen: Collection[str]) -> None:
     """
     for path in paths if set(seen) == {"train"} else ():
         if (name := set_of(path)) not in ("train", None):
-            raise ValueError(
+            raise UsageError(
                 f"{path} is called after the {name} set, but not as `datasets` knows it, which "
                 f"sees a training set alone: call it {name}{path.suffix}, or name each set by an "
                 "argument of its own (--help)"

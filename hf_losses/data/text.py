@@ -20,7 +20,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
 from hf_losses.data import movie_reviews
 from hf_losses.data.labels import are_decimals, check_complete, check_two, class_names, encode
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
 # Text columns, and class names in the order of their ids (None: regression).
@@ -74,18 +74,18 @@ class DataArguments:
         """Checks what can be checked before anything is read."""
         own = [n for n in vars(self) if n.endswith(("_file", "_column")) and getattr(self, n)]
         if self.task_name and own:
-            raise ValueError(f"--task_name and --{own[0]} contradict each other; keep one")
+            raise UsageError(f"--task_name and --{own[0]} contradict each other; keep one")
         if own and not (self.train_file and self.validation_file):
-            raise ValueError(f"--{own[0]} goes with --train_file and --validation_file")
+            raise UsageError(f"--{own[0]} goes with --train_file and --validation_file")
         if not own:
             self.task_name = self.task_name or TASKS[0]
             if self.task_name not in TASKS:
-                raise ValueError(
+                raise UsageError(
                     f"unknown task {self.task_name!r}.{nearest(self.task_name, TASKS)} Choose one "
                     f"of: {', '.join(TASKS)}; or give files of your own by --train_file"
                 )
         if self.dataset_name and self.task_name not in GLUE:
-            raise ValueError(f"--dataset_name goes with a --task_name among: {', '.join(GLUE)}")
+            raise UsageError(f"--dataset_name goes with a --task_name among: {', '.join(GLUE)}")
 
     @property
     def name(self) -> str:
@@ -214,7 +214,7 @@ def sample(split: Dataset, name: str, limit: int | None) -> Dataset:
         ValueError: If the limit is not positive.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"cannot take {limit} rows of the {name} set: at least 1 is needed")
+        raise UsageError(f"cannot take {limit} rows of the {name} set: at least 1 is needed")
     if limit is None or limit >= len(split):
         return split
     # Files are often sorted by label: the first rows may hold one class alone.
@@ -270,7 +270,7 @@ def load_files(
     if not columns:
         columns = [c for c in train.column_names if c != label and "string" in _dtype(train, c)]
         if len(columns) not in (1, 2):
-            raise ValueError(
+            raise UsageError(
                 f"{files['train']}: name the text by --sentence1_column (pairs: and "
                 f"--sentence2_column); columns: {', '.join(train.column_names)}"
             )
@@ -278,7 +278,7 @@ def load_files(
     if isinstance(feature, ClassLabel):
         classes = feature.names
     elif (dtype := _dtype(train, label)) in ("list", "null"):
-        raise ValueError(f"{files['train']}: column {label!r} holds {feature}, not labels")
+        raise UsageError(f"{files['train']}: column {label!r} holds {feature}, not labels")
     elif "float" in dtype or "decimal" in dtype or are_decimals(train[label][:]):
         classes = None
     else:
@@ -293,7 +293,7 @@ def _glue_splits(task: str, dataset_name: str) -> dict[str, Dataset]:
     if folder.is_dir():
         if not (folder / task).is_dir():
             names = sorted(path.name for path in folder.iterdir())
-            raise ValueError(f"{folder} has no folder {task!r}; it holds: {', '.join(names)}")
+            raise UsageError(f"{folder} has no folder {task!r}; it holds: {', '.join(names)}")
         shards: dict[str, list[Path]] = {}
         for path in sorted((folder / task).iterdir()):
             match = SPLIT_FILE.fullmatch(path.stem)
@@ -301,18 +301,18 @@ def _glue_splits(task: str, dataset_name: str) -> dict[str, Dataset]:
                 shards.setdefault(match[1] + (match[2] or ""), []).append(path)
         splits = {name: read_rows(paths) for name, paths in shards.items()}
     elif dataset_name.startswith((".", "/", "~")):
-        raise ValueError(f"no folder {dataset_name!r}")
+        raise UsageError(f"no folder {dataset_name!r}")
     else:
         try:
             splits = dict(load_dataset(dataset_name, task))
         except OSError as error:
-            raise ValueError(
+            raise UsageError(
                 f"cannot load {task!r} of {dataset_name!r} from the Hub: {error}. Without it: a "
                 f"copy in a folder (--dataset_name FOLDER, with FOLDER/{task}/train-*.parquet "
                 "and so on), files of your own (--train_file), or --task_name movie_reviews"
             ) from error
     if "train" not in splits or not any(name.startswith("validation") for name in splits):
-        raise ValueError(
+        raise UsageError(
             f"{dataset_name}/{task} needs files train-* and validation-* ({', '.join(FORMATS)}); "
             f"found: {', '.join(splits) or 'none'}"
         )
@@ -330,7 +330,7 @@ def read_rows(paths: list[Path]) -> Dataset:
     """
     split = Dataset(pa.concat_tables([_read_table(path) for path in paths]))
     if not len(split):
-        raise ValueError(f"{paths[0]} has no rows")
+        raise UsageError(f"{paths[0]} has no rows")
     return split
 
 
@@ -342,10 +342,10 @@ def check_file(path: Path, formats: tuple[str, ...] = FORMATS) -> None:
         formats: Endings of its name.
     """
     if path.suffix not in formats:
-        raise ValueError(f"{path}: unknown format; the name must end in {', '.join(formats)}")
+        raise UsageError(f"{path}: unknown format; the name must end in {', '.join(formats)}")
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"no file {str(path)!r}.{nearest(path.name, names)}")
+        raise UsageError(f"no file {str(path)!r}.{nearest(path.name, names)}")
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -358,7 +358,7 @@ def _read_table(path: Path) -> pa.Table:
             return pa.csv.read_csv(path, parse_options=layout(path))
         return pa.Table.from_pylist(_json_rows(path.read_text(encoding="utf-8-sig")))
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error}") from error
 
 
 def layout(path: Path) -> pa.csv.ParseOptions:
@@ -379,7 +379,7 @@ def layout(path: Path) -> pa.csv.ParseOptions:
         for number, line in enumerate(() if quoted else file, start=2):
             cells = line.rstrip("\r\n").split("\t") if '""' in line else []
             if cell := next(filter(_escaped, cells), ""):
-                raise ValueError(
+                raise UsageError(
                     f"line {number}: {cell:.80} looks quoted as in a .csv, but the header is not, "
                     "and quotes are text in such a .tsv; write it without quotes, or with all "
                     "cells quoted (csv.QUOTE_ALL), or as .jsonl"
@@ -392,7 +392,7 @@ def layout(path: Path) -> pa.csv.ParseOptions:
                 for _ in rows:
                     pass
             except csv.Error as error:
-                raise ValueError(
+                raise UsageError(
                     f"line {rows.line_num}: {error}; a cell that begins with a quote must end with "
                     "one, and have those in between doubled; or write the file as .jsonl"
                 ) from error
@@ -419,10 +419,10 @@ def _json_rows(text: str) -> list[dict]:
                 try:
                     rows.append((number, json.loads(line)))
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"line {number} is not JSON: {error}") from error
+                    raise UsageError(f"line {number} is not JSON: {error}") from error
     for number, row in rows:
         if not isinstance(row, dict):
-            raise ValueError(f"row {number} must be an object such as {{'text': …}}, got {row!r}")
+            raise UsageError(f"row {number} must be an object such as {{'text': …}}, got {row!r}")
     return [row for _, row in rows]
 
 
@@ -435,7 +435,7 @@ def need_column(split: Dataset, column: str, where: str) -> None:
         where: File or dataset, for the error.
     """
     if column not in split.column_names:
-        raise ValueError(
+        raise UsageError(
             f"{where} has no column {column!r}.{nearest(column, split.column_names)} "
             f"Columns: {', '.join(split.column_names)}"
         )
@@ -460,11 +460,11 @@ def _checked(
             need_column(split, column, where[name])
             if "string" not in _dtype(split, column):
                 kind = split.features[column]
-                raise ValueError(f"{where[name]}: column {column!r} holds {kind}, not text")
+                raise UsageError(f"{where[name]}: column {column!r} holds {kind}, not text")
             texts = split[column][:]
             if None in texts:
                 row = texts.index(None) + 1
-                raise ValueError(f"{where[name]}, row {row}: no text in column {column!r}")
+                raise UsageError(f"{where[name]}, row {row}: no text in column {column!r}")
         is_test = name.startswith("test")
         if not is_test:
             need_column(split, label, where[name])

@@ -15,6 +15,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_losses.messages import UsageError
+
 IGNORE = -100
 OVERLAP = 4  # At most a quarter of a piece stands in the one before, too.
 
@@ -35,7 +37,7 @@ def make_pieces(sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_leng
         ValueError: If the tokenizer cannot tell which word a sub-token belongs to.
     """
     if not tokenizer.is_fast:
-        raise ValueError(
+        raise UsageError(
             f"{type(tokenizer).__name__} cannot tell which word a sub-token belongs to; take a "
             "model with a fast tokenizer (tokenizer.json)"
         )

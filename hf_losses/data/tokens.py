@@ -19,7 +19,7 @@ from hf_losses.data.labels import check_not_all, check_two
 from hf_losses.data.movie_reviews import load_movie_reviews
 from hf_losses.data.sets import check_seen, files_and_folders
 from hf_losses.data.text import check_file, need_column, read_rows, sample
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
 CAPITALS = "movie_reviews_capitals"
@@ -65,13 +65,13 @@ class DataArguments:
         files = [n for n in vars(self) if n.endswith("_file") and getattr(self, n)]
         columns = [n for n in vars(self) if n.endswith("_column") and getattr(self, n)]
         if self.dataset_name and files:
-            raise ValueError(f"--dataset_name and --{files[0]} contradict each other; keep one")
+            raise UsageError(f"--dataset_name and --{files[0]} contradict each other; keep one")
         if files and not (self.train_file and self.validation_file):
-            raise ValueError(f"--{files[0]} goes with --train_file and --validation_file")
+            raise UsageError(f"--{files[0]} goes with --train_file and --validation_file")
         if not (self.dataset_name or files):
             self.dataset_name = CAPITALS
         if columns and self.dataset_name == CAPITALS:
-            raise ValueError(f"--{columns[0]} goes with --train_file or --dataset_name")
+            raise UsageError(f"--{columns[0]} goes with --train_file or --dataset_name")
 
     @property
     def on_hub(self) -> bool:
@@ -109,7 +109,7 @@ class DataArguments:
             found = {name: self._file(Path(path), name) for name, path in paths.items()}
         for name in ("train", "validation"):
             if name not in found:
-                raise ValueError(
+                raise UsageError(
                     f"{self.dataset_name} has no {name} set; it needs one for training and one for "
                     f"validation, and has: {', '.join(found) or 'none'}"
                 )
@@ -143,7 +143,7 @@ class DataArguments:
             return self._stored(read_rows([path]), str(path), name)
         for column in ("tokens_column", "tags_column"):
             if getattr(self, column):
-                raise ValueError(
+                raise UsageError(
                     f"--{column} is for json and parquet; a line of {path} is a word, perhaps "
                     "further columns, and its tag"
                 )
@@ -158,14 +158,14 @@ class DataArguments:
         need_column(rows, words, where)
         if "string" not in _dtype(rows, words):
             kind = rows.features[words]
-            raise ValueError(f"{where}: column {words!r} holds {kind}, not lists of words")
+            raise UsageError(f"{where}: column {words!r} holds {kind}, not lists of words")
         sentences = Sentences(where, rows[words][:])
         if name == "test" and (tags not in rows.column_names or not any(rows[tags])):
             return sentences
         need_column(rows, tags, where)
         if not re.match("u?int|(large_)?string", _dtype(rows, tags)):
             kind = rows.features[tags]
-            raise ValueError(f"{where}: column {tags!r} holds {kind}, not lists of tags")
+            raise UsageError(f"{where}: column {tags!r} holds {kind}, not lists of tags")
         sentences.tags = rows[tags][:]
         sentences.names = getattr(rows.features[tags].feature, "names", None)
         return sentences
@@ -206,21 +206,21 @@ class Sentences:
     def check(self) -> None:
         """Raises a ValueError if words or tags are missing, or their numbers differ."""
         if not any(self.tokens):
-            raise ValueError(f"{self.where} has no sentences")
+            raise UsageError(f"{self.where} has no sentences")
         for row, words in enumerate(self.tokens):
             if words is None:
-                raise ValueError(f"{self.where}, row {row + 1}: no words")
+                raise UsageError(f"{self.where}, row {row + 1}: no words")
             if None in words or "" in words:
                 word = next(i for i, word in enumerate(words) if not word)
-                raise ValueError(f"{self.place(row, word)} is empty")
+                raise UsageError(f"{self.place(row, word)} is empty")
             tags = words if self.tags is None else self.tags[row]
             if tags is None:
-                raise ValueError(
+                raise UsageError(
                     f"{self.where}, row {row + 1}: no tags; only a test set may lack tags, and "
                     "then in every row"
                 )
             if len(tags) != len(words):
-                raise ValueError(
+                raise UsageError(
                     f"{self.where}, row {row + 1}: {len(words)} words and {len(tags)} tags "
                     f"({' '.join(words[:8])}{' …' if len(words) > 8 else ''})"
                 )
@@ -237,7 +237,7 @@ class Sentences:
             for word, tag in enumerate(tags):
                 if tag in (None, "") or (self.names and tag not in known):
                     what = f"{tag} is no id of the {len(known)} tags" if known else "no tag"
-                    raise ValueError(f"{self.place(row, word)}: {what}")
+                    raise UsageError(f"{self.place(row, word)}: {what}")
             found.append([known[tag] if self.names else str(tag) for tag in tags])
         return found
 
@@ -284,7 +284,7 @@ def read_conll(path: Path) -> Sentences:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error}") from error
     tokens: list[list[str]] = []
     tags: list[list[str]] = []
     lines: list[int] = []
@@ -299,7 +299,7 @@ def read_conll(path: Path) -> Sentences:
         if not width:
             first, width = number, len(columns)
         if len(columns) != width:
-            raise ValueError(
+            raise UsageError(
                 f"{path}, line {number}: line {first} has {width} columns, but this one "
                 f"{len(columns)}: {line.strip()!r}"
             )
@@ -336,7 +336,7 @@ def _checked(found: dict[str, Sentences]) -> TokenData:
         if sentences.tags is not None:
             names[name] = sentences.words_of_tags()
         elif name != "test":
-            raise ValueError(f"{sentences.where} has no tags: one column alone")
+            raise UsageError(f"{sentences.where} has no tags: one column alone")
     train = found["train"]
     given = [*chain.from_iterable(train.tags)]
     if train.names is None:
@@ -352,12 +352,12 @@ def _checked(found: dict[str, Sentences]) -> TokenData:
         for row, tags in enumerate(names.get(name, [])):
             for word, tag in enumerate(tags):
                 if tag not in ids:
-                    raise ValueError(
+                    raise UsageError(
                         f"{sentences.place(row, word)}: tag {tag!r} is not one of the training "
                         f"set's {len(ids)}.{nearest(tag, ids)} They are: {', '.join(classes[:20])}"
                     )
                 if marks and tag not in ("O", *marks):
-                    raise ValueError(
+                    raise UsageError(
                         f"{sentences.place(row, word)}: tag {tag!r} is neither O nor begins with "
                         f"B- or I-, as {marks[0]!r} does.{nearest(tag, ['O', *marks])}"
                     )
@@ -398,7 +398,7 @@ def _conll_files(name: str) -> dict[str, Path]:
         if match and path.suffix in CONLL:
             split = SPLITS[match[1]]
             if split in found:
-                raise ValueError(
+                raise UsageError(
                     f"{folder} has two files for the {split} set: {found[split].name} and "
                     f"{path.name}; name the right ones by --train_file, --validation_file and "
                     "--test_file"
@@ -410,11 +410,11 @@ def _conll_files(name: str) -> dict[str, Path]:
 def _load(name: str, config: str | None) -> dict[str, Dataset]:
     path = Path(name).expanduser()
     if _is_path(name) and not path.is_dir():
-        raise ValueError(f"no folder {name!r}")
+        raise UsageError(f"no folder {name!r}")
     try:
         found = dict(datasets.load_dataset(str(path) if path.is_dir() else name, config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise UsageError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, --train_file and "
             f"--validation_file, or {CAPITALS}"

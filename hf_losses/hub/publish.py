@@ -30,6 +30,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAM
 from hf_losses import __version__
 from hf_losses.hub.card import write_card
 from hf_losses.hub.saved_run import ARGUMENTS_FILE, LOSS_FILE
+from hf_losses.messages import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -137,9 +138,9 @@ def check_run(run_dir: str | os.PathLike[str]) -> None:
     """
     folder = Path(run_dir)
     if not folder.is_dir():
-        raise ValueError(f"no folder {str(run_dir)!r}; give the output_dir of a finished run")
+        raise UsageError(f"no folder {str(run_dir)!r}; give the output_dir of a finished run")
     if not (folder / LOSS_FILE).is_file():
-        raise ValueError(
+        raise UsageError(
             f"{run_dir} has no {LOSS_FILE}, which LossTrainer writes beside a model: give the "
             "output_dir of a finished run, or call trainer.save_model() first"
         )
@@ -148,12 +149,12 @@ def check_run(run_dir: str | os.PathLike[str]) -> None:
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if lacking := [name for name in names if not (folder / name).is_file()]:
-            raise ValueError(f"{run_dir} lacks {', '.join(lacking)}: save the model again")
+            raise UsageError(f"{run_dir} lacks {', '.join(lacking)}: save the model again")
     weights = [folder / name for name in names if (folder / name).is_file()]
     if not weights:
         checkpoints = sorted(folder.glob("checkpoint-*"), key=os.path.getmtime)
         instead = f", or publish its last checkpoint, {checkpoints[-1]}" if checkpoints else ""
-        raise ValueError(
+        raise UsageError(
             f"{run_dir} has no weights ({', '.join(names)}): finish the training{instead}"
         )
     for path in weights:
@@ -161,7 +162,7 @@ def check_run(run_dir: str | os.PathLike[str]) -> None:
             with safe_open(path, "pt"):
                 pass
         except SafetensorError as error:
-            raise ValueError(f"{path} is cut short ({error}): save the model again") from error
+            raise UsageError(f"{path} is cut short ({error}): save the model again") from error
 
 
 # ---- What is published ---------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def stage(
             scrub(path)
         content = path.read_bytes()
         if TOKEN.search(content) or any(secret in content for secret in secrets):
-            raise ValueError(
+            raise UsageError(
                 f"{path.relative_to(into)} of {run_dir} holds a Hugging Face token: remove it "
                 "there, and revoke it if others have seen it"
             )
@@ -222,7 +223,7 @@ def dry_run(
     folder = Path(into or f"{os.path.normpath(run_dir)}-publish")
     if folder.exists() and not (folder / DRY_RUN).is_file():
         if not folder.is_dir() or any(folder.iterdir()):
-            raise ValueError(f"{folder} holds other files: give --dry_run another folder")
+            raise UsageError(f"{folder} holds other files: give --dry_run another folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / DRY_RUN).touch()
@@ -412,7 +413,7 @@ def _open(
     files = [file.rfilename for file in info.siblings or []]
     ours = LOSS_FILE in files or not {*files} - {".gitattributes", "README.md", "LICENSE"}
     if not ours and not overwrite:
-        raise ValueError(
+        raise UsageError(
             f"the name {repo} is taken: there is a model that hf_losses did not publish (no "
             f"{LOSS_FILE}); choose another name, or put this model in its place by `hf-losses "
             "publish` with --overwrite"
@@ -422,7 +423,7 @@ def _open(
 
 def _api(token: str | None) -> HfApi:
     if not (token or get_token()):
-        raise ValueError(
+        raise UsageError(
             "no Hugging Face token: log in by `hf auth login`, or set HF_TOKEN to one with the "
             "right to write (https://huggingface.co/settings/tokens)"
         )

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_losses.losses.modules import ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.messages import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def last_complete_checkpoint(output_dir: str) -> str:
         else:
             return checkpoint
     # This message and that below begin as the stock Trainer's do: programs look for their words.
-    raise ValueError(
+    raise UsageError(
         f"No valid checkpoint found in output directory ({output_dir}): "
         "train without resume_from_checkpoint first"
     )
@@ -90,7 +91,7 @@ def load_renamed(model: Any, checkpoint: str) -> bool:
         checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
     )
     if loading["missing_keys"]:
-        raise ValueError(
+        raise UsageError(
             f"{checkpoint} lacks weights: {', '.join(sorted(loading['missing_keys']))}"
         )
     model.load_state_dict(found.state_dict())
@@ -123,12 +124,12 @@ def load_loss(
         try:  # What model.save_pretrained alone has left.
             config = _read(folder, CONFIG_NAME, revision)[STATE_KEY]
         except (OSError, ValueError, HfHubHTTPError, KeyError):
-            raise ValueError(
+            raise UsageError(
                 f"cannot read {LOSS_FILE} of {folder!r}, which is written beside a model that "
                 f"LossTrainer trained: {error}"
             ) from error
     if ":" in config["name"]:
-        raise ValueError(
+        raise UsageError(
             f"{folder!r} was trained with {config['name']}, a loss without a registered name; "
             "build it as its author did"
         )
@@ -167,7 +168,7 @@ def _read_state(checkpoint: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             state: dict[str, Any] = json.load(file)
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
+        raise UsageError(
             f"Can't find a valid checkpoint at {checkpoint}: "
             f"its trainer_state.json cannot be read ({error})"
         ) from error

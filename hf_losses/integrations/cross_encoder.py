@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_losses.citation import PAPER, PAPER_CITATION
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
 from hf_losses.losses.registry import get_spec
+from hf_losses.messages import UsageError
 from hf_losses.training.items import check_targets
 
 if TYPE_CHECKING:
@@ -65,14 +66,14 @@ class CrossEncoderLoss(nn.Module):
                 "pip install 'hf-losses[integrations]'"
             ) from error
         if not isinstance(model, CrossEncoder):
-            raise ValueError(f"CrossEncoderLoss needs a CrossEncoder, got a {type(model).__name__}")
+            raise UsageError(f"CrossEncoderLoss needs a CrossEncoder, got a {type(model).__name__}")
         if params.get("reduction", "mean") != "mean":
-            raise ValueError(
+            raise UsageError(
                 f"reduction is {params['reduction']!r}, but CrossEncoderTrainer takes a mean"
             )
         if model.num_labels == 1 and get_spec(loss).task == "classification":
             if params.setdefault("problem_type", MULTI_LABEL) != MULTI_LABEL:
-                raise ValueError(
+                raise UsageError(
                     f"problem_type={params['problem_type']!r} needs a model with two outputs or "
                     "more, this one has num_labels=1: leave problem_type out for yes/no labels"
                 )
@@ -82,7 +83,7 @@ class CrossEncoderLoss(nn.Module):
         self._checked = False  # The labels of the first batch.
         weight = getattr(self.criterion, "weight", None)
         if weight is not None and len(weight) != model.num_labels:
-            raise ValueError(
+            raise UsageError(
                 f"weight has {len(weight)} entries, one per class, but the model has "
                 f"num_labels={model.num_labels}"
             )
@@ -112,7 +113,7 @@ class CrossEncoderLoss(nn.Module):
         from sentence_transformers.util import batch_to_device
 
         if len(inputs) != 2:
-            raise ValueError(
+            raise UsageError(
                 "CrossEncoderLoss needs two columns of texts beside the label, "
                 f"the dataset has {len(inputs)}"
             )

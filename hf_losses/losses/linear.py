@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_losses.losses.fused import DTYPES, Kernel, chunk_rows, multiply_
 from hf_losses.losses.modules import ClassificationLoss, get_loss
+from hf_losses.messages import UsageError
 
 # Rows that are projected together, at least and at most. Fewer take less memory, and more time for
 # the matrix products. In between, as many as hidden states are wide: their logits are then as large
@@ -145,14 +146,14 @@ def linear_loss(
     criterion: Any = get_loss(loss, **params) if isinstance(loss, str) else loss
     check_linear(criterion)
     if params and not isinstance(loss, str):
-        raise ValueError(f"parameters {params} need a loss given by name, not {loss!r}")
+        raise UsageError(f"parameters {params} need a loss given by name, not {loss!r}")
     if hidden.dtype not in DTYPES or weight.dtype != hidden.dtype:
-        raise ValueError(
+        raise UsageError(
             f"hidden is {hidden.dtype} and weight {weight.dtype}; both must be the same, one of "
             f"{', '.join(map(str, DTYPES))} (for float64 take get_loss of the logits)"
         )
     if weight.dim() != 2 or len(weight) < 2 or hidden.shape[-1:] != weight.shape[1:]:
-        raise ValueError(
+        raise UsageError(
             f"hidden of shape {tuple(hidden.shape)} does not fit weight of shape "
             f"{tuple(weight.shape)}: give [..., H] and [C, H], of two classes or more"
         )
@@ -161,14 +162,14 @@ def linear_loss(
         or target.is_floating_point()
         or target.dtype == torch.bool
     ):
-        raise ValueError(
+        raise UsageError(
             f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit hidden "
             f"of shape {tuple(hidden.shape)}: give class indices, {tuple(hidden.shape[:-1])}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias of shape {tuple(bias.shape)} does not fit {len(weight)} classes")
+        raise UsageError(f"bias of shape {tuple(bias.shape)} does not fit {len(weight)} classes")
     if criterion.weight is not None and criterion.weight.shape != weight.shape[:1]:
-        raise ValueError(
+        raise UsageError(
             f"the loss has {criterion.weight.numel()} class weights for {len(weight)} classes"
         )
     flat = target.flatten().long()
@@ -196,7 +197,7 @@ def check_linear(criterion: Any) -> None:
     """
     kernel = getattr(criterion, "kernel", None)
     if kernel is None or getattr(criterion, "reduction", None) == "none":
-        raise ValueError(
+        raise UsageError(
             f"{criterion!r} cannot be fused with the last layer: that takes a classification loss "
             "of this project for class indices, without label smoothing, with reduction 'mean' or "
             "'sum' (and for strict_l_full and strict_m_full a max_weight above 2)"
@@ -217,7 +218,7 @@ def plain_head(model: Any) -> Any:
     """
     name, head = type(model).__name__, model.get_output_embeddings()
     if type(head) is not torch.nn.Linear:
-        raise ValueError(
+        raise UsageError(
             f"fused_linear needs a model whose head is a plain linear layer; that of {name} is "
             f"{type(head).__name__}: switch it off (with PEFT, adapt the body alone)"
         )
@@ -234,7 +235,7 @@ def plain_head(model: Any) -> Any:
         hook.remove()
         model.train(training)
     if len(outputs) != 1 or logits is not outputs[0][0] or logits._version != outputs[0][1]:
-        raise ValueError(
+        raise UsageError(
             f"fused_linear cannot be used with {name}: it changes what its head puts out (such as "
             "by soft-capping or scaling), so the loss needs the logits themselves; switch it off"
         )

@@ -22,7 +22,7 @@ from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.fused import DTYPES, SMALLEST, Fused, Kernel, full, sparse
 from hf_losses.losses.margin import class_margin, class_margins, poison
 from hf_losses.losses.registry import LossSpec, as_json, as_number, get_spec
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 
 REDUCTIONS = ("mean", "sum", "none")
 SINGLE_LABEL = "single_label_classification"
@@ -134,12 +134,12 @@ class _Loss(nn.Module):
         super().__init__()
         self.spec: LossSpec = get_spec(name)
         if self.spec.task != self.task:
-            raise ValueError(
+            raise UsageError(
                 f"{name!r} is a {self.spec.task} loss, not a {self.task} loss; "
                 f"use get_loss({name!r})"
             )
         if reduction not in REDUCTIONS:
-            raise ValueError(
+            raise UsageError(
                 f"unknown reduction {reduction!r}; choose one of {', '.join(REDUCTIONS)}."
                 + nearest(str(reduction), REDUCTIONS)
             )
@@ -193,7 +193,7 @@ def _class_weights(weight: Any) -> Tensor:
     if numbers.dim() == 1 and len(numbers) and ((numbers >= 0) & numbers.isfinite()).all():
         return numbers
     named = isinstance(weight, str | Mapping)
-    raise ValueError(
+    raise UsageError(
         "weight must be one finite, non-negative number per class, as a list, an array or a "
         f"tensor, got {reprlib.repr(given)}"
         + ("; by label name, or 'balanced', it is for the loss_kwargs of a training" * named)
@@ -265,16 +265,16 @@ class ClassificationLoss(_Loss):
         """See the class."""
         super().__init__(name, reduction, params)
         if problem_type not in PROBLEM_TYPES:
-            raise ValueError(
+            raise UsageError(
                 f"unknown problem_type {problem_type!r}; choose one of {', '.join(PROBLEM_TYPES)} "
                 "(regression has losses of its own: hf-losses list --task regression)"
             )
         self.label_smoothing = as_number(name, "label_smoothing", label_smoothing)
         if not 0.0 <= self.label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
+            raise UsageError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
         self.max_weight = as_number(name, "max_weight", max_weight)
         if not self.max_weight > 0:
-            raise ValueError(f"max_weight must be positive (inf allowed), got {max_weight!r}")
+            raise UsageError(f"max_weight must be positive (inf allowed), got {max_weight!r}")
         self._given_weight = None if weight is None else _class_weights(weight)
         buffer = None
         if self._given_weight is not None:
@@ -285,7 +285,7 @@ class ClassificationLoss(_Loss):
         try:
             self.ignore_index = operator.index(ignore_index)
         except TypeError:
-            raise ValueError(f"ignore_index must be an integer, got {ignore_index!r}") from None
+            raise UsageError(f"ignore_index must be an integer, got {ignore_index!r}") from None
         if problem_type == MULTI_LABEL:
             self._check_ignore_index()
         self.problem_type = problem_type
@@ -367,7 +367,7 @@ class ClassificationLoss(_Loss):
 
     def _check_ignore_index(self) -> None:
         if 0 <= self.ignore_index <= 1:
-            raise ValueError(
+            raise UsageError(
                 f"ignore_index={self.ignore_index} would leave out targets in [0, 1] that mean "
                 "something: mark those to leave out with another number, such as -100"
             )
@@ -393,13 +393,13 @@ class ClassificationLoss(_Loss):
         shape = tuple(logits.shape)
         weight = self.weight_for(logits)
         if weight is not None and weight.shape != logits.shape[-1:]:
-            raise ValueError(
+            raise UsageError(
                 f"weight has {weight.numel()} entries, one per class, for logits of shape {shape}"
             )
         if self.problem_type == MULTI_LABEL:
             return self._multi_label(_accurate(logits), target, weight, count)
         if len(shape) == 0 or shape[-1] < 2:
-            raise ValueError(
+            raise UsageError(
                 f"logits of shape {shape} have fewer than two classes; for a single "
                 "yes/no output set problem_type='multi_label_classification', for a number "
                 "use a regression loss such as 'mse'"
@@ -407,7 +407,7 @@ class ClassificationLoss(_Loss):
         if target.is_floating_point() and target.shape == shape:
             return self._probabilities(_accurate(logits), target, weight, count)
         if target.is_floating_point() or target.dtype == torch.bool or target.shape != shape[:-1]:
-            raise ValueError(
+            raise UsageError(
                 f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit "
                 f"logits of shape {shape}: give integer class indices of shape "
                 f"{shape[:-1]}, or floating probabilities of shape {shape}"
@@ -424,7 +424,7 @@ class ClassificationLoss(_Loss):
         target = target.long()  # A narrow dtype has no -100.
         outside = target[(target != self.ignore_index) & ((target < 0) | (target >= classes))]
         if outside.numel():
-            raise ValueError(
+            raise UsageError(
                 f"labels must lie in [0, {classes}) for {classes} classes, got "
                 f"{sorted(set(outside.tolist()))[:10]}; check num_labels, or mark items to leave "
                 f"out with {self.ignore_index}"
@@ -552,7 +552,7 @@ class ClassificationLoss(_Loss):
         self, z: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
     ) -> Tensor:
         if target.shape != z.shape:
-            raise ValueError(
+            raise UsageError(
                 f"multi-label targets must have the logits' shape {tuple(z.shape)}, "
                 f"got {tuple(target.shape)}"
             )
@@ -622,7 +622,7 @@ class RegressionLoss(_Loss):
         if x.shape == (*target.shape, 1):
             x = x.squeeze(-1)
         if x.shape != target.shape:
-            raise ValueError(
+            raise UsageError(
                 f"prediction of shape {tuple(prediction.shape)} does not fit "
                 f"target of shape {tuple(target.shape)}"
             )

@@ -19,6 +19,7 @@ from torch import Tensor
 from hf_losses.files import whole
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.registry import LossSpec, get_spec, list_losses, neutral_loss
+from hf_losses.messages import UsageError
 
 FORMATS = ("png", "svg")
 
@@ -191,7 +192,7 @@ def plot_losses(names: Sequence[str], output: str | os.PathLike[str]) -> None:
     output = Path(output)
     ending = output.suffix[1:].lower()
     if ending not in FORMATS:
-        raise ValueError(f"cannot write a picture to {str(output)!r}: use the ending .png or .svg")
+        raise UsageError(f"cannot write a picture to {str(output)!r}: use the ending .png or .svg")
     figure = loss_figure(names)
     import matplotlib.style
 
@@ -205,11 +206,11 @@ def plot_losses(names: Sequence[str], output: str | os.PathLike[str]) -> None:
 def _specs(names: Sequence[str]) -> list[LossSpec]:
     """The records to draw, the reference first."""
     if not names:
-        raise ValueError("there is no loss to draw: give at least one name")
+        raise UsageError("there is no loss to draw: give at least one name")
     specs = [get_spec(name) for name in names]
     first = {spec.task: spec.name for spec in specs}
     if len(first) > 1:
-        raise ValueError(
+        raise UsageError(
             "classification losses are functions of p and regression losses of e: draw "
             f"{' and '.join(first.values())} in two pictures"
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 
 KINDS = ("neutral", "strict", "liberal", "robust")
 TASKS = ("classification", "regression")
@@ -78,7 +78,7 @@ class LossSpec:
     def __post_init__(self) -> None:
         """Freezes the parameters and checks kind and task."""
         if self.kind not in KINDS or self.task not in TASKS:
-            raise ValueError(
+            raise UsageError(
                 f"loss {self.name!r}: kind must be one of {KINDS} and task one of {TASKS}, "
                 f"got kind={self.kind!r}, task={self.task!r}"
             )
@@ -115,7 +115,7 @@ class LossSpec:
         for name in given:
             if name not in self.parameters:
                 takes = ", ".join(valid) or "no parameters"
-                raise ValueError(
+                raise UsageError(
                     f"loss {self.name!r} has no parameter {name!r}; it takes {takes}."
                     + nearest(name, valid)
                 )
@@ -123,7 +123,7 @@ class LossSpec:
         for name, parameter in self.parameters.items():
             value = as_number(self.name, name, given.get(name, parameter.default))
             if not parameter.above < value < float("inf"):
-                raise ValueError(
+                raise UsageError(
                     f"loss {self.name!r}: {name} must be finite and greater than "
                     f"{parameter.above:g}, got {value!r}"
                 )
@@ -136,7 +136,7 @@ def as_number(loss: str, name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"loss {loss!r}: {name} must be a number, got {value!r}") from None
+        raise UsageError(f"loss {loss!r}: {name} must be a number, got {value!r}") from None
 
 
 def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -155,14 +155,14 @@ def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(_not_an_object(value)) from error
+            raise UsageError(_not_an_object(value)) from error
     if value is not None and not isinstance(value, dict):
-        raise ValueError(_not_an_object(value))
+        raise UsageError(_not_an_object(value))
     found: dict[str, Any] = as_json(value or {})
     try:
         json.dumps(found)
     except TypeError as error:
-        raise ValueError(f"{_not_an_object(value)}: {error}") from None
+        raise UsageError(f"{_not_an_object(value)}: {error}") from None
     return found
 
 
@@ -211,7 +211,7 @@ def register_loss(
 
     def decorate(function: Function) -> Function:
         if name in _SPECS:
-            raise ValueError(f"a loss named {name!r} is already registered; choose another name")
+            raise UsageError(f"a loss named {name!r} is already registered; choose another name")
         _SPECS[name] = LossSpec(
             name=name, task=task, kind=kind, formula=formula, function=function, **record
         )
@@ -233,7 +233,7 @@ def get_spec(name: str) -> LossSpec:
         ValueError: If no loss has that name; the message lists the names and the nearest one.
     """
     if name not in _SPECS:
-        raise ValueError(
+        raise UsageError(
             f"unknown loss {name!r}.{nearest(str(name), _SPECS)} "
             f"Choose one of: {', '.join(_SPECS)} (`hf-losses list` shows their formulas)"
         )
@@ -258,7 +258,7 @@ def list_losses(
     """
     for what, value, valid in (("kind", kind, KINDS), ("task", task, TASKS)):
         if value is not None and value not in valid:
-            raise ValueError(
+            raise UsageError(
                 f"unknown {what} {value!r}; choose one of {', '.join(valid)}."
                 + nearest(value, valid)
             )

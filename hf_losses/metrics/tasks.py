@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 
 # What each configuration reports; the first is the one by which models are chosen.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -61,7 +61,7 @@ class GlueMetric(evaluate.Metric):  # type: ignore[misc]
     def __init__(self, config_name: str, **kwargs: Any) -> None:
         """See the class."""
         if config_name not in METRICS:
-            raise ValueError(
+            raise UsageError(
                 f"unknown metric configuration {config_name!r};{nearest(config_name, METRICS)} "
                 f"choose one of: {', '.join(METRICS)}"
             )

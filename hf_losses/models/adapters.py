@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_losses.messages import UsageError
+
 
 def check_adapter(model: Any, *, data_parallel: bool = False, processes: int = 1) -> None:
     """Raises a ValueError if PEFT trains the active adapter on a loss that is not added here.
@@ -22,25 +24,25 @@ def check_adapter(model: Any, *, data_parallel: bool = False, processes: int = 1
     """
     kind = adapter_type(model)
     if kind == "CPT":
-        raise ValueError(
+        raise UsageError(
             "PEFT trains peft_type='CPT' on a loss of its own, over the labels in its prompt too, "
             "which no other loss can replace: use another adapter, such as PROMPT_TUNING, or the "
             "stock Trainer"
         )
     if kind == "MULTITASK_PROMPT_TUNING" and model.active_peft_config.task_type == "SEQ_2_SEQ_LM":
-        raise ValueError(
+        raise UsageError(
             "PEFT's MULTITASK_PROMPT_TUNING of a sequence-to-sequence model makes the decoder's "
             "input from labels, which this trainer keeps from the model: use another adapter, such "
             "as PROMPT_TUNING, or the stock Trainer"
         )
     if kind == "SHADOW" and data_parallel:
-        raise ValueError(
+        raise UsageError(
             "peft_type='SHADOW' adds a term to the loss that DataParallel loses: start one process "
             "per GPU (torchrun or accelerate launch)"
         )
     if kind == "SHADOW" and processes > 1 and model.active_peft_config.task_type == "SEQ_CLS":
         # DistributedDataParallel would take the second classifier for unused after forward.
-        raise ValueError(
+        raise UsageError(
             "peft_type='SHADOW' of a classifier has a second one, which only its own term of the "
             f"loss trains: {processes} processes cannot do that, take one"
         )

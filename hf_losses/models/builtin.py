@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_losses.messages import UsageError
+
 IGNORE = -100
 
 # Heads to which transformers gives no name of a loss: the one whose loss they have.
@@ -203,7 +205,7 @@ def check_builtin_loss(model: Any) -> None:
     head = type(model).__name__
     for name in _names(model):
         if name in OTHER_LOSS:
-            raise ValueError(
+            raise UsageError(
                 f"the loss of {head} is not one of its logits and 'labels', but {OTHER_LOSS[name]}:"
                 " train it with the stock Trainer"
             )
@@ -211,13 +213,13 @@ def check_builtin_loss(model: Any) -> None:
             field, plain = SETTINGS[name]
             found = getattr(model.config.get_text_config(), field)
             if found != plain:
-                raise ValueError(
+                raise UsageError(
                     f"{field}={found!r} makes the loss of {head} another than one of its logits "
                     f"and 'labels': set it to {plain!r} in the model's config, or train it with "
                     "the stock Trainer"
                 )
     if loss_type(model) is None:
-        raise ValueError(
+        raise UsageError(
             f"{head} is not a model whose loss is one function of its logits and 'labels': choose "
             "one with a head, or give your subclass a forward of its own"
         )
@@ -234,26 +236,26 @@ def check_batch(model: Any, inputs: dict[str, Any], labels: Tensor) -> None:
     head, names = type(model).__name__, set(_names(model))
     others = [name for name in inputs if "label" in name]
     if others and _is_transformers(model):
-        raise ValueError(
+        raise UsageError(
             f"the batch has also {', '.join(others)}, which would be left out of the loss of "
             f"{head}: drop {'it' if len(others) == 1 else 'them'}, or use the stock Trainer"
         )
     for mask in (MASKED[name] for name in names & MASKED.keys()):
         kept = inputs.get(mask)
         if kept is not None and (labels.ne(IGNORE) & kept.eq(0)).any():
-            raise ValueError(
+            raise UsageError(
                 f"{head} leaves out the labels where {mask} is 0, but Trainer counts them: set "
                 f"them to {IGNORE}"
             )
     if not labels.is_floating_point():
         return
     if names & CLASSES_ALONE:
-        raise ValueError(
+        raise UsageError(
             f"float labels are several yes/no labels for {head}, which this trainer does not know: "
             "give whole numbers, one class each, or use the stock Trainer"
         )
     if names & PROBABILITIES and model.config.problem_type is None and model.config.num_labels > 1:
-        raise ValueError(
+        raise UsageError(
             f"float labels are probabilities of the classes for {head}, and several yes/no labels "
             "for other models: set config.problem_type to 'single_label_classification' or "
             "'multi_label_classification'"
@@ -278,7 +280,7 @@ def auxiliary_weight(model: Any) -> float:
         weight: float | None = getattr(holder, name, None)
         if weight is not None:
             return weight
-    raise ValueError(
+    raise UsageError(
         f"{type(model).__name__} returns an aux_loss but names no router_aux_loss_coef to weigh it "
         "by: set config.output_router_logits=False"
     )
@@ -300,7 +302,7 @@ def outputs_shift(outputs: Any, labels: Tensor) -> bool:
     if "language_model_outputs" in outputs:  # BLIP-2 around any language model.
         return outputs_shift(outputs["language_model_outputs"], labels)
     if "Seq2Seq" in name:
-        raise ValueError(
+        raise UsageError(
             f"{name} is of an encoder-decoder, which has run without labels by now: if the batch "
             "has decoder_input_ids (DataCollatorForSeq2Seq(tokenizer, model=model) makes them), "
             "say so by shift_labels=False; else use LossTrainer, which makes them itself"
@@ -314,7 +316,7 @@ def outputs_shift(outputs: Any, labels: Tensor) -> bool:
         return True
     if any(kind in name for kind in SAME_POSITION):
         return False
-    raise ValueError(
+    raise UsageError(
         f"{name} does not say whether labels are the next tokens: give compute_loss_func "
         "shift_labels=True (a causal language model, whose labels are its input_ids) or "
         "shift_labels=False (labels that belong to the positions they stand at), or use "

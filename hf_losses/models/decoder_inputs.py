@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_losses.messages import UsageError
 from hf_losses.models.builtin import is_encoder_decoder, loss_type
 
 # Models that also hide the padding of what they made from labels, and whether never the start.
@@ -62,7 +63,7 @@ def _shift_tokens_right(model: Any, labels: Tensor) -> Tensor:
     files = (vars(sys.modules[cls.__module__]) for cls in type(model).__mro__)
     shift = next((f["shift_tokens_right"] for f in files if "shift_tokens_right" in f), None)
     if shift is None:
-        raise ValueError(
+        raise UsageError(
             f"it is not known what the decoder of {type(model).__name__} reads while it learns its "
             "labels: put decoder_input_ids into the batch (in the data collator)"
         )
@@ -72,7 +73,7 @@ def _shift_tokens_right(model: Any, labels: Tensor) -> Tensor:
         # Florence-2 keeps them with its text model.
         tokens[name] = getattr(own if hasattr(own, name) else own.text_config, name)
         if tokens[name] is None:
-            raise ValueError(
+            raise UsageError(
                 f"the decoder of {type(model).__name__} reads its labels one step later, but its "
                 f"config has no {name}: set it"
             )

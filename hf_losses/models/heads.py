@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL
+from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE, check_builtin_loss, loss_type
 
 REGRESSION = "regression"
@@ -86,7 +87,7 @@ def check_head(model: Any, label_names: list[str]) -> None:
     if kind == QUESTION_ANSWERING and hasattr(model.config, "start_n_top"):
         fits = False  # A beam over positions, and a loss of more than the two.
     if not fits:
-        raise ValueError(
+        raise UsageError(
             f"{name} (labels {label_names}) is not a model whose loss is one function of its "
             f"logits and 'labels'; models that fit: {', '.join(CLASSIFIERS + LABELLERS)}"
         )
@@ -94,12 +95,12 @@ def check_head(model: Any, label_names: list[str]) -> None:
     if kind != SEGMENTATION:
         return
     if getattr(model, "auxiliary_head", None) is not None:
-        raise ValueError(
+        raise UsageError(
             f"{name} trains an auxiliary head, whose logits are not among its outputs: set "
             "config.use_auxiliary_head=False"
         )
     if model.config.num_labels == 1:
-        raise ValueError(
+        raise UsageError(
             f"{name} with num_labels=1 is trained on yes/no pixels: give it two labels, as for "
             "any other classes"
         )
@@ -212,13 +213,13 @@ def logits_of(outputs: Any, *, known: bool = True) -> Tensor:
         several = outputs.values() if isinstance(outputs, Mapping) else outputs or ()
         found = next((o for o in several if torch.is_tensor(o) and o.dim()), None)
     if found is None and known:
-        raise ValueError(
+        raise UsageError(
             "the model returned no logits, so no loss can be computed from them "
             "(is a fused head such as Liger's switched on?)"
         )
     if found is None:
         names = list(outputs) if isinstance(outputs, Mapping) else outputs
-        raise ValueError(
+        raise UsageError(
             f"the model returned no logits, but {names}: without labels, forward must return a "
             "tensor, a tuple with one, or a dict with 'logits'"
         )

@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
+from hf_losses.messages import UsageError
+
 # Tables of positions, as transformers calls them. Models without one rotate, or count distances.
 TABLE = re.compile(r"(^|\.)(\w*position_embeddings|embed_positions|positions_embed|wpe)(\.|$)")
 
@@ -36,7 +38,7 @@ def outline(path: str) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UsageError(
             f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
             "takes a folder or a Hub name that AutoModelForCausalLM loads"
         ) from error
@@ -73,14 +75,14 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, pa
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
-        raise ValueError(
+        raise UsageError(
             f"the tokenizer of {path!r} has neither a padding token nor an EOS, to fill up the "
             "shorter texts of a batch: set its pad_token and save it again"
         )
     # Models that read characters, such as CANINE, take any number of them.
     rows = model.config.get_text_config().to_dict().get("vocab_size", math.inf)
     if tokenizer.pad_token_id >= rows:
-        raise ValueError(
+        raise UsageError(
             f"the padding token {tokenizer.pad_token!r} of {path!r} has the id "
             f"{tokenizer.pad_token_id}, but the model knows {rows} tokens: take another pad_token, "
             "or resize_token_embeddings, and save both again"
@@ -106,7 +108,7 @@ def usable_length(
     length = min(max_length, tokenizer.model_max_length)
     if length <= tokenizer.num_special_tokens_to_add():
         limit = "" if length == max_length else f" (the model takes {length} tokens)"
-        raise ValueError(f"--max_length {max_length} leaves no room for a word{limit}")
+        raise UsageError(f"--max_length {max_length} leaves no room for a word{limit}")
     if length < max_length and args.process_index == 0:
         print(
             f"Length  {length} tokens, since the model takes no more   [--max_length]", flush=True

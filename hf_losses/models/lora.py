@@ -9,6 +9,7 @@ import peft
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import PreTrainedModel
 
+from hf_losses.messages import UsageError
 from hf_losses.options import option
 
 
@@ -61,4 +62,4 @@ def add_adapter(
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        raise ValueError(f"{error} --lora_target_modules: {', '.join(layers)}") from error
+        raise UsageError(f"{error} --lora_target_modules: {', '.join(layers)}") from error

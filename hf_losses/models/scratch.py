@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_losses.data.image_files import ImageData
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 
 # Small enough for a laptop without a GPU.
 SMALL_VIT = {
@@ -43,7 +43,7 @@ def build_config(
         ValueError: If the architecture, a key or a value is not one, or no size is known.
     """
     if model_type not in MODELS:
-        raise ValueError(
+        raise UsageError(
             f"unknown --model_type {model_type!r}.{nearest(model_type, MODELS)} Choose one of: "
             f"{', '.join(sorted(MODELS))}"
         )
@@ -51,17 +51,17 @@ def build_config(
     side = given.get("image_size", max(data.size))
     if "image_size" not in given and side > LARGEST:
         width, height = data.size
-        raise ValueError(
+        raise UsageError(
             f"images of {width}×{height} are large for a model from scratch: give a pretrained "
             "one, as in --model_name_or_path google/vit-base-patch16-224-in21k, or a size, as in "
             "--config_overrides image_size=64"
         )
     if not isinstance(side, int) or side < 1:
-        raise ValueError(f"image_size must be a number of pixels, got {side!r}")
+        raise UsageError(f"image_size must be a number of pixels, got {side!r}")
     known = AutoConfig.for_model(model_type).to_dict()
     for key in given:
         if key not in known and key != "image_size":
-            raise ValueError(
+            raise UsageError(
                 f"{model_type} has no setting {key!r}.{nearest(key, known)} Settings: "
                 f"{', '.join(sorted(known))}"
             )
@@ -74,7 +74,7 @@ def build_config(
     try:
         config = AutoConfig.for_model(model_type, **settings, **labels)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ValueError(
+        raise UsageError(
             f"--config_overrides {overrides}: {' '.join(str(error).split())}"
         ) from error
     return config, {"height": side, "width": side}
@@ -96,7 +96,7 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
     for part in re.split(r",(?![^\[]*\])", text) if text else []:
         key, equals, value = part.strip().partition("=")
         if not equals or not key.isidentifier() or not value:
-            raise ValueError(
+            raise UsageError(
                 f"--config_overrides takes key=value,key=value such as hidden_size=64, got {part!r}"
             )
         try:

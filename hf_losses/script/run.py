@@ -16,6 +16,7 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hf_losses.losses.registry import parse_loss_kwargs
+from hf_losses.messages import UsageError
 from hf_losses.script.source import trains_without_trainer
 from hf_losses.training.class_weights import early_loss
 from hf_losses.training.warmup import check_warmup
@@ -59,10 +60,10 @@ def prepare(
     if not sys.flags.safe_path:
         sys.path[0] = root
     if not module and not os.path.isfile(script):
-        raise ValueError(f"no script {script!r}; for a module write -m {script}")
+        raise UsageError(f"no script {script!r}; for a module write -m {script}")
     file = _file_of(script) if module else os.path.realpath(script)
     if trains_without_trainer(Path(file), Path(root)):
-        raise ValueError(
+        raise UsageError(
             f"the loss {loss!r} cannot be used: {script} has no transformers Trainer, nor have the "
             "modules beside it, and trains in a loop of its own; use "
             f"hf_losses.get_loss({loss!r}) in that loop"
@@ -88,7 +89,7 @@ def _file_of(module: str) -> str:
     except ModuleNotFoundError:  # of a package above it
         spec = None
     if spec is None:
-        raise ValueError(f"no module named {module!r}; for a file leave out -m")
+        raise UsageError(f"no module named {module!r}; for a file leave out -m")
     return str(spec.origin)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from hf_losses import get_loss
 from hf_losses.losses.registry import get_spec, list_losses
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
 
@@ -43,7 +43,7 @@ class SearchArguments:
         for pattern in self.losses or ["*"]:
             names = list_losses(pattern, task=kind)
             if not names:
-                raise ValueError(
+                raise UsageError(
                     f"--losses: no {kind} loss matches {pattern!r}.{nearest(pattern, valid)} "
                     f"Choose from: {', '.join(valid)}; or give a wildcard, such as '*_l*'"
                 )
@@ -70,12 +70,12 @@ class SearchArguments:
             try:
                 low, high = map(float, limits.split(":"))
             except ValueError:
-                raise ValueError(
+                raise UsageError(
                     "--loss_ranges takes LOSS.PARAMETER=LOW:HIGH, such as "
                     f"strict_l.max_weight=2:50, got {text!r}"
                 ) from None
             if loss not in losses:
-                raise ValueError(
+                raise UsageError(
                     f"--loss_ranges {text}: {loss!r} is not among the losses of this search."
                     f"{nearest(loss, losses)} They are: {', '.join(losses)}"
                 )
@@ -86,7 +86,7 @@ class SearchArguments:
             lowest = 0 if name == "learning_rate" else -math.inf
             if len(limits) != 2 or not lowest < limits[0] <= limits[1] < math.inf:
                 shown = " ".join(f"{value:g}" for value in limits)
-                raise ValueError(
+                raise UsageError(
                     f"{name}: {shown} is no range; give the lowest and the highest value, such as "
                     f"{'--learning_rate_range 2e-5 5e-4' if lowest == 0 else f'{name}=0.1:1'}"
                 )

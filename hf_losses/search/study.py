@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_losses.files import write_json
+from hf_losses.messages import UsageError
 from hf_losses.training.outputs import PACKAGES
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def open_study(storage: str, settings: dict[str, Any]) -> tuple[Study, list[int]
         if before.get(name) != settings.get(name)
     ]
     if differ:
-        raise ValueError(
+        raise UsageError(
             f"the search there has other flags: {'; '.join(differ)}. Take those to go on with it, "
             "or another --output_dir"
         )

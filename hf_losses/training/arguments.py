@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_losses.losses.registry import list_losses, parse_loss_kwargs
+from hf_losses.messages import UsageError
 from hf_losses.metrics.direction import lower_is_better
 from hf_losses.training.class_weights import early_loss
 from hf_losses.training.item_stats import check_stats_steps
@@ -103,7 +104,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         if self.loss is not None:
             early_loss(self.loss, self.loss_kwargs)
         elif self.loss_kwargs:
-            raise ValueError(
+            raise UsageError(
                 f"loss_kwargs {self.loss_kwargs} need a loss; add one of: "
                 f"{', '.join(list_losses())}"
             )
@@ -131,7 +132,7 @@ def check_direction(args: TrainingArguments) -> None:
     # More of a `…loss` is what a user has asked for: the default is less.
     by_default = args.greater_is_better and not metric.endswith("loss")
     if by_default and lower_is_better(metric) and not isinstance(args, LossTrainingArguments):
-        raise ValueError(
+        raise UsageError(
             f"metric_for_best_model={metric!r} with greater_is_better=True, the default of "
             f"{type(args).__name__}, would choose the worst model: set greater_is_better=False, or "
             "use LossTrainingArguments, which know the direction"

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
+from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
 from hf_losses.models.heads import logits_of, shift_left
 
@@ -44,7 +45,7 @@ def check_base(cls: type, mixin: type) -> None:
     below = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
     if Trainer not in below:
         base = below[0]
-        raise ValueError(
+        raise UsageError(
             f"{mixin.__name__} needs a subclass of transformers.Trainer, and {full_name(base)} is "
             f"none: {_way_out(base, mixin)}"
         )
@@ -58,7 +59,7 @@ def check_base(cls: type, mixin: type) -> None:
             why = f"training_step does without compute_loss, so {mixin.__name__} would do nothing"
         else:
             continue
-        raise ValueError(f"{full_name(base)}.{why}: {_way_out(base, mixin)}")
+        raise UsageError(f"{full_name(base)}.{why}: {_way_out(base, mixin)}")
 
 
 def _way_out(base: type, mixin: type) -> str:

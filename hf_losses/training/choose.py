@@ -13,6 +13,7 @@ from hf_losses.losses.modules import (
     get_loss,
 )
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
+from hf_losses.messages import UsageError
 from hf_losses.models.heads import REGRESSION, is_classifier, problem_type
 from hf_losses.training.class_weights import check_number, early_loss
 
@@ -41,20 +42,20 @@ def choose_loss(
             model's head, or label smoothing would be ignored.
     """
     if isinstance(given, type):
-        raise ValueError(
+        raise UsageError(
             f"loss={given.__name__} is a class: give one of its instances, {given.__name__}(…)"
         )
     if given is not None and not isinstance(given, str) and not callable(given):
-        raise ValueError(f"loss={given!r} is neither a name nor a callable loss(logits, labels)")
+        raise UsageError(f"loss={given!r} is neither a name nor a callable loss(logits, labels)")
     named, smoothing = getattr(args, "loss", None), args.label_smoothing_factor
     if given is not None and named is not None and given != named:
-        raise ValueError(
+        raise UsageError(
             f"two losses: loss={given!r} given to the trainer and {named!r} in its arguments; "
             "keep one"
         )
     if given is not None and not isinstance(given, str):
         if smoothing:
-            raise ValueError(
+            raise UsageError(
                 f"label_smoothing_factor={smoothing} would be ignored by a loss that is "
                 "already built: use get_loss(name, label_smoothing=…) instead"
             )
@@ -65,12 +66,12 @@ def choose_loss(
     name = given or named or builtin_loss(model)
     if smoothing:
         if problem in (MULTI_LABEL, REGRESSION):
-            raise ValueError(
+            raise UsageError(
                 f"label_smoothing_factor={smoothing} does not apply to {problem} "
                 "(for several labels: loss_kwargs '{\"label_smoothing\": …}')"
             )
         if params.setdefault("label_smoothing", smoothing) != smoothing:
-            raise ValueError(
+            raise UsageError(
                 f"label_smoothing_factor={smoothing} and loss_kwargs {params} contradict each "
                 "other; keep one"
             )
@@ -98,18 +99,18 @@ def check_fit(loss: Any, model: Any) -> None:
     if is_classifier(model):
         head += f", num_labels={model.config.num_labels}"
     if problem is not None and loss.spec.task != _task(problem):
-        raise ValueError(
+        raise UsageError(
             f"loss {name!r} is for {loss.spec.task} and does not fit the model's head "
             f"({head}); choose one of: {', '.join(list_losses(task=_task(problem)))}"
         )
     if problem is None and is_classifier(model) and loss.spec.task == REGRESSION:
-        raise ValueError(
+        raise UsageError(
             f"loss {name!r} is for regression and does not fit the model's head ({head}); set "
             "config.problem_type='regression', or choose one of: "
             f"{', '.join(list_losses(task='classification'))}"
         )
     if problem in (SINGLE_LABEL, MULTI_LABEL) and loss.problem_type != problem:
-        raise ValueError(
+        raise UsageError(
             f"the loss was built for {loss.problem_type} and does not fit the model's head "
             f"({head}); make config.problem_type and the loss's problem_type the same"
         )

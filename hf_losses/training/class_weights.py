@@ -15,7 +15,7 @@ from torch import nn
 
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.losses.registry import parse_loss_kwargs
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 from hf_losses.models.builtin import IGNORE, loss_type
 from hf_losses.models.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, is_classifier
 
@@ -113,7 +113,7 @@ class ClassWeights:
         _check_text(weight)
         classes = number_of_classes(model)
         if classes is None:
-            raise ValueError(
+            raise UsageError(
                 f"weight={weight!r} needs a model of transformers, whose classes are known, not "
                 f"{type(model).__name__}: {WAY_OUT}"
             )
@@ -126,12 +126,12 @@ class ClassWeights:
             else:
                 several = is_classifier(model) and model.config.problem_type == MULTI_LABEL
                 if several or MULTI_LABEL == params.get("problem_type"):
-                    raise ValueError(
+                    raise UsageError(
                         "weight='balanced' is for one class per item, and weights of several "
                         f"labels do not balance yes and no: {WAY_OUT}"
                     )
                 if loss_type(model) not in (None, "ForTokenClassification", *CLASSIFIERS):
-                    raise ValueError(
+                    raise UsageError(
                         "weight='balanced' is for labels of whole rows or of single tokens, and "
                         f"not for {type(model).__name__}: {WAY_OUT}"
                     )
@@ -154,12 +154,12 @@ def check_number(loss: Any, model: Any) -> None:
     if not isinstance(loss, weighing) or loss.weight is None:
         return
     if not loss.weight.any():
-        raise ValueError(f"all class weights are 0, so that nothing would be learned: {WAY_OUT}")
+        raise UsageError(f"all class weights are 0, so that nothing would be learned: {WAY_OUT}")
     if loss_type(model) not in (*CLASSIFIERS, *LABELLERS):
         return  # What config.num_labels says of another model may mean nothing.
     given, classes = loss.weight.numel(), number_of_classes(model)
     if classes not in (None, given):
-        raise ValueError(
+        raise UsageError(
             f"weight has {given} entries, one per class, but {type(model).__name__} has {classes} "
             "classes (num_labels, or the vocabulary): give as many, in their order"
         )
@@ -172,7 +172,7 @@ def number_of_classes(model: Any) -> int | None:
     if not isinstance(model, PreTrainedModel):
         return None
     if loss_type(model) == QUESTION_ANSWERING:
-        raise ValueError(
+        raise UsageError(
             "class weights do not go with question answering, whose classes are positions in a "
             "text: leave weight out"
         )
@@ -188,7 +188,7 @@ def _is_language_model(model: Any) -> bool:
 
 def _check_text(weight: str | dict[str, Any]) -> None:
     if isinstance(weight, str) and weight != BALANCED:
-        raise ValueError(
+        raise UsageError(
             f"unknown weight {weight!r}: one number per class, a dict by label name or index, or "
             f"{BALANCED!r}." + nearest(weight, [BALANCED])
         )
@@ -201,18 +201,18 @@ def _by_name(given: dict[str, Any], classes: int, ids: dict[str, int]) -> list[f
         named = ids.get(name, index)
         if named is None:
             known = ", ".join(map(repr, [*ids][:MANY])) or "none have names"
-            raise ValueError(
+            raise UsageError(
                 f"weight names a class {name!r} that the model does not have; its {classes} "
                 f"classes: {known}{', …' if len(ids) > MANY else ''}, or an index from 0 to "
                 f"{classes - 1}.{nearest(name, ids)}"
             )
         if index not in (None, named):
-            raise ValueError(
+            raise UsageError(
                 f"weight for {name!r} could mean the label of that name (index {named}) or the "
                 f"class of that index: {WAY_OUT}"
             )
         if named in numbers:
-            raise ValueError(f"weight names the class with index {named} twice, again as {name!r}")
+            raise UsageError(f"weight names the class with index {named} twice, again as {name!r}")
         numbers[named] = number
     return [numbers.get(index, 1.0) for index in range(classes)]
 
@@ -221,7 +221,7 @@ def _balanced(dataset: Any, columns: list[str], classes: int, ids: dict[str, int
     labels = _labels(dataset, columns)
     outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
     if len(outside):
-        raise ValueError(
+        raise UsageError(
             f"labels must lie in [0, {classes}) for {classes} classes, the training data have "
             f"{np.unique(outside).tolist()[:10]}; check num_labels, or mark items to leave out "
             f"with {IGNORE}"
@@ -231,7 +231,7 @@ def _balanced(dataset: Any, columns: list[str], classes: int, ids: dict[str, int
     missing = [str(names.get(index, index)) for index in np.flatnonzero(counts == 0).tolist()]
     if missing:
         listed = ", ".join(missing[:MANY]) + (", …" if len(missing) > MANY else "")
-        raise ValueError(
+        raise UsageError(
             f"weight='balanced' would be infinite for what no training label is: {listed}; leave "
             "these out of the model's labels, or give numbers: loss_kwargs '{\"weight\": [1, 5]}', "
             f'or by name, where those left out weigh 1: \'{{"weight": {{"{missing[0]}": 1}}}}\''
@@ -246,19 +246,19 @@ def _labels(dataset: Any, columns: list[str]) -> Any:
 
     computed = "weight='balanced' is computed from the training labels"
     if dataset is None:
-        raise ValueError(
+        raise UsageError(
             f"{computed}, and the trainer has no train_dataset: {WAY_OUT} (hf_losses.json beside a "
             "trained model has those that it was trained with)"
         )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not has_length(dataset):
-        raise ValueError(
+        raise UsageError(
             f"{computed}, which a stream ({type(dataset).__name__}) does not give in advance: "
             f"{WAY_OUT}"
         )
     rows = [np.asarray(row) for row in _label_rows(dataset, columns, computed)]
     flat = np.concatenate([row.ravel() for row in rows]) if rows else np.empty(0, dtype=np.int64)
     if flat.dtype.kind not in "iub":
-        raise ValueError(
+        raise UsageError(
             f"{computed}, which must be class numbers, not {flat.dtype} such as "
             f"{flat[:3].tolist()}: {WAY_OUT}"
         )
@@ -280,7 +280,7 @@ def _label_rows(dataset: Any, columns: list[str], computed: str) -> Iterable[Any
         row = dataset[index]
         found = [name for name in columns if isinstance(row, Mapping) and name in row]
         if not found:
-            raise ValueError(
+            raise UsageError(
                 f"{computed}, and row {index} of train_dataset has none of {', '.join(columns)}: "
                 f"{WAY_OUT}"
             )

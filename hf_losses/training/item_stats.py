@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_losses.losses.margin import class_margin
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -27,7 +28,7 @@ ABSENT = -1.0
 def check_stats_steps(steps: int) -> None:
     """Raises a ValueError unless `loss_stats_steps` is a number of steps, or 0."""
     if not steps >= 0 or steps % 1:
-        raise ValueError(f"loss_stats_steps must be a whole number, 0 (off) or more, got {steps!r}")
+        raise UsageError(f"loss_stats_steps must be a whole number, 0 (off) or more, got {steps!r}")
 
 
 def check_stats(args: Any, criterion: Any) -> None:
@@ -40,7 +41,7 @@ def check_stats(args: Any, criterion: Any) -> None:
     steps = getattr(args, "loss_stats_steps", 0)
     check_stats_steps(steps)
     if steps and not isinstance(criterion, ClassificationLoss | RegressionLoss):
-        raise ValueError(
+        raise UsageError(
             f"loss_stats_steps={steps} needs a loss of this project, whose gradient weight is "
             f"known, not {criterion!r}: name one (hf-losses list), build one by get_loss(…), or "
             "register yours by register_loss"

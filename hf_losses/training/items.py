@@ -22,6 +22,7 @@ from hf_losses.losses.modules import (
     RegressionLoss,
     get_loss,
 )
+from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE, outputs_shift
 from hf_losses.models.heads import REGRESSION, logits_of, shift_left
 
@@ -95,7 +96,7 @@ def fit(logits: Tensor, labels: Tensor, problem: str | None) -> tuple[Tensor, Te
         labels = labels.unsqueeze(-1)
     of_classes = problem in (SINGLE_LABEL, None) and labels.shape == logits.shape[:-1]
     if not of_classes and labels.shape != logits.shape:
-        raise ValueError(
+        raise UsageError(
             f"labels of shape {shapes[1]} do not fit the model's output of shape {shapes[0]}"
             + (f" for {problem}" if problem else "")
             + ("; classes are whole numbers" if labels.is_floating_point() else "")
@@ -118,7 +119,7 @@ def check_targets(logits: Tensor, labels: Tensor, loss: Any) -> None:
     number = "for numbers name a regression loss, such as loss='mse'"
     several = loss.problem_type == MULTI_LABEL
     if logits.dim() < 2 or (logits.shape[-1] < 2 and not several):
-        raise ValueError(
+        raise UsageError(
             f"the model's output of shape {tuple(logits.shape)} has no dimension of classes for "
             f"the loss {loss.spec.name!r}: {number}"
         )
@@ -130,7 +131,7 @@ def check_targets(logits: Tensor, labels: Tensor, loss: Any) -> None:
     low, high = values.min().item(), values.max().item()
     if not (low >= 0 and high <= 1):
         what = "yes/no labels" if several else "probabilities of the classes"
-        raise ValueError(
+        raise UsageError(
             f"labels from {low:g} to {high:g} are no {what}, which lie in [0, 1] "
             f"(or are {IGNORE}, to be left out); {number}"
         )
@@ -138,7 +139,7 @@ def check_targets(logits: Tensor, labels: Tensor, loss: Any) -> None:
         sums = values.sum(-1)
         worst = sums[(sums - 1).abs().argmax()].item()
         if abs(worst - 1) > 0.01:
-            raise ValueError(
+            raise UsageError(
                 f"a row of labels sums to {worst:g}, but probabilities of the classes sum to 1; "
                 f"for several yes/no labels set problem_type={MULTI_LABEL!r}; {number}"
             )
@@ -159,17 +160,17 @@ def sum_over_items(loss: Callable[..., Tensor], problem: str | None) -> SumFunct
         ValueError: If the loss sums already, or normalises by something else than the items.
     """
     if getattr(loss, "reduction", "mean") == "sum":
-        raise ValueError(
+        raise UsageError(
             "the Trainer sums and divides by the number of items itself: "
             "give the loss reduction='mean' (or 'none')"
         )
     if getattr(loss, "ignore_index", IGNORE) != IGNORE:
-        raise ValueError(
+        raise UsageError(
             f"ignore_index is {getattr(loss, 'ignore_index', None)}, but Trainer counts the items "
             f"whose label is not {IGNORE}: mark those to leave out with {IGNORE}"
         )
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
-        raise ValueError(
+        raise UsageError(
             f"{type(loss).__name__} has parameters that the optimizer would never see: "
             "make it a part of the model"
         )
@@ -228,7 +229,7 @@ def _of_user(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:
             labels = labels.to(logits.dtype)
         value = loss(logits, labels)
         if not torch.is_tensor(value):
-            raise ValueError(
+            raise UsageError(
                 f"the loss returned {value!r}, not a tensor: the mean over the items, or one "
                 "number for each of them"
             )
@@ -292,15 +293,15 @@ def compute_loss_func(
 
     def compute(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         if labels is None:
-            raise ValueError(f"the loss {name!r} needs the batch to have 'labels'")
+            raise UsageError(f"the loss {name!r} needs the batch to have 'labels'")
         if isinstance(outputs, tuple):
-            raise ValueError(
+            raise UsageError(
                 "the stock Trainer cannot evaluate a model that returns tuples with a loss of its "
                 "own: set config.return_dict=True, or use LossTrainer"
             )
         logits = logits_of(outputs)
         if outputs.get("aux_loss") is not None:
-            raise ValueError(
+            raise UsageError(
                 "the stock Trainer would leave out the aux_loss of the mixture of experts: set "
                 "config.output_router_logits=False, or use LossTrainer, which adds it"
             )
@@ -311,7 +312,7 @@ def compute_loss_func(
             and "problem_type" not in params
             and labels.is_floating_point()
         ):
-            raise ValueError(
+            raise UsageError(
                 "float labels are either probabilities of the classes or several yes/no labels: "
                 f"add problem_type={SINGLE_LABEL!r} or {MULTI_LABEL!r} to compute_loss_func"
             )

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainingArguments
 from hf_losses import ClassificationLoss, RegressionLoss
 from hf_losses.files import write_json
 from hf_losses.hub.saved_run import last_complete_checkpoint
+from hf_losses.messages import UsageError
 
 PACKAGES = ("hf-losses", "torch", "transformers", "accelerate", "datasets", "peft")
 RESULT = "result.json"
@@ -84,15 +85,15 @@ def prepare(
         ValueError: If there is nothing to resume or to predict, or an unfinished run in the way.
     """
     if args.do_predict and not data.sets("test"):
-        raise ValueError(f"--do_predict needs a test set; see {data.options}")
+        raise UsageError(f"--do_predict needs a test set; see {data.options}")
     args.output_dir = args.output_dir or f"runs/{recipe}/{task}-{loss.spec.name}-seed{args.seed}"
     given = args.resume_from_checkpoint
     if str(given).lower() == "true":
         args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir)
     elif given and not Path(given).is_dir():
-        raise ValueError(f"no checkpoint folder {given!r}; `true` takes the last one in output_dir")
+        raise UsageError(f"no checkpoint folder {given!r}; `true` takes the last one in output_dir")
     elif args.do_train and not given and _checkpoints(args) and not _result(args).exists():
-        raise ValueError(
+        raise UsageError(
             f"{args.output_dir} holds an unfinished run: continue it by --resume_from_checkpoint "
             "true, remove that folder, or choose another --output_dir"
         )

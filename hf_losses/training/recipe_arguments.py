@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_losses.losses.registry import get_spec, list_losses
+from hf_losses.messages import UsageError
 from hf_losses.options import CORES, option
 from hf_losses.training.arguments import LossTrainingArguments
 
@@ -32,12 +33,12 @@ class RecipeTrainingArguments(LossTrainingArguments):
         super().__post_init__()
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1 and self.world_size == 1:
-            raise ValueError(
+            raise UsageError(
                 f"{started} processes were started, but each would train by itself: there is no "
                 "GPU for them; add --use_cpu"
             )
         if self.fp16 and self.device.type == "cpu":
-            raise ValueError("--fp16 would have no effect on a CPU; use --bf16, or neither")
+            raise UsageError("--fp16 would have no effect on a CPU; use --bf16, or neither")
         launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)
         if launched and self.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
             torch.set_num_threads(CORES)  # 1 is the launchers' default, however many there are.
@@ -55,7 +56,7 @@ def check_loss(loss: str | None, kind: str | None, name: str) -> None:
         ValueError: If they do not fit; names the losses that do.
     """
     if loss and kind and get_spec(loss).task != kind:
-        raise ValueError(
+        raise UsageError(
             f"{name} is a {kind} task and {loss!r} a {get_spec(loss).task} loss; choose one of: "
             f"{', '.join(list_losses(task=kind))}"
         )

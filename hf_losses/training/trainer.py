@@ -36,6 +36,7 @@ from hf_losses.hub.saved_run import (
 from hf_losses.losses.linear import HeadOutput, check_linear, linear_of_head, plain_head
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.losses.registry import get_spec, neutral_loss
+from hf_losses.messages import UsageError
 from hf_losses.models.adapters import adapter_term, check_adapter
 from hf_losses.models.builtin import auxiliary_weight, check_batch, loss_type, shifts_labels
 from hf_losses.models.decoder_inputs import decoder_inputs
@@ -131,7 +132,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         if target_share(self.args, 0, 1) is not None:
             self._first_loss()
             if getattr(self.criterion, "overwrite_logits", False):
-                raise ValueError(
+                raise UsageError(
                     "overwrite_logits leaves nothing for the other loss of a warm-up: keep one"
                 )
         if getattr(self.args, "fused_linear", False):
@@ -214,28 +215,28 @@ class LossMixin(_Base):  # type: ignore[misc]
     def _check_trainer(self) -> None:
         check_direction(self.args)
         if self.compute_loss_func is not None:
-            raise ValueError(
+            raise UsageError(
                 "compute_loss_func would compete with this trainer's loss: pass it as loss=, "
                 "or use the stock Trainer"
             )
         for base in map(full_name, type(self).__mro__):
             option, stock = SAME_LOSS.get(base, ("", None))
             if option and getattr(self.args, option) != stock:
-                raise ValueError(
+                raise UsageError(
                     f"{option}={getattr(self.args, option)!r} asks {base} for another loss than "
                     f"this trainer's: leave it at {stock!r}"
                 )
         if self.args.use_liger_kernel and (self.args.liger_kernel_config or {}).get(
             "fused_linear_cross_entropy", True
         ):
-            raise ValueError(
+            raise UsageError(
                 "use_liger_kernel fuses cross-entropy into the head and leaves no logits for "
                 "another loss: set liger_kernel_config to "
                 '{"fused_linear_cross_entropy": false, "cross_entropy": false}, or switch it off'
             )
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and parallelism.sp_enabled:
-            raise ValueError(
+            raise UsageError(
                 "sequence parallelism computes the model's built-in loss; "
                 "use data or tensor parallelism with this trainer"
             )
@@ -270,7 +271,7 @@ class LossMixin(_Base):  # type: ignore[misc]
     def _check_fused_linear(self) -> None:
         core = self._core()
         if not is_causal(core):
-            raise ValueError(
+            raise UsageError(
                 f"fused_linear is for causal language models, not {type(core).__name__}: switch it "
                 "off"
             )
@@ -285,9 +286,9 @@ class LossMixin(_Base):  # type: ignore[misc]
             ("tensor parallelism, which shards the head", self.get_tp_size() > 1),
         ):
             if present:
-                raise ValueError(f"fused_linear does not work with {what}: switch one of them off")
+                raise UsageError(f"fused_linear does not work with {what}: switch one of them off")
         if hasattr(plain_head(core), "_hf_hook"):
-            raise ValueError(
+            raise UsageError(
                 "fused_linear does not work with a head that a hook of Accelerate moves between "
                 "devices: load the model without device_map, or switch fused_linear off"
             )
@@ -336,7 +337,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         batch, inputs = inputs, {**inputs, **self._sft.model_inputs()}
         targets = self._targets()
         if not targets.present(inputs):
-            raise ValueError(
+            raise UsageError(
                 f"the batch has no {' and '.join(map(repr, self.label_names))} for the loss, only: "
                 f"{', '.join(inputs)} (the data needs a column 'label' or 'labels')"
             )
@@ -717,7 +718,7 @@ class LossMixin(_Base):  # type: ignore[misc]
         # A checkpoint of the stock Trainer was trained with the built-in loss.
         before = loss_of_checkpoint(checkpoint) or {"name": builtin_loss(self._core())}
         if before != self.loss_config and not getattr(self.args, "allow_loss_change", False):
-            raise ValueError(
+            raise UsageError(
                 f"{checkpoint} was trained with the loss {before}, not {self.loss_config}: resume "
                 "with the same loss, start in another output_dir, or pass --allow_loss_change "
                 "(LossTrainingArguments(allow_loss_change=True); to hf-losses run before SCRIPT)"

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from hf_losses.losses.registry import get_spec, list_losses
+from hf_losses.messages import UsageError
 
 
 def check_warmup(loss: str | None, ratio: float, steps: int, first: str | None) -> None:
@@ -22,23 +23,23 @@ def check_warmup(loss: str | None, ratio: float, steps: int, first: str | None) 
         first: The loss that it begins with; None for the baseline of the task.
     """
     if not 0 <= ratio <= 1:
-        raise ValueError(f"loss_warmup_ratio must be from 0 to 1, got {ratio!r}")
+        raise UsageError(f"loss_warmup_ratio must be from 0 to 1, got {ratio!r}")
     if steps < 0 or steps != int(steps):
-        raise ValueError(f"loss_warmup_steps must be a whole number, 0 or more, got {steps!r}")
+        raise UsageError(f"loss_warmup_steps must be a whole number, 0 or more, got {steps!r}")
     if ratio and steps:
-        raise ValueError(
+        raise UsageError(
             f"loss_warmup_ratio={ratio} and loss_warmup_steps={steps} name two lengths; keep one"
         )
     if first is None:
         return
     spec = get_spec(first)
     if not (ratio or steps):
-        raise ValueError(
+        raise UsageError(
             f"loss_warmup_from={first!r} needs a length: add loss_warmup_ratio or loss_warmup_steps"
         )
     if loss is not None and spec.task != get_spec(loss).task:
         task = get_spec(loss).task
-        raise ValueError(
+        raise UsageError(
             f"loss_warmup_from={first!r} is for {spec.task}, but loss {loss!r} for {task}; "
             f"choose one of: {', '.join(list_losses(task=task))}"
         )

@@ -18,9 +18,9 @@ from hf_losses.cli.main import main
 from hf_losses.compare import local_pool as pool
 from hf_losses.compare.experiment import best_losses, environments
 from hf_losses.compare.local_pool import failure
-from hf_losses.files import strict
 from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
 from hf_losses.compare.runs import run_folder
+from hf_losses.files import strict
 
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))
 ROOT = Path(hf_losses.__file__).parents[1]

@@ -20,6 +20,7 @@ from hf_losses.compare.report.pictures import draw
 from hf_losses.compare.report.words import COLUMNS, WORDS, view_of
 from hf_losses.compare.statistics import statistics
 from hf_losses.files import write_bytes, write_json
+from hf_losses.messages import UsageError
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 TABLE = "table.md"
@@ -76,11 +77,11 @@ def read_results(folder: Path) -> dict[str, Any]:
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not {"plan", "runs"} <= set(results):
-            raise ValueError("it holds no comparison")
+            raise UsageError("it holds no comparison")
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no {RESULTS}: {again}") from None
+        raise UsageError(f"{folder} holds no {RESULTS}: {again}") from None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): {again}") from None
+        raise UsageError(f"{path} cannot be read ({error}): {again}") from None
     return results
 
 
