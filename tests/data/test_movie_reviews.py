@@ -3,16 +3,11 @@
 import gzip
 import hashlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from datasets import ClassLabel
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-sys.path.insert(0, str(RECIPES))
-
-from hf_losses.data.movie_reviews import FILE, TASKS, load_movie_reviews  # noqa: E402
+from hf_losses.data.movie_reviews import FILE, TASKS, load_movie_reviews
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +57,7 @@ def test_single_rater_changes_training_labels_only(rows, tasks):
         assert bool(row["label"]) in signs
     pairs = zip(single["train"]["label"], consensus["train"]["label"], strict=True)
     assert sum(a != b for a, b in pairs) == 457  # 5.4 %: as data/README.md says
-    assert "457 of the 8,493" in (RECIPES / "data" / "README.md").read_text(encoding="utf-8")
+    assert "457 of the 8,493" in FILE.with_name("README.md").read_text(encoding="utf-8")
 
 
 def test_a_sentence_lies_in_the_same_split_in_every_task(tasks):
@@ -73,7 +68,7 @@ def test_a_sentence_lies_in_the_same_split_in_every_task(tasks):
 
 
 def test_sizes_are_those_of_the_readme(tasks):
-    readme = (RECIPES / "data" / "README.md").read_text(encoding="utf-8")
+    readme = FILE.with_name("README.md").read_text(encoding="utf-8")
     for task, splits in tasks.items():
         sizes = " | ".join(f"{len(splits[name]):,}" for name in ("train", "validation", "test"))
         (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{task}` ")]

@@ -255,7 +255,7 @@ REFUSED = {
     ),
     "cross_encoder": (
         script(CROSS_ENCODER, "CrossEncoderTrainer"),
-        r"CrossEncoderTrainer\.compute_loss .* hf_losses\.cross_encoder\.CrossEncoderLoss\(model, "
+        r"CrossEncoderTrainer\.compute_loss .* hf_losses\.CrossEncoderLoss\(model, "
         "'strict_m_power'\\)",
     ),
     "reward": (
