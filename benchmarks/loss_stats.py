@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from hf_losses import LossTrainer, LossTrainingArguments
 from hf_losses.models.heads import shift_left
-from hf_losses.training.item_stats import LossStats
+from hf_losses.training.reports.item_stats import LossStats
 
 LOSS = "strict_l"
 BLOCK, ROUNDS, REPEATS = 10, 8, 30

@@ -12,8 +12,8 @@ from hf_losses.losses.registry import LossParameter, LossSpec, get_spec, list_lo
 if TYPE_CHECKING:
     from hf_losses.hub.saved_run import load_loss
     from hf_losses.integrations.cross_encoder import CrossEncoderLoss
+    from hf_losses.integrations.stock import compute_loss_func
     from hf_losses.training.arguments import LossTrainingArguments
-    from hf_losses.training.items import compute_loss_func
     from hf_losses.training.trainer import LossMixin, LossTrainer
 
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ __all__ = [
 _LAZY = {
     "LossMixin": "hf_losses.training.trainer",
     "LossTrainer": "hf_losses.training.trainer",
-    "compute_loss_func": "hf_losses.training.items",
+    "compute_loss_func": "hf_losses.integrations.stock",
     "LossTrainingArguments": "hf_losses.training.arguments",
     "CrossEncoderLoss": "hf_losses.integrations.cross_encoder",
     "load_loss": "hf_losses.hub.saved_run",

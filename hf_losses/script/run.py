@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from hf_losses.losses.registry import parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.script.source import trains_without_trainer
-from hf_losses.training.class_weights import early_loss
-from hf_losses.training.warmup import check_warmup
+from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training.loss.warmup import check_warmup
 
 if TYPE_CHECKING:
     from hf_losses.script.swap import Swap

@@ -10,9 +10,9 @@ from transformers import TrainingArguments
 from hf_losses.losses.registry import list_losses, parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.metrics.direction import lower_is_better
-from hf_losses.training.class_weights import early_loss
-from hf_losses.training.item_stats import check_stats_steps
-from hf_losses.training.warmup import check_warmup
+from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training.loss.warmup import check_warmup
+from hf_losses.training.reports.item_stats import check_stats_steps
 
 
 @dataclass
@@ -40,7 +40,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
             (see `hf_losses.losses.linear`).
         loss_stats_steps: Every so many optimizer steps, logs quantiles over the items of that step:
             of p_y, of the margin and of the gradient weight; see
-            `hf_losses.training.item_stats`. 0: never.
+            `hf_losses.training.reports.item_stats`. 0: never.
         allow_loss_change: Lets training resume from a checkpoint of another loss.
         logging_nan_inf_filter: False here, so that a loss that is not finite is seen.
 

@@ -50,11 +50,9 @@ from hf_losses.models.heads import (
 )
 from hf_losses.training.arguments import check_direction
 from hf_losses.training.base_trainers import SAME_LOSS, SFTLog, check_base, full_name
-from hf_losses.training.choose import builtin_loss, check_fit, choose_loss
-from hf_losses.training.class_weights import ClassWeights
-from hf_losses.training.evaluation import EvaluationLosses
-from hf_losses.training.item_stats import LossStats, check_stats, stats_due
-from hf_losses.training.items import (
+from hf_losses.training.loss.choose import builtin_loss, check_fit, choose_loss
+from hf_losses.training.loss.class_weights import ClassWeights
+from hf_losses.training.loss.items import (
     SumFunction,
     check_targets,
     fit,
@@ -64,8 +62,10 @@ from hf_losses.training.items import (
     problem_of,
     sum_over_items,
 )
-from hf_losses.training.nonfinite import NonfiniteSteps
-from hf_losses.training.warmup import target_share
+from hf_losses.training.loss.warmup import target_share
+from hf_losses.training.reports.evaluation import EvaluationLosses
+from hf_losses.training.reports.item_stats import LossStats, check_stats, stats_due
+from hf_losses.training.reports.nonfinite import NonfiniteSteps
 
 logger = logging.getLogger(__name__)
 

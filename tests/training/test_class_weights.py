@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer, LossTrainingArguments, get_loss, load_loss
-from hf_losses.training.class_weights import early_loss
+from hf_losses.training.loss.class_weights import early_loss
 
 NAMES = {"id2label": {0: "good", 1: "bad", 2: "odd"}, "label2id": {"good": 0, "bad": 1, "odd": 2}}
 LABELS = [0] * 10 + [1] * 5 + [2] * 5

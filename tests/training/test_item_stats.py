@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_losses import LossMixin, LossTrainer, LossTrainingArguments, get_loss, list_losses
-from hf_losses.training import item_stats as room
-from hf_losses.training.item_stats import item_stats, summary
+from hf_losses.training.reports import item_stats as room
+from hf_losses.training.reports.item_stats import item_stats, summary
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_losses import LossTrainer
-from hf_losses.training.nonfinite import NonfiniteSteps
+from hf_losses.training.reports.nonfinite import NonfiniteSteps
 
 METRIC = "train_nonfinite_grad_steps"
 

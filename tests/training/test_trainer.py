@@ -39,7 +39,7 @@ from hf_losses import (
     compute_loss_func,
     get_loss,
 )
-from hf_losses.training.items import item_count
+from hf_losses.training.loss.items import item_count
 
 
 def batch(rows):

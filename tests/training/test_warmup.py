@@ -6,7 +6,7 @@ import torch
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, set_seed
 
 from hf_losses import LossTrainer, LossTrainingArguments, get_loss
-from hf_losses.training.warmup import target_share
+from hf_losses.training.loss.warmup import target_share
 
 FIXED = {"learning_rate": 0.0, "max_grad_norm": 0.0, "train_sampling_strategy": "sequential"}
 

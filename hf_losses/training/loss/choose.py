@@ -15,7 +15,7 @@ from hf_losses.losses.modules import (
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.models.heads import REGRESSION, is_classifier, problem_type
-from hf_losses.training.class_weights import check_number, early_loss
+from hf_losses.training.loss.class_weights import check_number, early_loss
 
 
 def builtin_loss(model: Any) -> str:
