@@ -124,7 +124,7 @@ class _SwappedLoss(LossMixin):
 
     def _check_trainer(self) -> None:
         swap, name = self.swap, type(self).__name__
-        for given in (self._given_loss, getattr(self.args, "loss", None)):
+        for given in (self._active.loss, getattr(self.args, "loss", None)):
             if given not in (None, swap.loss):
                 swap.refuse(f"the script gives its {name} the loss {given!r}; keep one")
         if self.compute_loss_func is not None:
@@ -132,19 +132,19 @@ class _SwappedLoss(LossMixin):
             swap.refuse(
                 f"the script gives its {name} a compute_loss_func{_place(function)}; take it out"
             )
-        model = type(self._core())
+        model = type(self._wrapped.core)
         takes_labels = self.args.label_names or find_labels(model)
         if not takes_labels and model.__module__.startswith("transformers."):
             swap.refuse(
                 f"{model.__name__} takes no labels: what it is trained on is not a function of "
                 "logits and labels"
             )
-        self._given_loss = swap.loss
+        self._active.loss = swap.loss
         for option, value in swap.settings.items():
             setattr(self.args, option, value)
         try:
             super()._check_trainer()
-            self._loss()
+            self._active.target()
         except ValueError as error:
             swap.refuse(str(error))
 

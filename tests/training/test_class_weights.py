@@ -309,7 +309,7 @@ def test_tokens_of_a_vocabulary_go_by_index(build, tmp_path):
 
 def test_a_warm_up_begins_with_the_same_weights(build):
     trainer = build("balanced", loss_warmup_steps=2)
-    first, _ = trainer._first_loss()
+    first, _ = trainer._active.initial()
     assert first.config == {"name": "cross_entropy", "weight": BALANCED}
     trainer.train()
 

@@ -239,7 +239,7 @@ def test_counts_of_data_parallel_come_once_per_gpu(build):
     for labels, items in ([0, 1, 2, 0], 4), ([-100, -100], 0):
         counts = trainer._get_num_items_in_batch([{"labels": torch.tensor(labels)}], "cpu")
         assert counts.tolist() == [[items], [items]]
-    assert int(trainer._empty_steps) == 1
+    assert int(trainer._empty_steps.count) == 1
 
 
 # ---- Labels that a loss is not defined for -------------------------------------------------------

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
 from typing import Any
+
+from torch import nn
 
 from hf_losses.losses.modules import (
     MULTI_LABEL,
@@ -15,7 +19,8 @@ from hf_losses.losses.modules import (
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.models.heads import REGRESSION, is_classifier, problem_type
-from hf_losses.training.loss.class_weights import check_number, early_loss
+from hf_losses.training.loss.class_weights import ClassWeights, check_number, early_loss
+from hf_losses.training.loss.items import SumFunction, problem_of, sum_over_items
 
 
 def builtin_loss(model: Any) -> str:
@@ -118,3 +123,91 @@ def check_fit(loss: Any, model: Any) -> None:
 
 def _task(problem: str | None) -> str:
     return "regression" if problem == REGRESSION else "classification"
+
+
+class ActiveLoss:
+    """The loss of a trainer, the one its warm-up begins with, and the baseline of its task.
+
+    They are built when they are asked for, and anew when the arguments have changed: a
+    hyperparameter search sets the fields of the arguments before every trial.
+
+    Args:
+        trainer: The trainer; not read before its `__init__` is done.
+        loss: What was given to it as `loss`.
+    """
+
+    def __init__(self, trainer: Any, loss: Any) -> None:
+        """See the class."""
+        self.trainer = trainer
+        self.loss = loss
+        self._class_weights = ClassWeights()
+        self._target: tuple[Any, Any, SumFunction] | None = None
+        self._initial: tuple[Any, Any, SumFunction] | None = None
+
+    @property
+    def criterion(self) -> Any:
+        """The loss in force: a module of this project, or what was given."""
+        return self.target()[0]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Name and parameters of the loss in force, as JSON."""
+        criterion = self.criterion
+        if isinstance(criterion, ClassificationLoss | RegressionLoss):
+            return criterion.config
+        kind = type(criterion) if isinstance(criterion, nn.Module) else criterion
+        return {"name": f"{kind.__module__}:{getattr(kind, '__qualname__', type(kind).__name__)}"}
+
+    @property
+    def problem(self) -> str | None:
+        """What labels are for: the model's head says it, and of an unknown head the loss."""
+        return problem_type(self.trainer._wrapped.core) or problem_of(self.criterion)
+
+    def target(self) -> tuple[Any, SumFunction]:
+        """The loss in force, and its sum over the items of a batch."""
+        trainer, model = self.trainer, self.trainer._wrapped.core
+        args = trainer.args
+        key = (
+            getattr(args, "loss", None),
+            json.dumps(self._class_weights.plain(args)),
+            args.label_smoothing_factor,
+            problem_type(model),
+        )
+        if self._target is None or self._target[0] != key:
+            weigh = functools.partial(
+                self._class_weights.resolve,
+                dataset=trainer.train_dataset,
+                label_names=trainer.label_names,
+                show=trainer.is_world_process_zero(),
+            )
+            criterion = choose_loss(self.loss, args, model, weigh)
+            if isinstance(criterion, nn.Module):
+                criterion.to(args.device)
+            problem = problem_type(model) or problem_of(criterion)
+            self._target = (key, criterion, sum_over_items(criterion, problem))
+        return self._target[1:]
+
+    def initial(self) -> tuple[Any, SumFunction]:
+        """The loss that a warm-up begins with, which shares class weights and smoothing."""
+        criterion, args = self.criterion, self.trainer.args
+        key = (criterion, getattr(args, "loss_warmup_from", None))
+        if self._initial is None or self._initial[0] != key:
+            options = dict(getattr(criterion, "config", {}))
+            spec = getattr(criterion, "spec", None)
+            for name in ("name", "max_weight", *(spec.parameters if spec else ())):
+                options.pop(name, None)
+            initial = get_loss(key[1] or self.baseline_name, **options).to(args.device)
+            check_fit(initial, self.trainer._wrapped.core)
+            self._initial = (key, initial, sum_over_items(initial, self.problem))
+        return self._initial[1:]
+
+    @property
+    def baseline_name(self) -> str:
+        """The baseline of the task, such as `cross_entropy`."""
+        spec = getattr(self.criterion, "spec", None)
+        return builtin_loss(self.trainer._wrapped.core) if spec is None else neutral_loss(spec.task)
+
+    def baseline(self) -> ClassificationLoss | RegressionLoss:
+        """The plain baseline of the task, by which runs with different losses are compared."""
+        several = problem_type(self.trainer._wrapped.core) == MULTI_LABEL
+        return get_loss(self.baseline_name, **({"problem_type": MULTI_LABEL} if several else {}))

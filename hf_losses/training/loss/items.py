@@ -255,7 +255,9 @@ def item_count(labels: Tensor, counted: Any, problem: str | None) -> Tensor | An
     return items.clamp(min=1) if torch.is_tensor(items) else max(items, 1)
 
 
-def divisors(trainer: Any, labels: Sequence[Tensor], counted: Any, problem: str | None) -> list[Any]:
+def divisors(
+    trainer: Any, labels: Sequence[Tensor], counted: Any, problem: str | None
+) -> list[Any]:
     """What the sums over a micro-batch are divided by, so that gradients add up to the step's mean.
 
     Args:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
+from hf_losses.training.loss.choose import ActiveLoss
+from hf_losses.training.loss.items import kept, sum_over_items
 
 
 class EvaluationLosses:
@@ -19,25 +22,41 @@ class EvaluationLosses:
         self._added: list[Tensor] = []
         self._bins: Tensor | None = None
 
-    def add(self, loss: Tensor, baseline: Tensor, items: Tensor) -> None:
-        """Takes a batch.
+    def add(self, active: ActiveLoss, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Adds a batch.
 
         Args:
-            loss: `[P]`, the sums over its items: of one classification, or of start and end of an
-                answer.
-            baseline: `[P]`, the same of the task's baseline.
-            items: `[P]`, their numbers.
+            active: The loss, and the baseline that is reported beside it.
+            pairs: Logits and labels as `fit` gives them: one pair, or two for the start and the end
+                of an answer.
+
+        Returns:
+            The mean over the items of the batch, a scalar.
         """
-        self._sums.append(torch.stack([loss, baseline, items.to(loss.dtype)]).detach())
+        baseline, problem, parts = active.baseline(), active.problem, []
+        same = baseline.config == active.config
+        _, summed = active.target()
+        summed_baseline = sum_over_items(baseline, problem)
+        for logits, labels in pairs:
+            if len(labels):
+                loss = summed(logits, labels, 1.0)
+                of_baseline = loss if same else summed_baseline(logits, labels, 1.0)
+                parts.append(torch.stack([loss, of_baseline, kept(labels, problem).sum()]))
+            else:
+                parts.append(logits.new_zeros(3, dtype=torch.float32))
+            of_classes = baseline.spec.task == "classification" and not labels.is_floating_point()
+            if of_classes and logits.dim() == 2 and labels.dim() == 1 and len(pairs) == 1:
+                bins = calibration_bins(logits.detach(), labels)
+                self._bins = bins if self._bins is None else self._bins + bins
+        sums = torch.stack(parts, -1)
+        self._sums.append(sums.detach())
+        loss, _, items = sums
+        mean: Tensor = (loss / items.clamp(min=1)).mean()
+        return mean
 
     def add_term(self, term: Tensor, rows: int) -> None:
         """Takes what a batch of so many rows adds to its loss, such as that of a router."""
         self._added.append(torch.stack([term.detach() * rows, term.new_tensor(float(rows))]))
-
-    def add_predictions(self, logits: Tensor, labels: Tensor) -> None:
-        """Takes a batch's predictions for the calibration error; see `calibration_bins`."""
-        bins = calibration_bins(logits.detach(), labels)
-        self._bins = bins if self._bins is None else self._bins + bins
 
     def metrics(self, accelerator: Any, *, finite_only: bool) -> dict[str, float]:
         """The means over the items of all processes, which must all call this.
@@ -74,3 +93,28 @@ def _of_all(sums: Tensor, accelerator: Any) -> Tensor:
 
 def _mean(sums: Tensor, items: Tensor) -> float:
     return float((sums / items.clamp(min=1)).mean())
+
+
+def rows_of_last_batch(accelerator: Any, size: int, *, tensor_parallel: bool) -> int | None:
+    """How many rows of an evaluation's last batch are this process's own.
+
+    Several processes fill it up with rows from the beginning, so that all have equally many.
+
+    Args:
+        accelerator: That of the trainer, within its evaluation loop.
+        size: Rows of the batch.
+        tensor_parallel: Whether several processes are given the same batch.
+
+    Returns:
+        A number of rows; None for all of them.
+    """
+    state = accelerator.gradient_state
+    if (
+        accelerator.num_processes == 1
+        or tensor_parallel
+        or getattr(accelerator, "parallelism_config", None) is not None
+        or not state.end_of_dataloader
+        or state.remainder < 1
+    ):
+        return None
+    return int(max(0, state.remainder - accelerator.process_index * size))

@@ -1,0 +1,132 @@
+"""What a trainer saves of its loss, and how it resumes with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer
+
+from hf_losses.hub.publish import without_paths
+from hf_losses.hub.saved_run import (
+    ARGUMENTS_FILE,
+    COUNT_KEY,
+    LOSS_FILE,
+    STATE_KEY,
+    last_complete_checkpoint,
+    load_renamed,
+    loss_of_checkpoint,
+)
+from hf_losses.messages import UsageError
+from hf_losses.training.loss.choose import builtin_loss
+
+logger = logging.getLogger(__name__)
+
+# Any trainer class may stand below; the type checker sees the stock one.
+_Base: Any = Trainer if TYPE_CHECKING else object
+
+
+class SavingMixin(_Base):  # type: ignore[misc]
+    """Saves the loss beside the model, and resumes from checkpoints of the same loss alone."""
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Trains; resuming takes the last complete checkpoint and insists on the same loss.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder, or True for the last one in `output_dir`
+                that was written to its end.
+            *args: Those of `Trainer.train`.
+            **kwargs: Those of `Trainer.train`.
+
+        Returns:
+            What `Trainer.train` returns.
+
+        Raises:
+            ValueError: If the checkpoint was trained with another loss and `allow_loss_change` is
+                not set, or there is none.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            self.check_same_loss(str(resume_from_checkpoint))
+        trained = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        self._name_loss_in_config()  # For model.save_pretrained alone.
+        return trained
+
+    def _name_loss_in_config(self) -> None:
+        config = getattr(self._wrapped.core, "config", None)
+        if config is not None:
+            config.hf_losses = self.loss_config
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Trainer's loading, which also finds weights that transformers has renamed."""
+        with self._wrapped.uncompiled():
+            target = self.model if model is None else model
+            if self._is_sharded() or not load_renamed(target, resume_from_checkpoint):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """The same for the best model at the end of a training."""
+        best = self.state.best_model_checkpoint
+        with self._wrapped.uncompiled():
+            if self._is_sharded() or not load_renamed(self.model, best):
+                super()._load_best_model()
+
+    def _is_sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def check_same_loss(self, checkpoint: str) -> None:
+        """Raises a ValueError if a checkpoint was trained with another loss, unless that is wanted.
+
+        Args:
+            checkpoint: Its folder.
+        """
+        # A checkpoint of the stock Trainer was trained with the built-in loss.
+        before = loss_of_checkpoint(checkpoint) or {"name": builtin_loss(self._wrapped.core)}
+        if before != self.loss_config and not getattr(self.args, "allow_loss_change", False):
+            raise UsageError(
+                f"{checkpoint} was trained with the loss {before}, not {self.loss_config}: resume "
+                "with the same loss, start in another output_dir, or pass --allow_loss_change "
+                "(LossTrainingArguments(allow_loss_change=True); to hf-losses run before SCRIPT)"
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, and the loss in its config, its folder and the trainer's state.
+
+        With `push_to_hub` it is pushed too. Where that fails, there is a warning: it is saved.
+        """
+        self.state.stateful_callbacks[STATE_KEY] = {
+            "args": self.loss_config,
+            "attributes": {COUNT_KEY: self._nonfinite.count},
+        }
+        self._name_loss_in_config()
+        if self.args.should_save:
+            self._write_records(output_dir or self.args.output_dir)
+        token, self.args.hub_token = self.args.hub_token, None  # It would get into a pickle.
+        try:
+            with (
+                self._wrapped.uncompiled()
+            ):  # Else the weights get names that from_pretrained lacks.
+                super().save_model(output_dir, _internal_call=True)
+        finally:
+            self.args.hub_token = token
+        if self.args.push_to_hub and not _internal_call:
+            try:
+                self.push_to_hub("Model save", revision=self.args.hub_revision)
+            except (ValueError, OSError) as error:
+                logger.warning("The model is saved but not pushed. %s", error)
+
+    def _write_records(self, folder: str) -> None:
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, LOSS_FILE), "w", encoding="utf-8") as file:
+            json.dump(self.loss_config, file, indent=2)
+        with open(os.path.join(folder, ARGUMENTS_FILE), "w", encoding="utf-8") as file:
+            json.dump(without_paths(self._shown_arguments()), file, indent=2)
+
+    def _shown_arguments(self) -> dict[str, Any]:
+        given = self.args.to_dict().items()
+        return {k: v for k, v in given if v is not None and not k.endswith("_token")}

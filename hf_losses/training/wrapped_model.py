@@ -1,0 +1,78 @@
+"""A trainer's model without what has been put around it: wrappers, compilation, adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.utils import is_compiled_module
+
+from hf_losses.models.builtin import shifts_labels
+from hf_losses.models.heads import Targets
+
+# PEFT's prompts that become keys and values of the attention, not tokens.
+KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+
+
+class WrappedModel:
+    """Looks through a trainer's model; what it finds is kept until the model is another one.
+
+    Args:
+        trainer: The trainer; not read before its `__init__` is done.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        """See the class."""
+        self.trainer = trainer
+        self._unwrapped: tuple[Any, Any] | None = None
+        self._targets: Targets | None = None
+
+    @property
+    def adapted(self) -> Any:
+        """The model without wrappers, with its adapters."""
+        model = self.trainer.model
+        if self._unwrapped is None or self._unwrapped[0] is not model:
+            # Unwrapping walks through all modules; a search replaces the model for every trial.
+            unwrapped = self.trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
+            self._unwrapped = (model, unwrapped)
+        return self._unwrapped[1]
+
+    @property
+    def core(self) -> Any:
+        """The model without wrappers and adapters."""
+        adapted = self.adapted
+        return adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+
+    @property
+    def targets(self) -> Targets:
+        """How labels and logits are taken from a batch of the model."""
+        core = self.core
+        if self._targets is None or self._targets.model is not core:
+            # Trainer asks for transformers' name of the loss, which GPT-2 does not have and BART's
+            # decoder does not follow.
+            self._targets = Targets(
+                core,
+                self.trainer.label_names,
+                shifts=shifts_labels(core),
+                virtual_tokens=self._virtual_tokens(),
+            )
+        return self._targets
+
+    def _virtual_tokens(self) -> int:
+        """How many embeddings PEFT puts before those of the tokens."""
+        config = getattr(self.adapted, "active_peft_config", None)
+        if config is None or not config.is_prompt_learning or config.peft_type in KEYS_AND_VALUES:
+            return 0
+        return int(config.num_virtual_tokens)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Puts the model itself in the place of `torch.compile(model)`, if that was given."""
+        model = self.trainer.model
+        if is_compiled_module(model):
+            self.trainer.model = model._orig_mod
+        try:
+            yield
+        finally:
+            self.trainer.model = model
