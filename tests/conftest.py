@@ -10,7 +10,7 @@ from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
 from hf_losses import register_loss
-from hf_losses.hub import publish
+from hf_losses.hub import upload
 from hf_losses.losses import registry
 
 # The same examples on every run, and no verdict on how fast the machine is.
@@ -55,7 +55,7 @@ def hub(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(publish, "sleep", hub.waits.append)
+        monkeypatch.setattr(upload, "sleep", hub.waits.append)
         clock = types.SimpleNamespace(sleep=hub.waits_of_client.append)
         monkeypatch.setattr(_http, "time", clock)
         yield hub

@@ -14,7 +14,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from hf_losses.hub.card import write_card
-from hf_losses.hub.publish import open_repo, publish
+from hf_losses.hub.publish import publish
+from hf_losses.hub.upload import open_repo
 from hf_losses.training.saving import SavingMixin
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
-from hf_losses.hub.publish import without_paths
+from hf_losses.hub.private import without_paths
 from hf_losses.hub.saved_run import (
     ARGUMENTS_FILE,
     COUNT_KEY,

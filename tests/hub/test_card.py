@@ -25,7 +25,8 @@ from transformers import (
 
 from hf_losses import LossTrainer, get_loss, get_spec, list_losses
 from hf_losses.citation import LIBRARY_CITATION, PAPER_CITATION
-from hf_losses.hub.card import _curves, write_card
+from hf_losses.hub.card import write_card
+from hf_losses.hub.card_pictures import curves
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_" + "a" * 34
@@ -133,7 +134,7 @@ def test_options_of_the_loss(folder):
     ],
 )
 def test_the_picture_has_the_parameters_of_the_run(loss, x, value, weight):
-    found = _curves(get_loss(**loss, reduction="none"), torch.tensor([x], dtype=torch.float64))
+    found = curves(get_loss(**loss, reduction="none"), torch.tensor([x], dtype=torch.float64))
     assert found["loss"].item() == pytest.approx(value, rel=1e-6)
     assert found["weight"].item() == pytest.approx(weight, rel=1e-6)
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from hf_losses import LossTrainer
 from hf_losses.cli.main import main
-from hf_losses.hub import publish
+from hf_losses.hub import run_folder, upload
 
 # The client's own, of the HTTP library below it.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
@@ -259,7 +259,7 @@ CLIENTS = [("POST", PREUPLOAD), ("POST", BATCH), ("PUT", STORE), ("POST", "/veri
     ids=lambda fault: "-".join(map(str, fault.values())),
 )
 def test_what_passes_is_tried_again(home, hub, monkeypatch, caplog, method, path, fault):
-    monkeypatch.setattr(publish, "TIMEOUT", 0.3)
+    monkeypatch.setattr(upload, "TIMEOUT", 0.3)
     carried_out = path == COMMIT and "lose" in fault  # The next try finds that all is there.
     tries = 1 if carried_out else 2
     hub.faults = [Fault(method, path, times=tries, **fault)]
@@ -271,7 +271,7 @@ def test_what_passes_is_tried_again(home, hub, monkeypatch, caplog, method, path
     if (method, path) in OURS:
         asked = [7, 7] if "headers" in fault else [1, 2]
         assert hub.waits == asked[:tries]
-        lines = [record.message for record in caplog.records if record.name == publish.__name__]
+        lines = [record.message for record in caplog.records if record.name == upload.__name__]
         said = [line.rpartition("; ")[2] for line in lines]
         assert said == [f"trying again in {wait} s" for wait in asked[:tries]]
         assert hub.waits_of_client == []
@@ -449,7 +449,7 @@ def test_paths_become_their_last_part(tmp_path, monkeypatch):
     (run / "predictions.tsv").write_text(f"{home}/pictures/cat.png\t1\nhttps://a.b/c\t2\n")
     (run / "tokenizer.json").write_text(json.dumps({"vocab": {str(home): 1}}))
     (run / "config.json").write_text('{"id2label":  {"0": "/m/0dv5r"}}')
-    publish._copy(run, home / "out", publish._published)
+    run_folder.copy_files(run, home / "out", run_folder.is_published)
 
     def read(name):
         return json.loads((home / "out" / name).read_text())
@@ -533,7 +533,7 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_published(home, hub, monkeypa
 
     trainer.add_callback(Watch())
     hub.faults = [Fault("POST", "/validate-yaml", status=503)]
-    monkeypatch.setattr(publish, "sleep", lambda seconds: gone.wait(60))
+    monkeypatch.setattr(upload, "sleep", lambda seconds: gone.wait(60))
     trainer.train()
     trainer._finish_current_push()
     assert hub.faults[0].times == 0

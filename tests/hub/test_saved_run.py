@@ -66,4 +66,4 @@ def test_from_the_hub(tmp_path, name):
         assert json.loads(done.stdout) == LOSS, done.stderr
         assert hub.counted("GET", "/me/model/resolve/v1/hf_losses.json") == 1
     else:
-        assert "ValueError: cannot read hf_losses.json of 'me/other'" in done.stderr
+        assert "UsageError: cannot read hf_losses.json of 'me/other'" in done.stderr

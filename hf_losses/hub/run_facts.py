@@ -1,0 +1,385 @@
+"""What the files of a run say, as a model card shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from safetensors import safe_open
+from transformers import TrainingArguments
+from transformers.modelcard import TASK_MAPPING
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+
+from hf_losses.citation import linked
+from hf_losses.hub.card_names import KINDS, METRICS, NO_METRICS, OTHER_ARGUMENTS, TASKS
+from hf_losses.hub.saved_run import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_KEY
+from hf_losses.losses import functional  # noqa: F401  (registers the losses)
+from hf_losses.losses.modules import MULTI_LABEL
+from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
+
+MANY = 20  # classes, after which they are counted, not named
+
+
+class RunFacts:
+    """What the files of a folder say."""
+
+    def __init__(self, folder: Path, repo_id: str | None) -> None:
+        self.folder = folder
+        self.loss = json.loads((folder / LOSS_FILE).read_text(encoding="utf-8"))
+        # A loss that somebody registered elsewhere is not known here.
+        known = self.loss["name"] in list_losses()
+        self.spec = get_spec(self.loss["name"]) if known else None
+        self.config = self._json("config.json")
+        self.adapter = self._json("adapter_config.json")
+        self.state = self._json("trainer_state.json")
+        self.args = self._json(ARGUMENTS_FILE)
+        self.result = self._json("result.json")
+        readme = folder / "README.md"
+        self.old = ModelCardData()
+        if readme.is_file():
+            self.old = ModelCard.load(readme, ignore_metadata_errors=True).data
+        named = self.old.model_name or folder.resolve().name
+        self.title = repo_id.split("/")[-1] if repo_id else named
+        self.repo = repo_id or self.title
+        self.seed = self.result.get("seed", self.args.get("seed"))
+        problem = self.config.get("problem_type")
+        task = self.spec.task if self.spec else None
+        self.regression = "regression" in (problem, task)
+        self.multi_label = MULTI_LABEL in (problem, self.loss.get("problem_type"))
+        self.baseline = neutral_loss("regression" if self.regression else "classification")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    # ---- The model ---------------------------------------------------------------------------
+
+    @cached_property
+    def architecture(self) -> str | None:
+        """Name of the model's class, such as `BertForSequenceClassification`."""
+        mapping = self.adapter.get("auto_mapping") or {}
+        names = self.config.get("architectures") or [mapping.get("base_model_class")]
+        return str(names[0]) if names[0] else None
+
+    @cached_property
+    def task(self) -> str | None:
+        """What transformers calls it, or None."""
+        name = self.architecture or ""
+        for task, (model_class, of_peft, _) in TASKS.items():
+            if (
+                (of_peft and of_peft == self.adapter.get("task_type"))
+                or name in TASK_MAPPING.get(task, {}).values()
+                or name.endswith(model_class.removeprefix("AutoModel"))
+            ):
+                return task
+        told: str | None = self.result.get("pipeline_tag") or self.old.pipeline_tag
+        return told
+
+    @property
+    def pipeline_tag(self) -> str | None:
+        """The same, without the name that the Hub has given up (huggingface.js#1590)."""
+        return "text-generation" if self.task == "text2text-generation" else self.task
+
+    @cached_property
+    def model_class(self) -> str | None:
+        """The class that loads the model; an Auto class where the task is known."""
+        return TASKS[self.task][0] if self.task in TASKS else self.architecture
+
+    @cached_property
+    def processor_class(self) -> str:
+        """The Auto class that loads what makes inputs of the raw data."""
+        return "AutoImageProcessor" if self.task == "image-classification" else "AutoTokenizer"
+
+    @cached_property
+    def has_processor(self) -> bool:
+        """Whether such a file lies in the folder."""
+        names = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+        return any((self.folder / name).is_file() for name in names)
+
+    @cached_property
+    def base(self) -> str | None:
+        """The Hub's name of the model that this one began as."""
+        # Not that in adapter_config.json: of a local folder only its name may be left there.
+        name: Any = self.result.get("base_model") if self.result else self.old.base_model
+        return name if _is_hub_name(name) else None
+
+    @cached_property
+    def base_name(self) -> str | None:
+        """The same, or the name of its folder."""
+        path = PureWindowsPath(self.adapter.get("base_model_name_or_path") or "")
+        return self.base or self.result.get("model") or path.name or None
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The names of the classes; empty if they are only numbered."""
+        labels = self.result.get("classes") or list((self.config.get("id2label") or {}).values())
+        unnamed = all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
+        return [] if self.regression or unnamed else list(labels)
+
+    @cached_property
+    def outputs(self) -> int | None:
+        """How many logits the head of an adapter has; None where it is the base model's."""
+        heads = set(self.adapter.get("modules_to_save") or [])
+        path = self.folder / ADAPTER_SAFE_WEIGHTS_NAME
+        if not heads or not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            names = [n for n in file.keys() if heads & {*n.split(".")} and n.endswith(".weight")]
+            widths = [file.get_slice(name).get_shape()[0] for name in names]
+        return min(widths, default=None)
+
+    @cached_property
+    def pairs(self) -> bool:
+        """Whether the model reads two texts."""
+        return len(self.result.get("columns") or []) == 2
+
+    # ---- Data and results --------------------------------------------------------------------
+
+    @cached_property
+    def dataset(self) -> dict[str, Any]:
+        """As in `result.json`; without one, what the older card's metadata say."""
+        empty: dict[str, Any] = dict.fromkeys(("name", "id", "config"))
+        empty |= {"splits": {}, "rows": {}, "partial": []}
+        if self.result:
+            return empty | (self.result.get("dataset") or {})
+        if self.old.eval_results:
+            first = self.old.eval_results[0]
+            # Trainer puts the configuration among the arguments.
+            args = first.dataset_args if isinstance(first.dataset_args, str) else None
+            return empty | {
+                "name": first.dataset_name,
+                "id": first.dataset_type,
+                "config": first.dataset_config or args,
+                "splits": {"evaluation": first.dataset_split} if first.dataset_split else {},
+            }
+        names = _hub_names(self.old.datasets)
+        # Of several, nobody has said which one the results are of.
+        return empty | {"name": ", ".join(names), "id": names[0] if len(names) == 1 else None}
+
+    @cached_property
+    def step(self) -> int | None:
+        """The step of the evaluation that is shown, if it was not the last one."""
+        return None if self._shown in (None, self.state.get("global_step")) else self._shown
+
+    @cached_property
+    def _evaluations(self) -> dict[int, dict[str, dict[str, float]]]:
+        """Metrics by step and set, as logged while the model was trained."""
+        found: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
+        for entry in self.state.get("log_history", []):
+            for key in entry:
+                prefix = key.removesuffix("_runtime")
+                if prefix in (key, "train"):
+                    continue
+                name = "evaluation" if prefix == "eval" else prefix.removeprefix("eval_")
+                found[entry["step"]][name] = {
+                    metric.removeprefix(f"{prefix}_"): value
+                    for metric, value in entry.items()
+                    if metric.startswith(f"{prefix}_") and not metric.endswith(NO_METRICS)
+                }
+        return dict(found)
+
+    @cached_property
+    def _shown(self) -> int | None:
+        if self.result.get("metrics") or not self._evaluations:
+            return None
+        best: int | None = self.state.get("best_global_step")
+        kept = self.args.get("load_best_model_at_end") and best in self._evaluations
+        return best if kept else list(self._evaluations)[-1]
+
+    @cached_property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Metrics by set."""
+        own: dict[str, dict[str, float]] | None = self.result.get("metrics")
+        return own or ({} if self._shown is None else self._evaluations[self._shown])
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that were measured, those of the Hub first."""
+        found = dict.fromkeys(metric for scores in self.scores.values() for metric in scores)
+        return sorted(found, key=lambda metric: (metric not in METRICS, metric))
+
+    def set_name(self, name: str) -> str:
+        """A set, with what the dataset calls it."""
+        split = self.dataset["splits"].get(name)
+        if name in self.dataset["partial"]:
+            return f"{name} (a part of `{split}`)" if split else f"{name} (a part)"
+        return name if split in (None, name) else f"{name} (`{split}`)"
+
+    # ---- Metadata ----------------------------------------------------------------------------
+
+    def metadata(self) -> ModelCardData:
+        """What the Hub reads, with what an older card says of licence, language and so on."""
+        ours = ("model-index", "eval_results", "model_name", "base_model", "datasets", "metrics")
+        old = self.old.to_dict()  # type: ignore[no-untyped-call]
+        kept = {key: value for key, value in old.items() if key not in ours}
+        tags = [tag for tag in _listed(self.old.tags) if not _is_path(tag.split(":")[-1])]
+        tags = [
+            t for t in tags if not t.startswith("loss:") and (self.base or ":adapter:" not in t)
+        ]
+        hub_id = self.dataset["id"]
+        kept |= {
+            "library_name": "peft" if self.adapter else "transformers",
+            "pipeline_tag": self.pipeline_tag,
+            "base_model": self.base,
+            "tags": [*dict.fromkeys([*tags, "hf_losses", f"loss:{self.loss['name']}"])],
+            "datasets": [hub_id] if hub_id or self.result else _hub_names(self.old.datasets),
+            "metrics": [*dict.fromkeys(METRICS[m][0] for m in self.metrics if m in METRICS)],
+        }
+        if results := self._eval_results():
+            kept |= {"model_name": self.title, "eval_results": results}
+        return ModelCardData(**{k: v for k, v in kept.items() if v not in (None, [], [None])})
+
+    def _eval_results(self) -> list[EvalResult]:
+        """Those on a dataset of the Hub, on whole splits of it: a part is another measurement."""
+        data, task = self.dataset, self.pipeline_tag
+        if not (data["id"] and task):
+            return []
+        return [
+            EvalResult(
+                task_type=task,
+                task_name=task.replace("-", " ").capitalize(),
+                dataset_type=data["id"],
+                dataset_name=data["name"],
+                dataset_config=data["config"],
+                dataset_split=data["splits"].get(name),
+                metric_type=METRICS[metric][0],
+                # Sets whose split is not known would all be one.
+                metric_name=METRICS[metric][1] + ("" if len(self.scores) == 1 else f" ({name})"),
+                metric_args=METRICS[metric][2],
+                metric_value=found[metric],
+            )
+            for name, found in self.scores.items()
+            if name not in data["partial"]
+            for metric in self.metrics
+            if metric in METRICS and is_finite(found.get(metric))
+        ]
+
+    # ---- Tables ------------------------------------------------------------------------------
+
+    def loss_rows(self) -> dict[str, str]:
+        """The registry's record of the loss, with the values of this run."""
+        assert self.spec is not None  # The template asks.
+        spec, loss = self.spec, self.loss
+        rows = {"name": f"`{spec.name}`", "formula": f"`{spec.full_formula}`"}
+        if spec.weight_formula:
+            rows["gradient weight"] = f"`{spec.weight_formula}`"
+        rows["kind"] = f"{spec.kind}: {KINDS[spec.kind]}"
+        for name, parameter in spec.parameters.items():
+            rows[f"`{name}`"] = f"{loss.get(name, parameter.default):g} ({parameter.help})"
+        if "max_weight" in loss:
+            rows["`max_weight`"] = f"{loss['max_weight']} (the gradient weight goes no higher)"
+        if "label_smoothing" in loss:
+            rows["label smoothing"] = f"{loss['label_smoothing']:g}"
+        if weights := loss.get("weight"):
+            listed = ", ".join(f"{weight:g}" for weight in weights)
+            rows["class weights"] = listed if len(weights) <= MANY else f"{len(weights)} numbers"
+        if spec.reference:
+            rows["reference"] = linked(spec.reference.replace("this project", "hf_losses"))
+        return _cells(rows)
+
+    def training_rows(self) -> dict[str, str]:
+        """Hyperparameters, and what was counted."""
+        args, state, run = self.args, self.state, self.result.get("training") or {}
+        rows: dict[str, Any] = {"loss": f"`{json.dumps(self.loss)}`"}
+        if args:
+            clip, warmup = args.get("max_grad_norm"), args.get("warmup_steps") or 0
+            size, times = args["per_device_train_batch_size"], args["gradient_accumulation_steps"]
+            devices = run.get("world_size")
+            batch = f"{size} per device × {times} accumulated"
+            if devices:
+                batch += f" × {devices} process{'es' * (devices > 1)} = {size * times * devices}"
+            rows |= {
+                "learning rate": f"{args['learning_rate']:g}, {args['lr_scheduler_type']}",
+                "warm-up": f"{100 * warmup:g} % of the steps"
+                if 0 < warmup < 1
+                else f"{warmup:g} steps",
+                "batch": batch,
+                "optimizer": f"{args['optim']}, weight decay {args['weight_decay']:g}",
+                "gradient clipping": f"at norm {clip:g}" if clip else "none",
+                "precision": next((name for name in ("bf16", "fp16") if args.get(name)), "float32"),
+                "seed": args["seed"],
+            }
+            defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+            for name in OTHER_ARGUMENTS:
+                value = args.get(name)
+                if value and value != defaults.get(name):
+                    rows[name] = value
+        if self.adapter.get("r"):
+            parts = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+            rows["adapter"] = ", ".join(f"{k} {self.adapter.get(v)}" for k, v in parts.items())
+            rows["adapted layers"] = ", ".join(sorted(_listed(self.adapter.get("target_modules"))))
+        if state:
+            rows["optimizer steps"] = f"{state['global_step']:,} ({state['epoch'] or 0:.4g} epochs)"
+        best = state.get("best_global_step")
+        if best and args.get("load_best_model_at_end"):
+            rows["weights"] = f"those of step {best:,}, the best by {args['metric_for_best_model']}"
+        record = state.get("stateful_callbacks", {}).get(STATE_KEY, {})
+        if (count := record.get("attributes", {}).get(COUNT_KEY)) is not None:
+            rows["steps with a gradient that was not finite"] = count
+        return _cells(rows)
+
+    def versions(self) -> str:
+        """Those that trained it, as far as the files tell."""
+        found = self.result.get("versions") or {
+            "transformers": self.config.get("transformers_version"),
+            "peft": self.adapter.get("peft_version"),
+        }
+        return ", ".join(f"{package} {version}" for package, version in found.items() if version)
+
+    def hardware(self) -> str:
+        """What trained it, and how long, if the recipes have noted it."""
+        hardware, run = self.result.get("hardware"), self.result.get("training") or {}
+        if not hardware:
+            return ""
+        where = f"{hardware['cpu_count']} CPU cores"
+        if hardware["gpu"]:
+            where = f"{run.get('world_size', 1)} × {hardware['gpu']}, {where}"
+        return where + (f"; {run['runtime']:,.0f} s of training" if run.get("runtime") else "")
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(entry) for entry in value or []]
+
+
+def _is_path(value: str) -> bool:
+    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return absolute or value.startswith((".", "~"))
+
+
+def _is_hub_name(value: Any) -> bool:
+    if not isinstance(value, str) or os.path.isdir(value):
+        return False
+    try:
+        validate_repo_id(value)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _hub_names(value: Any) -> list[str]:
+    return [name for name in _listed(value) if _is_hub_name(name)]
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that is neither NaN nor infinite."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def score_text(value: Any) -> str:
+    """A score with four decimals; a dash if there is none."""
+    return f"{value:.4f}" if is_finite(value) else "–"
+
+
+def _cells(rows: dict[str, Any]) -> dict[str, str]:
+    """Cells of a Markdown table, which a bar would end."""
+    return {key: str(value).replace("|", "\\|") for key, value in rows.items()}

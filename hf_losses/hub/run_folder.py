@@ -1,0 +1,133 @@
+"""What of a run's folder is published: model, tokenizer, results and card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import get_token
+from safetensors import SafetensorError, safe_open
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from hf_losses.hub.card import write_card
+from hf_losses.hub.private import TEXTS, TOKEN, VOCABULARIES, Scrub, is_text
+from hf_losses.hub.saved_run import LOSS_FILE
+from hf_losses.messages import UsageError
+
+OTHERS = (".safetensors", ".png", ".svg", ".model", ".spm", ".tiktoken")
+
+PRIVATE = ("checkpoint-*", "_*", ".*", "runs", "wandb", "mlruns")
+
+# What a training goes on from, as `hub_strategy="checkpoint"` asks for.
+STATE = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "*_states.pt", "latest")
+
+
+def check_run(run_dir: str | os.PathLike[str]) -> None:
+    """Raises a ValueError if a folder holds no model that `LossTrainer` saved, whole.
+
+    Args:
+        run_dir: The folder.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise UsageError(f"no folder {str(run_dir)!r}; give the output_dir of a finished run")
+    if not (folder / LOSS_FILE).is_file():
+        raise UsageError(
+            f"{run_dir} has no {LOSS_FILE}, which LossTrainer writes beside a model: give the "
+            "output_dir of a finished run, or call trainer.save_model() first"
+        )
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    names = [SAFE_WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if lacking := [name for name in names if not (folder / name).is_file()]:
+            raise UsageError(f"{run_dir} lacks {', '.join(lacking)}: save the model again")
+    weights = [folder / name for name in names if (folder / name).is_file()]
+    if not weights:
+        checkpoints = sorted(folder.glob("checkpoint-*"), key=os.path.getmtime)
+        instead = f", or publish its last checkpoint, {checkpoints[-1]}" if checkpoints else ""
+        raise UsageError(
+            f"{run_dir} has no weights ({', '.join(names)}): finish the training{instead}"
+        )
+    for path in weights:
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise UsageError(f"{path} is cut short ({error}): save the model again") from error
+
+
+def stage(
+    run_dir: str | os.PathLike[str],
+    into: str | os.PathLike[str],
+    *,
+    repo_id: str | None = None,
+    token: str | None = None,
+) -> None:
+    """Makes the folder that is uploaded: model, tokenizer, results and card, without local paths.
+
+    Args:
+        run_dir: A finished run.
+        into: The folder; made if it is missing. Weights are hard links where the disk allows it.
+        repo_id: The repository that the card speaks of.
+        token: The token in use, which no file may hold.
+
+    Raises:
+        ValueError: If a file holds a token.
+    """
+    run_dir, into = Path(run_dir), Path(into)
+    copy_files(run_dir, into, is_published)
+    write_card(into, repo_id=repo_id)
+    scrub = Scrub(run_dir)
+    secrets = [secret.encode() for secret in (token, get_token()) if secret]
+    for path in filter(is_text, into.rglob("*")):
+        if path.suffix == ".md":
+            scrub(path)
+        content = path.read_bytes()
+        if TOKEN.search(content) or any(secret in content for secret in secrets):
+            raise UsageError(
+                f"{path.relative_to(into)} of {run_dir} holds a Hugging Face token: remove it "
+                "there, and revoke it if others have seen it"
+            )
+
+
+def is_published(name: str) -> bool:
+    """Whether a file of this name is published, by its ending."""
+    return name.endswith(TEXTS + OTHERS)
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a name matches one of several shell wildcards."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def copy_files(run_dir: Path, into: Path, wanted: Callable[[str], bool]) -> None:
+    """Copies files of a run, cleaned of local paths; weights become hard links where possible.
+
+    Args:
+        run_dir: The folder of the run.
+        into: Where they go; its folders are made.
+        wanted: Whether a file of this name is copied; private ones never are.
+    """
+    scrub = Scrub(run_dir)
+    for source in sorted(run_dir.rglob("*")):
+        name = source.relative_to(run_dir)
+        private = any(matches(part, PRIVATE) for part in name.parts)
+        if private or not source.is_file() or not wanted(source.name):
+            continue
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix != ".safetensors":
+            shutil.copyfile(source, target)
+        else:
+            try:
+                os.link(source.resolve(), target)
+            except OSError:  # Another disk, or one without links.
+                shutil.copyfile(source, target)
+        # The card drops a path that a whole one, not its last part, shows to be one.
+        if is_text(target) and target.name not in (*VOCABULARIES, "README.md"):
+            scrub(target)
