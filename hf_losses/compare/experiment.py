@@ -149,7 +149,8 @@ def compare(
         RunsRefused: If the script refuses its arguments.
         ValueError: If there are fewer GPUs than jobs of a launcher.
     """
-    from hf_losses.compare.statistics import describe_design, describe_spread
+    from hf_losses.compare.power import describe_design
+    from hf_losses.compare.statistics import describe_spread
 
     records: list[Record] = []
 

@@ -23,8 +23,7 @@ SAME_LOSS = {SFT: ("loss_type", "nll")}
 # Another way in, by the package of a class.
 INSTEAD = {
     "trl": "of TRL's trainers it goes with SFTTrainer",
-    "sentence_transformers": "give a CrossEncoderTrainer loss=hf_losses.integrations.cross_encoder."
-    "CrossEncoderLoss(model, …)",
+    "sentence_transformers": "give a CrossEncoderTrainer loss=hf_losses.CrossEncoderLoss(model, …)",
     "setfit": "set model.model_head.get_loss_fn, as docs/swap.md shows",
 }
 TOKENS_AT_A_TIME = 256  # 150 MB of a vocabulary of 150,000 in float32.
@@ -43,6 +42,7 @@ def check_base(cls: type, mixin: type) -> None:
         mixin: `LossMixin`, which is among its bases.
     """
     below = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
+    below = tuple(base for base in below if base not in mixin.__mro__ or base is object)
     if Trainer not in below:
         base = below[0]
         raise UsageError(

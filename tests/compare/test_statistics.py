@@ -9,20 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_losses.compare import statistics
-from hf_losses.compare.statistics import (
-    bootstrap_interval,
-    compare,
+from hf_losses.compare.intervals import bootstrap_interval
+from hf_losses.compare.p_values import holm, sign_flip_p, smallest_p
+from hf_losses.compare.power import (
     describe_design,
-    describe_spread,
     detectable_difference,
     difference_spread,
-    holm,
     seeds_needed,
-    sign_flip_p,
-    smallest_p,
-    time_to_baseline,
 )
+from hf_losses.compare.speed import time_to_baseline
+from hf_losses.compare.statistics import compare, describe_spread, statistics
 
 # ---- The sign-flip test ----------------------------------------------------------------------
 
@@ -325,7 +321,7 @@ def test_a_whole_comparison():
         return None if (loss, seed) == ("y", 2) else {"b": 0.5, "x": 0.6, "y": 0.9}[loss]
 
     results = make_results({"main": (losses, range(1, 8))}, losses, value, seeds=8)
-    found = statistics.statistics(results)
+    found = statistics(results)
     json.dumps(found, allow_nan=False)
     (stage,) = found["stages"]
     assert stage["seeds"] == list(range(1, 9))
@@ -351,7 +347,7 @@ def test_only_what_was_confirmed_is_tested_and_corrected_for():
         confirm=12,
         top=1,
     )
-    screen, confirm = statistics.statistics(results)["stages"]
+    screen, confirm = statistics(results)["stages"]
     assert (screen["tested"], confirm["tested"]) == (False, True)
     assert screen["seeds"] == [1, 2, 3]
     assert confirm["seeds"] == list(range(4, 16))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_losses.compare.statistics import describe_design
+from hf_losses.compare.power import describe_design
 from hf_losses.metrics.direction import lower_is_better
 
 NOTHING = "–"

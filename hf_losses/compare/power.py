@@ -1,0 +1,78 @@
+"""What a number of seeds can find, and how many a difference needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from hf_losses.compare.p_values import ALPHA, smallest_p
+
+POWER = 0.8
+
+
+def seeds_needed(comparisons: int) -> int:
+    """The fewest seeds with which a difference can be significant at 5 %.
+
+    Args:
+        comparisons: Losses beside the baseline.
+    """
+    return math.ceil(1 + math.log2(comparisons / ALPHA))
+
+
+def detectable_difference(spread: float, seeds: int, comparisons: int) -> float:
+    """The true difference that a design finds four times out of five.
+
+    By the power of the paired t test at 5 % / comparisons, Holm's first step: an approximation to
+    the sign-flip test, which has no closed form.
+
+    Args:
+        spread: Standard deviation of the paired differences.
+        seeds: Pairs per loss.
+        comparisons: Losses beside the baseline.
+
+    Returns:
+        In the units of `spread`; infinite if so few seeds can find nothing.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    if smallest_p(seeds, comparisons) > ALPHA:
+        return math.inf
+    effect = TTestPower().solve_power(nobs=seeds, alpha=ALPHA / comparisons, power=POWER)
+    return float(effect) * spread
+
+
+def difference_spread(comparisons: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The standard deviation of the paired differences, the median over the losses.
+
+    The median, since a loss that fails to learn on some seeds has a spread of its own.
+
+    Args:
+        comparisons: What `compare` returns.
+
+    Returns:
+        None if no loss has two pairs.
+    """
+    found = [entry["sd"] for entry in comparisons.values() if entry["sd"] is not None]
+    return median(found) if found else None
+
+
+def describe_design(comparisons: int, seeds: int) -> str:
+    """What a design can show before anything is known, in words.
+
+    Args:
+        comparisons: Losses beside the baseline.
+        seeds: Pairs per loss.
+    """
+    losses = "1 loss" if comparisons == 1 else f"{comparisons} losses"
+    text = (
+        f"{seeds} paired seed{'s' * (seeds != 1)}, {losses} against the baseline: the smallest p "
+        f"value possible is {smallest_p(seeds, comparisons):.2g} after Holm's correction"
+    )
+    if smallest_p(seeds, comparisons) <= ALPHA:
+        return f"{text}, so a difference can be found at {ALPHA:.0%}."
+    return (
+        f"{text}: no difference, however large, can be significant at {ALPHA:.0%}. That takes "
+        f"{seeds_needed(comparisons)} seeds, or fewer losses (--screen, --confirm, --top)."
+    )
