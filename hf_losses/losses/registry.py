@@ -94,6 +94,11 @@ class LossSpec:
         return bool(self.wrong_class_formula)
 
     @property
+    def has_max_weight(self) -> bool:
+        """Whether `max_weight` caps the gradient weight, which rises as p falls to 0."""
+        return self.kind == "strict"
+
+    @property
     def full_formula(self) -> str:
         """The formula with the wrong classes' share, as shown to people."""
         return f"{self.formula} + sum({self.wrong_class_formula})" if self.is_full else self.formula
@@ -269,6 +274,44 @@ def list_losses(
         and kind in (None, spec.kind)
         and task in (None, spec.task)
     ]
+
+
+def match_losses(
+    patterns: Iterable[str], *, kind: str | None = None, task: str | None = None
+) -> list[str]:
+    """Names of the losses that match any of several patterns.
+
+    Args:
+        patterns: Names or shell wildcards, such as `liberal_*`.
+        kind: As for `list_losses`.
+        task: As for `list_losses`.
+
+    Returns:
+        Each name once, in the order of the patterns.
+
+    Raises:
+        UsageError: If a pattern matches no loss; the message lists what there is to choose from and
+            the nearest name.
+    """
+    matches: dict[str, None] = {}
+    for pattern in patterns:
+        names = list_losses(pattern, kind=kind, task=task)
+        if not names:
+            raise _no_match(pattern, kind, task)
+        matches |= dict.fromkeys(names)
+    return list(matches)
+
+
+def _no_match(pattern: str, kind: str | None, task: str | None) -> UsageError:
+    if not any(wildcard in pattern for wildcard in "*?["):
+        get_spec(pattern)  # Raises the error of an unknown name.
+    valid = list_losses(kind=kind, task=task) or list_losses()
+    filters = [f"{name} {value}" for name, value in (("kind", kind), ("task", task)) if value]
+    of_filters = f" of {' and '.join(filters)}" if filters else ""
+    return UsageError(
+        f"no loss{of_filters} matches {pattern!r}.{nearest(pattern, valid)} "
+        f"Choose from: {', '.join(valid)}"
+    )
 
 
 def neutral_loss(task: str) -> str:
