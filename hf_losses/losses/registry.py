@@ -297,21 +297,14 @@ def match_losses(
     for pattern in patterns:
         names = list_losses(pattern, kind=kind, task=task)
         if not names:
-            raise _no_match(pattern, kind, task)
+            valid = list_losses(kind=kind, task=task) or list_losses()
+            adjectives = "".join(f"{adjective} " for adjective in (kind, task) if adjective)
+            raise UsageError(
+                f"no {adjectives}loss matches {pattern!r}.{nearest(pattern, valid)} "
+                f"Choose from: {', '.join(valid)}"
+            )
         matches |= dict.fromkeys(names)
     return list(matches)
-
-
-def _no_match(pattern: str, kind: str | None, task: str | None) -> UsageError:
-    if not any(wildcard in pattern for wildcard in "*?["):
-        get_spec(pattern)  # Raises the error of an unknown name.
-    valid = list_losses(kind=kind, task=task) or list_losses()
-    filters = [f"{name} {value}" for name, value in (("kind", kind), ("task", task)) if value]
-    of_filters = f" of {' and '.join(filters)}" if filters else ""
-    return UsageError(
-        f"no loss{of_filters} matches {pattern!r}.{nearest(pattern, valid)} "
-        f"Choose from: {', '.join(valid)}"
-    )
 
 
 def neutral_loss(task: str) -> str:
