@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 from hf_losses import __version__
 from hf_losses.cli import compare as compare_command
 from hf_losses.losses import table
-from hf_losses.losses.registry import KINDS, TASKS, get_spec, list_losses
-from hf_losses.messages import UsageError, nearest
+from hf_losses.losses.registry import KINDS, TASKS, list_losses, match_losses
+from hf_losses.messages import nearest
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    names = _matching(arguments.pattern, kind=arguments.kind, task=arguments.task)
+    names = match_losses([arguments.pattern], kind=arguments.kind, task=arguments.task)
     print(table.FORMATS[arguments.format](names))
 
 
@@ -144,7 +144,7 @@ def _plot(arguments: argparse.Namespace) -> None:
 
     names = list_losses(task="classification")
     if arguments.names:
-        names = [name for pattern in arguments.names for name in _matching(pattern)]
+        names = match_losses(arguments.names)
     plot_losses(names, arguments.output)
     print(f"wrote {arguments.output}")
 
@@ -182,21 +182,4 @@ def _run(arguments: argparse.Namespace) -> Callable[[], int]:
         loss_warmup_steps=arguments.loss_warmup_steps,
         loss_warmup_from=arguments.loss_warmup_from,
         allow_loss_change=arguments.allow_loss_change,
-    )
-
-
-def _matching(pattern: str, kind: str | None = None, task: str | None = None) -> list[str]:
-    """The losses that match a pattern: at least one."""
-    names = list_losses(pattern, kind=kind, task=task)
-    if names:
-        return names
-    if not any(wildcard in pattern for wildcard in "*?["):
-        get_spec(pattern)  # names what is unknown
-    valid = list_losses(kind=kind, task=task) or list_losses()
-    only = " and ".join(
-        f"{what} {value}" for what, value in (("kind", kind), ("task", task)) if value
-    )
-    raise UsageError(
-        f"no loss{only and f' of {only}'} matches {pattern!r}.{nearest(pattern, valid)} "
-        f"Choose from: {', '.join(valid)}"
     )

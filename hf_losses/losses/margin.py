@@ -6,6 +6,8 @@ The margin of class k is m_k = z_k - logsumexp(z_j, j != k), so that p_k = sigmo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +22,6 @@ def class_margin(logits: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         `[...]`, the dtype of the logits. NaN where a logit is NaN or +inf, or all are -inf.
-
     """
     index = target.unsqueeze(-1)
     of_class = logits.gather(-1, index).squeeze(-1)
@@ -45,6 +46,28 @@ def class_margins(logits: Tensor) -> Tensor:
     at_most_half = log_p.scatter(-1, index, -1.0)
     margins = at_most_half - torch.log1p(-at_most_half.exp())
     return margins.scatter(-1, index, class_margin(logits, top).unsqueeze(-1))
+
+
+def value_and_weight(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]], margin: Tensor, q: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient weight w = -(dl/dm)/q, by which cross-entropy's gradient is multiplied.
+
+    Args:
+        function: Value and derivative of a loss by the margin, element-wise.
+        margin: Any shape, floating.
+        q: sigmoid(-margin), where it is known already.
+
+    Returns:
+        Two tensors like `margin`.
+    """
+    value, derivative = function(margin)
+    return value, -derivative / (torch.sigmoid(-margin) if q is None else q)
+
+
+def gradient_weight(function: Callable[[Tensor], tuple[Tensor, Tensor]], margin: Tensor) -> Tensor:
+    """The gradient weight alone; see `value_and_weight`."""
+    return value_and_weight(function, margin)[1]
 
 
 def _logsumexp(x: Tensor) -> Tensor:

@@ -94,6 +94,11 @@ class LossSpec:
         return bool(self.wrong_class_formula)
 
     @property
+    def has_max_weight(self) -> bool:
+        """Whether `max_weight` caps the gradient weight, which rises as p falls to 0."""
+        return self.kind == "strict"
+
+    @property
     def full_formula(self) -> str:
         """The formula with the wrong classes' share, as shown to people."""
         return f"{self.formula} + sum({self.wrong_class_formula})" if self.is_full else self.formula
@@ -269,6 +274,37 @@ def list_losses(
         and kind in (None, spec.kind)
         and task in (None, spec.task)
     ]
+
+
+def match_losses(
+    patterns: Iterable[str], *, kind: str | None = None, task: str | None = None
+) -> list[str]:
+    """Names of the losses that match any of several patterns.
+
+    Args:
+        patterns: Names or shell wildcards, such as `liberal_*`.
+        kind: As for `list_losses`.
+        task: As for `list_losses`.
+
+    Returns:
+        Each name once, in the order of the patterns.
+
+    Raises:
+        UsageError: If a pattern matches no loss; the message lists what there is to choose from and
+            the nearest name.
+    """
+    matches: dict[str, None] = {}
+    for pattern in patterns:
+        names = list_losses(pattern, kind=kind, task=task)
+        if not names:
+            valid = list_losses(kind=kind, task=task) or list_losses()
+            adjectives = "".join(f"{adjective} " for adjective in (kind, task) if adjective)
+            raise UsageError(
+                f"no {adjectives}loss matches {pattern!r}.{nearest(pattern, valid)} "
+                f"Choose from: {', '.join(valid)}"
+            )
+        matches |= dict.fromkeys(names)
+    return list(matches)
 
 
 def neutral_loss(task: str) -> str:

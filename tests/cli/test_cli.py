@@ -152,7 +152,10 @@ def test_plot_draws_names_and_wildcards(capsys, tmp_path, argv, names):
         (["lst"], ["'lst'", "list, plot", "Did you mean 'list'?"]),
         (["list", "liberal_ex"], ["'liberal_ex'", "Did you mean 'liberal_exp'?", "strict_m"]),
         (["list", "x*"], ["'x*'", "cross_entropy", "smae"]),
-        (["list", "strict_m", "--task", "regression"], ["'strict_m'", "task regression", "mae"]),
+        (
+            ["list", "strict_m", "--task", "regression"],
+            ["no regression loss matches 'strict_m'", "mae"],
+        ),
         (["list", "--kind", "stric"], ["--kind", "'stric'", "Did you mean 'strict'?", "liberal"]),
         (["list", "--task", "ranking"], ["--task", "'ranking'", "classification, regression"]),
         (["list", "--format", "jsn"], ["'jsn'", "text, markdown, json", "Did you mean 'json'?"]),

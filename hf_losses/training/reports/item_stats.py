@@ -8,12 +8,13 @@ weights are part of it. For the sparse losses it is the w(p) of the registry.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_losses.losses.margin import class_margin
+from hf_losses.losses.margin import class_margin, gradient_weight
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
 from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
@@ -116,7 +117,7 @@ def summary(criterion: ClassificationLoss | RegressionLoss, items: Tensor) -> di
         found = {"p_y": first.sigmoid(), "margin": first} | found
     names = [f"loss_stats/{name}_q{100 * q:02.0f}" for name in found for q in QUANTILES]
     values = [*found.values()]
-    if criterion.spec.kind == "strict":
+    if criterion.spec.has_max_weight:
         names.append("loss_stats/at_max_weight")
         values.append(items[:, 2:].mean(0))
     return dict(zip(names, torch.cat(values).tolist(), strict=True))
@@ -169,7 +170,7 @@ def item_stats(
             weight = _ratio(of_loss.norm(1, -1), 2 * torch.sigmoid(-margin))
         else:
             weight = _weight(criterion, margin)
-            if criterion.spec.kind == "strict":
+            if criterion.spec.has_max_weight:
                 weight = weight.clamp(max=criterion.max_weight)
             if criterion.weight is not None:
                 weight = weight * criterion.weight[true]
@@ -190,12 +191,11 @@ def _margin(z: Tensor, true: Tensor) -> Tensor:
 def _weight(criterion: ClassificationLoss, margin: Tensor) -> Tensor:
     """The gradient weight by the formula, not capped and without class weights."""
     m = margin.clamp(max=80.0)  # It has long reached its limit; sigmoid(-m) ends soon.
-    slope: Tensor = criterion.spec.function(m, **criterion.params)[1]
-    return -slope / torch.sigmoid(-m)
+    return gradient_weight(partial(criterion.spec.function, **criterion.params), m)
 
 
 def _stacked(criterion: ClassificationLoss, margin: Tensor, weight: Tensor) -> Tensor:
-    if criterion.spec.kind == "strict":
+    if criterion.spec.has_max_weight:
         capped = (_weight(criterion, margin) > criterion.max_weight).float()
     else:
         capped = torch.zeros_like(margin)
