@@ -16,7 +16,7 @@ FEW = 20  # So many classes may have one row each, to try something out.
 def as_number(label: Any) -> float:
     """The label as a number; NaN where it is none."""
     try:
-        return float(label)  # type: ignore[arg-type]
+        return float(label)
     except (TypeError, ValueError):
         return math.nan
 

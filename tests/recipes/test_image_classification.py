@@ -35,6 +35,7 @@ sys.path.insert(0, str(RECIPES))
 import image_classification  # noqa: E402
 
 from hf_losses.data.images import dataset as image_data  # noqa: E402
+from hf_losses.data.images import files  # noqa: E402
 from hf_losses.data.images import inputs as image_pipeline  # noqa: E402
 from hf_losses.data.images import pictures as images  # noqa: E402
 from hf_losses.training import outputs as output  # noqa: E402
@@ -242,7 +243,7 @@ def test_idx_files(run, tmp_path, prefix, packed):
 @pytest.mark.parametrize("limit", [None, 2])
 def test_result_json_says_whose_images_they_are(tmp_path, monkeypatch, limit):
     splits = {"train": folder(tmp_path / "a", 30), "test": folder(tmp_path / "b", 9, seed=1)}
-    splits = {name: image_data._load_folder(path) for name, path in splits.items()}
+    splits = {name: files.load_folder(path) for name, path in splits.items()}
     monkeypatch.setattr(image_data, "_load", lambda *_: splits)
     data = image_data.ImageArguments(dataset_name="me/pets", max_eval_samples=limit).load()
     facts = output.dataset_facts(data)

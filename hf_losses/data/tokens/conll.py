@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_losses.messages import UsageError
 
@@ -24,7 +25,7 @@ class Sentences:
 
     where: str
     tokens: list[list[str]]
-    tags: list[list[str] | list[int]] | None = None
+    tags: list[list[Any]] | None = None
     names: list[str] | None = None
     lines: list[int] | None = None
 
