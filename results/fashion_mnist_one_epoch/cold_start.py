@@ -12,12 +12,12 @@ from hf_losses import list_losses
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent / "recipes"))
 
-from hf_losses.data.image_files import DataArguments  # noqa: E402
-from hf_losses.data.image_inputs import ModelInputs  # noqa: E402
+from hf_losses.data.images.dataset import ImageArguments  # noqa: E402
+from hf_losses.data.images.inputs import ModelInputs  # noqa: E402
 
 
 def main(data):
-    test = DataArguments(dataset_name=data, train_val_split=0).load().splits["test"]
+    test = ImageArguments(dataset_name=data, train_val_split=0).load().splits["test"]
     labels, found = torch.from_numpy(test.labels), {}
     for loss in list_losses(task="classification"):
         folder = HERE / "runs" / loss

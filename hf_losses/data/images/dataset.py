@@ -5,8 +5,6 @@ Whatever does not fit raises a ValueError that names file or row, before a model
 
 from __future__ import annotations
 
-import glob
-import gzip
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,32 +13,35 @@ import datasets
 import numpy as np
 from sklearn.datasets import load_digits
 
-from hf_losses.data.images import Images, Pixels, Stored
+from hf_losses.data.images.files import (
+    DIGITS,
+    LABEL_COLUMNS,
+    SPLITS,
+    check_apart,
+    idx_files,
+    image_column,
+    is_path,
+    label_column,
+    load_folder,
+    load_from_hub,
+    load_idx,
+    load_parquet,
+    need_column,
+)
+from hf_losses.data.images.pictures import Images, Pixels, Stored
 from hf_losses.data.labels import check_complete, check_not_all, check_two, class_names, encode
-from hf_losses.data.sets import SETS, check_seen, folders_of_sets
-from hf_losses.messages import UsageError, nearest
+from hf_losses.data.sets import SETS
+from hf_losses.messages import UsageError
 from hf_losses.options import option
 
-DIGITS = "digits"
 ABOUT_DIGITS = (
     "the 1,797 handwritten digits of 8 × 8 pixels that scikit-learn ships (test set of the UCI's "
     "Optical Recognition of Handwritten Digits), a fifth of them as test set"
 )
-# What the Hub calls the splits, and what idx files do.
-SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
-IDX = {"train": "train", "t10k": "test"}
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
-IDX_BYTES = 0x08  # The type of the numbers: unsigned bytes.
 
 
 @dataclass
-class DataArguments:
+class ImageArguments:
     """The data: a dataset, or folders or files of one's own."""
 
     dataset_name: str | None = option(
@@ -92,7 +93,7 @@ class DataArguments:
     def on_hub(self) -> bool:
         """Whether the data come from the Hub."""
         return bool(self.dataset_name) and not (
-            self.dataset_name == DIGITS or _is_path(self.dataset_name)
+            self.dataset_name == DIGITS or is_path(str(self.dataset_name))
         )
 
     @property
@@ -112,8 +113,8 @@ class DataArguments:
         names: dict[str, str] = {}
         if self.dataset_name == DIGITS:
             splits, classes = _digits()
-        elif self.dataset_name and _idx_files(self.dataset_name):
-            splits, classes = _idx(self.dataset_name)
+        elif self.dataset_name and idx_files(self.dataset_name):
+            splits, classes = load_idx(self.dataset_name)
         else:
             splits, classes, names = self._stored()
         if "validation" not in splits and self.train_val_split:
@@ -144,8 +145,8 @@ class DataArguments:
             return {"name": self.dataset_name, "id": self.dataset_name, "config": config}
         if self.dataset_name:
             return {"name": self.name, "about": f"files of the folder `{self.name}`"}
-        given = (self.train_dir, self.validation_dir, self.test_dir)
-        given += (self.train_file, self.validation_file, self.test_file)
+        given = [self.train_dir, self.validation_dir, self.test_dir]
+        given += [self.train_file, self.validation_file, self.test_file]
         kind = "folders" if self.train_dir else "files"
         names = [f"`{Path(path).resolve().name}`" for path in given if path]
         return {"name": self.name, "about": f"the {kind} {', '.join(names)}"}
@@ -154,25 +155,25 @@ class DataArguments:
         """Datasets of the library `datasets`, and what they call the splits."""
         found, called = {}, {}
         if self.dataset_name:
-            for split, rows in _load(self.dataset_name, self.dataset_config_name).items():
+            for split, rows in load_from_hub(self.dataset_name, self.dataset_config_name).items():
                 if split in SPLITS:
                     found[SPLITS[split]] = f"{self.dataset_name}, {split} set", rows
                     called[SPLITS[split]] = split
         else:
-            _check_apart({n: p for n in SETS if (p := getattr(self, f"{n}_dir"))})
+            check_apart({n: p for n in SETS if (p := getattr(self, f"{n}_dir"))})
             for split in SETS:
                 folder, file = getattr(self, f"{split}_dir"), getattr(self, f"{split}_file")
                 if folder:
-                    found[split] = folder, _load_folder(folder)
+                    found[split] = folder, load_folder(folder)
                 elif file:
-                    found[split] = file, _load_parquet(file)
+                    found[split] = file, load_parquet(file)
         if "train" not in found:
             raise UsageError(
                 f"{self.dataset_name} has no training set; it needs a split or folder 'train'"
             )
         where, train = found["train"]
-        image, label = _image_column(train, self.image_column, where), None
-        label = _label_column(train, self.label_column, where)
+        image, label = image_column(train, self.image_column, where), None
+        label = label_column(train, self.label_column, where)
         feature = train.features[label]
         if not isinstance(feature, datasets.Value | datasets.ClassLabel):
             raise UsageError(f"{where}: column {label!r} holds {feature}, not labels")
@@ -181,13 +182,13 @@ class DataArguments:
         classes = getattr(feature, "names", None) or class_names(train[label][:], where)
         splits = {}
         for split, (where, rows) in found.items():
-            column = _image_column(rows, self.image_column or image, where)
+            column = image_column(rows, self.image_column or image, where)
             rows = rows.cast_column(column, datasets.Image())
             is_test = split == "test"
             if is_test and label not in rows.column_names:
-                encoded = [None] * len(rows)
+                encoded: list[Any] = [None] * len(rows)
             else:
-                _need_column(rows, label, where)
+                need_column(rows, label, where)
                 names = getattr(rows.features[label], "names", None)
                 encoded = encode(rows[label], classes, where, names, unknown=-1 if names else None)
             check_complete(encoded, where, is_test=is_test)
@@ -244,181 +245,3 @@ def _digits() -> tuple[dict[str, Images], list[str]]:
     everything = Images(Pixels(pixels), found.target.astype(np.int64))
     train, test = everything.parted(0.2)
     return {"train": train, "test": test}, [str(name) for name in found.target_names]
-
-
-def _idx_files(name: str) -> dict[str, Path]:
-    """The idx files of a folder by their name without `.gz`."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return {}
-    return {
-        path.name.removesuffix(".gz"): path
-        for path in sorted(folder.iterdir())
-        if path.name.removesuffix(".gz").endswith("-ubyte")
-    }
-
-
-def _idx(folder: str) -> tuple[dict[str, Images], list[str]]:
-    """MNIST's files, and those of the datasets that took over their format."""
-    files = {name.replace(".idx", "-idx"): path for name, path in _idx_files(folder).items()}
-    splits = {}
-    for prefix, split in IDX.items():
-        names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
-        missing = [name for name in names if name not in files]
-        if len(missing) == 2 and split == "test":
-            continue
-        if missing:
-            raise UsageError(f"{folder} needs {missing[0]} (or .gz); found: {', '.join(files)}")
-        pixels, labels = (read_idx(files[name]) for name in names)
-        if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
-            raise UsageError(
-                f"{folder}: {names[0]} holds {pixels.shape} numbers and {names[1]} {labels.shape}; "
-                "images [N, H, W] and labels [N] are needed"
-            )
-        splits[split] = Images(Pixels(pixels), labels.astype(np.int64))
-    train = splits["train"].labels
-    classes = class_names(train.tolist(), folder)
-    for prefix, split in IDX.items():
-        if split in splits:
-            where = f"{folder}, {prefix} labels"
-            encoded = encode(splits[split].labels.tolist(), classes, where)
-            splits[split].labels = np.array(encoded, dtype=np.int64)
-    return splits, classes
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Reads an idx file of unsigned bytes.
-
-    Args:
-        path: The file; `.gz` is unpacked.
-
-    Returns:
-        Its array, uint8, read-only.
-
-    Raises:
-        ValueError: If it is none, or cut short.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    if len(content) < 4 or content[:3] != bytes((0, 0, IDX_BYTES)):
-        raise UsageError(f"{path} is no idx file of unsigned bytes: it begins {content[:4]!r}")
-    start = 4 + 4 * content[3]
-    shape = tuple(np.frombuffer(content[4:start], ">u4").astype(int).tolist())
-    if len(content) != start + int(np.prod(shape)):
-        raise UsageError(
-            f"{path} says that it holds {shape} numbers, but there are {len(content) - start}"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or Path(name).is_dir()
-
-
-def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
-    if _is_path(name) and not Path(name).expanduser().is_dir():
-        raise UsageError(f"no folder {name!r}")
-    folder = Path(name).expanduser()
-    try:
-        found = dict(datasets.load_dataset(str(folder), config))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(
-            f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
-            "the Hub or a folder; without the Hub: a copy in a folder, --train_dir, --train_file "
-            f"or {DIGITS}"
-        ) from error
-    check_seen(folders_of_sets(folder).values(), {SPLITS[name] for name in SPLITS if name in found})
-    return found
-
-
-def _load_folder(folder: str) -> datasets.Dataset:
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"no folder {folder!r}.{nearest(path.name, siblings)}")
-    files = {"train": f"{glob.escape(str(path))}/**"}
-    try:
-        return datasets.load_dataset("imagefolder", data_files=files, split="train")
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(
-            f"{folder}: no images found ({str(error).splitlines()[0]}); every class needs a "
-            "folder of its own, as in train/cat/1.jpg"
-        ) from error
-
-
-def _check_apart(folders: dict[str, str]) -> None:
-    """Raises a ValueError if the folder of a set holds others.
-
-    The class of an image is the folder that it lies in; what stands above it is not looked at.
-
-    Args:
-        folders: Those of the sets by name.
-    """
-    paths = {name: Path(folder).expanduser().resolve() for name, folder in folders.items()}
-    for name, path in paths.items():
-        given = f"--{name}_dir {folders[name]}"
-        if found := folders_of_sets(path):
-            shown = {n: Path(folders[name]) / p.relative_to(path) for n, p in found.items()}
-            raise UsageError(
-                f"{given} holds folders of sets, and the images of all of them would be one set: "
-                f"name each set ({' '.join(f'--{n}_dir {p}' for n, p in shown.items())}), or "
-                f"what holds them (--dataset_name {next(iter(shown.values())).parent})"
-            )
-        for other, below in paths.items():
-            if path in below.parents:
-                raise UsageError(
-                    f"{given} holds --{other}_dir {folders[other]}, whose images would be in both "
-                    "sets: give each set a folder of its own"
-                )
-
-
-def _load_parquet(file: str) -> datasets.Dataset:
-    path = Path(file).expanduser()
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"no file {file!r}.{nearest(path.name, siblings)}")
-    try:
-        return datasets.Dataset.from_parquet(str(path))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from error
-
-
-def _need_column(rows: datasets.Dataset, column: str, where: str) -> None:
-    if column not in rows.column_names:
-        raise UsageError(
-            f"{where} has no column {column!r}.{nearest(column, rows.column_names)} "
-            f"Columns: {', '.join(rows.column_names)}"
-        )
-
-
-def _image_column(rows: datasets.Dataset, given: str | None, where: str) -> str:
-    if given:
-        _need_column(rows, given, where)
-        return given
-    typed = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    found = typed or [name for name in ("image", "img") if name in rows.column_names]
-    if len(found) != 1:
-        raise UsageError(
-            f"{where}: name the column of images by --image_column; columns: "
-            f"{', '.join(rows.column_names)}"
-        )
-    return found[0]
-
-
-def _label_column(rows: datasets.Dataset, given: str | None, where: str) -> str:
-    if given:
-        _need_column(rows, given, where)
-        return given
-    found = [name for name in LABEL_COLUMNS if name in rows.column_names]
-    if not found:
-        if rows.column_names == ["image"]:
-            raise UsageError(
-                f"{where}: no labels; every class needs a folder of its own, as in train/cat/1.jpg"
-            )
-        raise UsageError(
-            f"{where}: name the column of labels by --label_column; columns: "
-            f"{', '.join(rows.column_names)}"
-        )
-    return found[0]

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_losses.data.image_files import ImageData
-from hf_losses.data.images import Images
+from hf_losses.data.images.dataset import ImageData
+from hf_losses.data.images.pictures import Images
 from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
@@ -42,7 +42,7 @@ class AugmentationArguments:
     cutmix_alpha: float = option(0.0, "CutMix's Beta(α, α); 0: none; with both: either, by chance")
 
 
-class ModelInputs(torch.utils.data.Dataset):
+class ModelInputs(torch.utils.data.Dataset[dict[str, Any]]):
     """Images as a model takes them: `pixel_values` [3, H, W] and `labels`.
 
     Args:
@@ -65,7 +65,7 @@ class ModelInputs(torch.utils.data.Dataset):
         self.images, self.processor = images, processor
         self.augment, self.mixing, self.seed = augment, mixing, seed
         # Shared: loading processes may live longer than an epoch.
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         """How many images."""
@@ -106,7 +106,7 @@ class ModelInputs(torch.utils.data.Dataset):
         return np.random.default_rng((self.seed, int(self.epoch), *numbers))
 
 
-class NewEpoch(TrainerCallback):
+class NewEpoch(TrainerCallback):  # type: ignore[misc]
     """Tells the images which epoch it is, so that each of them brings other random choices.
 
     Args:
@@ -220,7 +220,8 @@ def build_augmentation(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
             changed = randaugment(pixels[None] / 255)[0]
-        return (changed * 255).round().clamp(0, 255).to(torch.uint8)
+        pixels = (changed * 255).round().clamp(0, 255).to(torch.uint8)
+        return pixels
 
     return crop_flip_randaugment
 

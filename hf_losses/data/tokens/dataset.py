@@ -6,7 +6,6 @@ Whatever does not fit raises a ValueError that names file and line or row, befor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,28 +17,37 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from hf_losses.data.labels import check_not_all, check_two
 from hf_losses.data.movie_reviews import load_movie_reviews
 from hf_losses.data.sets import check_seen, files_and_folders
-from hf_losses.data.text import check_file, need_column, read_rows, sample
+from hf_losses.data.text.tables import check_file, need_column, read_rows, sample
+from hf_losses.data.tokens.conll import Sentences, read_conll
 from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
 CAPITALS = "movie_reviews_capitals"
+
 ABOUT_CAPITALS = (
     "sentences of movie reviews (Pang and Lee, 2004) in lower case; B-CAP and I-CAP mark the runs "
     "of words that began with a capital letter in the original, and follow from it: nobody has "
     "labelled them"
 )
+
 CONLL = (".conll", ".bio", ".txt", ".tsv")
+
 STORED = (".json", ".jsonl", ".parquet")
+
 TAG_COLUMNS = ("ner_tags", "tags")
+
 # What the Hub calls the splits, and what files do.
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation"}
+
 SPLITS |= {"val": "validation", "dev": "validation", "test": "test"}
+
 SPLIT_FILE = re.compile(rf"({'|'.join(SPLITS)})([-_.].*)?")
+
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
 @dataclass
-class DataArguments:
+class TokenArguments:
     """The data: a dataset, or files of one's own."""
 
     dataset_name: str | None = option(
@@ -172,77 +180,6 @@ class DataArguments:
 
 
 @dataclass
-class Sentences:
-    """Sentences as they were read.
-
-    Attributes:
-        where: File or dataset, for errors.
-        tokens: Their words.
-        tags: One a word, words or ids; None if there are none.
-        names: Tags by id, if `tags` are ids.
-        lines: The line of each sentence's first word, in a file that has one word a line.
-    """
-
-    where: str
-    tokens: list[list[str]]
-    tags: list[list[str] | list[int]] | None = None
-    names: list[str] | None = None
-    lines: list[int] | None = None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def place(self, row: int, word: int) -> str:
-        """Names a word, for errors.
-
-        Args:
-            row: Position of its sentence.
-            word: Its position there.
-        """
-        if self.lines is not None:
-            return f"{self.where}, line {self.lines[row] + word}"
-        return f"{self.where}, row {row + 1}, word {word + 1}"
-
-    def check(self) -> None:
-        """Raises a ValueError if words or tags are missing, or their numbers differ."""
-        if not any(self.tokens):
-            raise UsageError(f"{self.where} has no sentences")
-        for row, words in enumerate(self.tokens):
-            if words is None:
-                raise UsageError(f"{self.where}, row {row + 1}: no words")
-            if None in words or "" in words:
-                word = next(i for i, word in enumerate(words) if not word)
-                raise UsageError(f"{self.place(row, word)} is empty")
-            tags = words if self.tags is None else self.tags[row]
-            if tags is None:
-                raise UsageError(
-                    f"{self.where}, row {row + 1}: no tags; only a test set may lack tags, and "
-                    "then in every row"
-                )
-            if len(tags) != len(words):
-                raise UsageError(
-                    f"{self.where}, row {row + 1}: {len(words)} words and {len(tags)} tags "
-                    f"({' '.join(words[:8])}{' …' if len(words) > 8 else ''})"
-                )
-
-    def words_of_tags(self) -> list[list[str]]:
-        """The tags as words.
-
-        Raises:
-            ValueError: If a tag is missing, or an id has no name.
-        """
-        known = {i: name for i, name in enumerate(self.names or [])}
-        found = []
-        for row, tags in enumerate(self.tags or []):
-            for word, tag in enumerate(tags):
-                if tag in (None, "") or (self.names and tag not in known):
-                    what = f"{tag} is no id of the {len(known)} tags" if known else "no tag"
-                    raise UsageError(f"{self.place(row, word)}: {what}")
-            found.append([known[tag] if self.names else str(tag) for tag in tags])
-        return found
-
-
-@dataclass
 class TokenData:
     """Data that has been checked.
 
@@ -267,67 +204,6 @@ class TokenData:
         return {name: split for name, split in self.splits.items() if name == kind}
 
 
-def read_conll(path: Path) -> Sentences:
-    """Reads a file with one word a line, and an empty line between sentences.
-
-    Args:
-        path: The file. Columns are separated by tabs or spaces; the first one is the word, the
-            last one its tag, and with one column alone there are no tags. Lines that begin with
-            `-DOCSTART-` are left out.
-
-    Returns:
-        Its sentences.
-
-    Raises:
-        ValueError: If it is no UTF-8, or a line has another number of columns than the first.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: {error}") from error
-    tokens: list[list[str]] = []
-    tags: list[list[str]] = []
-    lines: list[int] = []
-    first, width, inside = 0, 0, False
-    # Not splitlines and split(): they also cut at characters that are part of words.
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.rstrip(" \t")
-        columns = line.split("\t") if "\t" in line else re.split(" +", line.lstrip(" "))
-        if columns == [""] or columns[0] == "-DOCSTART-":
-            inside = False
-            continue
-        if not width:
-            first, width = number, len(columns)
-        if len(columns) != width:
-            raise UsageError(
-                f"{path}, line {number}: line {first} has {width} columns, but this one "
-                f"{len(columns)}: {line.strip()!r}"
-            )
-        if not inside:
-            tokens.append([])
-            tags.append([])
-            lines.append(number)
-            inside = True
-        tokens[-1].append(columns[0])
-        tags[-1].append(columns[-1])
-    return Sentences(str(path), tokens, tags if width > 1 else None, lines=lines)
-
-
-def write_conll(path: Path, tokens: Iterable[list[str]], tags: Iterable[list[str]]) -> None:
-    """Writes what `read_conll` reads: word, tab, tag.
-
-    Args:
-        path: The file.
-        tokens: The words of every sentence.
-        tags: Their tags.
-    """
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for words, names in zip(tokens, tags, strict=True):
-            for word, name in zip(words, names, strict=True):
-                file.write(re.sub("[\t\r\n]", " ", word) + f"\t{name}\n")
-            file.write("\n")
-
-
 def _checked(found: dict[str, Sentences]) -> TokenData:
     """Checks sentence by sentence, and turns tags into ids."""
     names: dict[str, list[list[str]]] = {}
@@ -338,7 +214,7 @@ def _checked(found: dict[str, Sentences]) -> TokenData:
         elif name != "test":
             raise UsageError(f"{sentences.where} has no tags: one column alone")
     train = found["train"]
-    given = [*chain.from_iterable(train.tags)]
+    given: list[Any] = [*chain.from_iterable(train.tags)]
     if train.names is None:
         check_not_all(given, train.where)
     # Ids without names are sorted as numbers.
@@ -347,7 +223,8 @@ def _checked(found: dict[str, Sentences]) -> TokenData:
     ids = {name: i for i, name in enumerate(classes)}
     splits = DatasetDict()
     for name in sorted(found, key=("train", "validation", "test").index):
-        sentences, columns = found[name], {"tokens": found[name].tokens}
+        sentences = found[name]
+        columns: dict[str, list[Any]] = {"tokens": sentences.tokens}
         features = {"tokens": List(Value("string"))}
         for row, tags in enumerate(names.get(name, [])):
             for word, tag in enumerate(tags):
@@ -392,7 +269,8 @@ def _is_path(name: str) -> bool:
 
 def _conll_files(name: str) -> dict[str, Path]:
     """The CoNLL files of a folder by their set."""
-    folder, found = Path(name).expanduser(), {}
+    folder = Path(name).expanduser()
+    found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = SPLIT_FILE.fullmatch(path.stem)
         if match and path.suffix in CONLL:

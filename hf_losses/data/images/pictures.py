@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -37,10 +38,11 @@ class Stored(Sequence[PIL.Image.Image]):
         """How many."""
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> PIL.Image.Image:
+    def __getitem__(self, row: int) -> PIL.Image.Image:  # type: ignore[override]
         """The image of a row; a ValueError that names it if it cannot be read."""
         try:
-            return self._rows[int(row)][self._column]
+            picture: PIL.Image.Image = self._rows[int(row)][self._column]
+            return picture
         except Exception as error:  # Decoders raise what they like.
             raise UsageError(f"cannot read {self.name(row)}: {error}") from error
 
@@ -55,7 +57,7 @@ class Stored(Sequence[PIL.Image.Image]):
             return os.path.relpath(path, self._where)
         return f"row {row + 1}" + (f" ({path})" if path else "")
 
-    def corrupt(self, rows: Sequence[int]) -> dict[int, str]:
+    def corrupt(self, rows: Sequence[int] | np.ndarray) -> dict[int, str]:
         """What is wrong with those images that cannot be read, by row.
 
         Args:
@@ -76,7 +78,7 @@ class Stored(Sequence[PIL.Image.Image]):
         return self._rows.cast_column(self._column, datasets.Image(decode=False))
 
 
-def _problem(image: dict) -> dict[str, str]:
+def _problem(image: dict[str, Any]) -> dict[str, str]:
     """Why an image cannot be read; empty if it can."""
     try:
         file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
@@ -105,7 +107,7 @@ class Pixels(Sequence[PIL.Image.Image]):
         """How many."""
         return len(self._pixels)
 
-    def __getitem__(self, row: int) -> PIL.Image.Image:
+    def __getitem__(self, row: int) -> PIL.Image.Image:  # type: ignore[override]
         """The image of a row."""
         return PIL.Image.fromarray(self._pixels[row])
 
@@ -117,7 +119,7 @@ class Pixels(Sequence[PIL.Image.Image]):
         """
         return row
 
-    def corrupt(self, rows: Sequence[int]) -> dict[int, str]:
+    def corrupt(self, rows: Sequence[int] | np.ndarray) -> dict[int, str]:
         """Nothing: they were read as a whole.
 
         Args:
@@ -139,7 +141,7 @@ class Images:
 
     source: Stored | Pixels
     labels: np.ndarray | None
-    rows: np.ndarray = field(default=None)  # type: ignore[assignment]
+    rows: np.ndarray = None  # All, set in __post_init__.
     skipped: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

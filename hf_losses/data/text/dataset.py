@@ -5,21 +5,17 @@ Whatever does not fit raises a ValueError that names file and row, before a mode
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
 from hf_losses.data import movie_reviews
 from hf_losses.data.labels import are_decimals, check_complete, check_two, class_names, encode
+from hf_losses.data.text.tables import FORMATS, dtype_of, need_column, read_rows, sample
 from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
@@ -35,28 +31,34 @@ GLUE: dict[str, tuple[list[str], list[str] | None]] = {
     "stsb": (["sentence1", "sentence2"], None),
     "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"]),
 }
+
 HUB = "nyu-mll/glue"
+
 NAMES = {"cola": "CoLA", "mnli": "MNLI", "mrpc": "MRPC", "qnli": "QNLI", "qqp": "QQP"}
+
 NAMES |= {"rte": "RTE", "sst2": "SST-2", "stsb": "STS-B", "wnli": "WNLI"}
+
 TASKS = [*movie_reviews.TASKS, *GLUE]
+
 REGRESSION_TASKS = ["stsb", "movie_reviews_score"]
+
 ABOUT = {
     "movie_reviews": "labels are the sign of the mean rating",
     "movie_reviews_score": "labels are the mean rating, from -4 to 4",
     "movie_reviews_single_rater": "training labels are the sign of one rater's rating, those of "
     "the other sets the sign of the mean",
 }
+
 MOVIE_REVIEWS = (
     "sentences of movie reviews (Pang and Lee, 2004), each rated by 15 or more people (Hutto and "
     "Gilbert, 2014), in the copy that ships with hf_losses"
 )
+
 SPLIT_FILE = re.compile(r"(train|validation|test)(_matched|_mismatched)?(-.*)?")
-LONGEST = 2**30  # Characters of a cell; Arrow has a limit of its own.
-FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 @dataclass
-class DataArguments:
+class TextArguments:
     """The data: a task, or files of one's own."""
 
     task_name: str | None = option(None, f"{', '.join(TASKS)}; without one: {TASKS[0]}")
@@ -202,25 +204,6 @@ class TextData:
         check_two(self.splits["train"]["label"], self.classes)
 
 
-def sample(split: Dataset, name: str, limit: int | None) -> Dataset:
-    """A fixed random sample of at most `limit` rows; None takes all.
-
-    Args:
-        split: The set.
-        name: Its name, for the error.
-        limit: Rows to take.
-
-    Raises:
-        ValueError: If the limit is not positive.
-    """
-    if limit is not None and limit < 1:
-        raise UsageError(f"cannot take {limit} rows of the {name} set: at least 1 is needed")
-    if limit is None or limit >= len(split):
-        return split
-    # Files are often sorted by label: the first rows may hold one class alone.
-    return split.shuffle(seed=0).select(range(limit))
-
-
 def load_task(task: str, dataset_name: str) -> TextData:
     """Loads a GLUE task or one of the movie reviews' tasks.
 
@@ -268,7 +251,7 @@ def load_files(
     need_column(train, label, files["train"])
     columns = [column for column in (sentence1, sentence2) if column]
     if not columns:
-        columns = [c for c in train.column_names if c != label and "string" in _dtype(train, c)]
+        columns = [c for c in train.column_names if c != label and "string" in dtype_of(train, c)]
         if len(columns) not in (1, 2):
             raise UsageError(
                 f"{files['train']}: name the text by --sentence1_column (pairs: and "
@@ -277,7 +260,7 @@ def load_files(
     feature = train.features[label]
     if isinstance(feature, ClassLabel):
         classes = feature.names
-    elif (dtype := _dtype(train, label)) in ("list", "null"):
+    elif (dtype := dtype_of(train, label)) in ("list", "null"):
         raise UsageError(f"{files['train']}: column {label!r} holds {feature}, not labels")
     elif "float" in dtype or "decimal" in dtype or are_decimals(train[label][:]):
         classes = None
@@ -319,132 +302,6 @@ def _glue_splits(task: str, dataset_name: str) -> dict[str, Dataset]:
     return splits
 
 
-def read_rows(paths: list[Path]) -> Dataset:
-    """Reads files of one set: csv, tsv, json (a list, or one object a line) or parquet.
-
-    Args:
-        paths: The files.
-
-    Raises:
-        ValueError: If one cannot be read, or there are no rows.
-    """
-    split = Dataset(pa.concat_tables([_read_table(path) for path in paths]))
-    if not len(split):
-        raise UsageError(f"{paths[0]} has no rows")
-    return split
-
-
-def check_file(path: Path, formats: tuple[str, ...] = FORMATS) -> None:
-    """Raises a ValueError if a file is missing, or of none of the formats.
-
-    Args:
-        path: The file.
-        formats: Endings of its name.
-    """
-    if path.suffix not in formats:
-        raise UsageError(f"{path}: unknown format; the name must end in {', '.join(formats)}")
-    if not path.is_file():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"no file {str(path)!r}.{nearest(path.name, names)}")
-
-
-def _read_table(path: Path) -> pa.Table:
-    check_file(path)
-    try:
-        if path.suffix == ".parquet":
-            return pa.parquet.read_table(path)
-        if path.suffix in (".csv", ".tsv"):
-            # Unlike pandas, Arrow does not fill up short rows, and 'NA' stays a word.
-            return pa.csv.read_csv(path, parse_options=layout(path))
-        return pa.Table.from_pylist(_json_rows(path.read_text(encoding="utf-8-sig")))
-    except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
-def layout(path: Path) -> pa.csv.ParseOptions:
-    """How a file is read: cells of a .csv are quoted, those of a .tsv if its header is.
-
-    Otherwise quotes in a .tsv are text, as in the files of GLUE.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: If its quotes would join cells or rows.
-    """
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        quoted = delimiter == "," or header.startswith('"') or '\t"' in header
-        for number, line in enumerate(() if quoted else file, start=2):
-            cells = line.rstrip("\r\n").split("\t") if '""' in line else []
-            if cell := next(filter(_escaped, cells), ""):
-                raise UsageError(
-                    f"line {number}: {cell:.80} looks quoted as in a .csv, but the header is not, "
-                    "and quotes are text in such a .tsv; write it without quotes, or with all "
-                    "cells quoted (csv.QUOTE_ALL), or as .jsonl"
-                )
-        if quoted:
-            file.seek(0)
-            csv.field_size_limit(LONGEST)
-            rows = csv.reader(file, delimiter=delimiter, strict=True)
-            try:
-                for _ in rows:
-                    pass
-            except csv.Error as error:
-                raise UsageError(
-                    f"line {rows.line_num}: {error}; a cell that begins with a quote must end with "
-                    "one, and have those in between doubled; or write the file as .jsonl"
-                ) from error
-    return pa.csv.ParseOptions(
-        delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
-    )
-
-
-def _escaped(cell: str) -> bool:
-    """Whether a cell is in quotes and has doubled ones in between, and no others."""
-    inner = cell[1:-1]
-    in_quotes = len(cell) > 1 and cell[0] == cell[-1] == '"'
-    return in_quotes and '""' in inner and '"' not in inner.replace('""', "")
-
-
-def _json_rows(text: str) -> list[dict]:
-    if text.lstrip().startswith("["):
-        rows = list(enumerate(json.loads(text), start=1))
-    else:
-        rows = []
-        # Not splitlines: it also cuts at characters that JSON allows in a string, such as U+2028.
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    rows.append((number, json.loads(line)))
-                except json.JSONDecodeError as error:
-                    raise UsageError(f"line {number} is not JSON: {error}") from error
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise UsageError(f"row {number} must be an object such as {{'text': …}}, got {row!r}")
-    return [row for _, row in rows]
-
-
-def need_column(split: Dataset, column: str, where: str) -> None:
-    """Raises a ValueError if a set has no such column.
-
-    Args:
-        split: The set.
-        column: The column.
-        where: File or dataset, for the error.
-    """
-    if column not in split.column_names:
-        raise UsageError(
-            f"{where} has no column {column!r}.{nearest(column, split.column_names)} "
-            f"Columns: {', '.join(split.column_names)}"
-        )
-
-
-def _dtype(split: Dataset, column: str) -> str:
-    return getattr(split.features[column], "dtype", "list")  # Nested columns have none.
-
-
 def _checked(
     splits: dict[str, Dataset],
     where: dict[str, str],
@@ -458,7 +315,7 @@ def _checked(
     for name, split in splits.items():
         for column in columns:
             need_column(split, column, where[name])
-            if "string" not in _dtype(split, column):
+            if "string" not in dtype_of(split, column):
                 kind = split.features[column]
                 raise UsageError(f"{where[name]}: column {column!r} holds {kind}, not text")
             texts = split[column][:]
@@ -488,7 +345,7 @@ def _encode(
     """Class ids or numbers; None where there is no label."""
     if label not in split.column_names:
         return [None] * len(split)
-    by_id = glue and "int" in _dtype(split, label)
+    by_id = glue and "int" in dtype_of(split, label)
     names = getattr(split.features[label], "names", classes if by_id else None)
     # In a test set of GLUE -1 says that the label is kept secret.
     return encode(split[label], classes, where, names, unknown=-1 if glue or names else None)

@@ -5,36 +5,37 @@ Whatever does not fit raises a ValueError that names file and row, before a mode
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import datasets
-import jinja2
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_losses.data.chats.encoding import IGNORED, prompt_tokens, row_tokens
+from hf_losses.data.chats.rows import TABLES, check_quotes, checked
 from hf_losses.data.movie_reviews import load_movie_reviews
 from hf_losses.data.sets import check_seen, files_and_folders
-from hf_losses.data.text import FORMATS, MOVIE_REVIEWS, layout, need_column, read_rows, sample
+from hf_losses.data.text.dataset import MOVIE_REVIEWS
+from hf_losses.data.text.tables import FORMATS, read_rows, sample
 from hf_losses.messages import UsageError
 from hf_losses.options import option
 
 DEFAULT = "movie_review_sentiments"
+
 ABOUT_DEFAULT = f"{MOVIE_REVIEWS}; the completion is the sign of the mean rating in a word"
+
 HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation"}
+
 HUB_SPLITS |= {"val": "validation", "dev": "validation", "test": "test"}
+
 HUB_SPLITS |= {"train_sft": "train", "test_sft": "test"}  # Beside splits for preference learning.
-IGNORED = -100  # As a label: no loss for this token.
-TABLES = (".csv", ".tsv")
-MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass
-class DataArguments:
+class ChatArguments:
     """The data: a dataset, or files of one's own."""
 
     dataset_name: str | None = option(
@@ -103,7 +104,7 @@ class DataArguments:
             elif self.dataset_name:
                 origin = {"name": self.dataset_name, "id": self.dataset_name}
                 origin |= {"config": self.dataset_config_name, "splits": called}
-        splits = {n: _checked(split, columns, n, where[n]) for n, split in found.items()}
+        splits = {n: checked(split, columns, n, where[n]) for n, split in found.items()}
         whole = {name: len(split) for name, split in splits.items()}
         if "validation" not in splits and self.train_val_split:
             if whole["train"] < 2:
@@ -207,7 +208,7 @@ class Conversations:
         def encode(row: dict[str, Any], where: str) -> dict[str, Any]:
             if not any(row.get("learned", [True])):
                 return {"input_ids": [], "labels": [], "fits": False, "cut": False, "idle": True}
-            ids, learned = _tokens(row, tokenizer, f"{where}, row {row['row']}")
+            ids, learned = row_tokens(row, tokenizer, f"{where}, row {row['row']}")
             labels = [t if yes else IGNORED for t, yes in zip(ids, learned, strict=True)]
             excess = len(ids) - max_length
             start = len(learned) - learned[::-1].index(0) if 0 in learned else 0
@@ -281,107 +282,10 @@ class Conversations:
         """
         found = []
         for row in self.splits[name]:
-            ids = _prompt(row, tokenizer, f"{self.where[name]}, row {row['row']}")
+            ids = prompt_tokens(row, tokenizer, f"{self.where[name]}, row {row['row']}")
             first = int(ids[0] == tokenizer.bos_token_id)
             found.append(ids[:first] + ids[first + max(0, len(ids) - max_length) :])
         return found
-
-
-# ---- Tokens ----------------------------------------------------------------------------------
-
-
-def _tokens(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[int], list[int]]:
-    """The tokens of a row, up to and with an EOS, and which of them are learned."""
-    eos = tokenizer.eos_token_id
-    if "messages" not in row:
-        prompt = _prompt(row, tokenizer, where)
-        # By itself, so that the prompt has the tokens that it has when a completion is generated.
-        completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-        completion += [eos] * (completion[-1] != eos)
-        return prompt + completion, [0] * len(prompt) + [1] * len(completion)
-    # What comes behind the last turn to be learned has no influence on it.
-    weights = row["learned"][: len(row["learned"]) - row["learned"][::-1].index(True)]
-    messages = row["messages"][: len(weights)]
-    if MARKS_ASSISTANT.search(_template(tokenizer, where)):
-        found = _render(messages, tokenizer, where, return_assistant_tokens_mask=True)
-        ids, learned = found["input_ids"], found["assistant_masks"]
-        if 1 not in learned:
-            raise UsageError(f"{where}: the chat template marks nothing as the assistant's")
-        answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-        if not all(weights[i] for i in answers):
-            learned = _without(learned, [weights[i] for i in answers], where)
-        last = len(learned) - learned[::-1].index(1)
-        start = last - [*learned[:last][::-1], 0].index(0)
-    else:
-        prompt = _render(messages[:-1], tokenizer, where, tokenize=False, generate=True)
-        whole = _render(messages, tokenizer, where, tokenize=False)
-        if not whole.startswith(prompt):
-            raise UsageError(
-                f"{where}: the chat without its last turn is not how the whole chat begins, so "
-                "that turn cannot be told apart; mark the assistant's turns in the chat template "
-                "by {% generation %} … {% endgeneration %}"
-            )
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        start = len(ids)
-        ids += tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
-        learned = [0] * start
-    turn = ids[start:]
-    # What a template writes behind the EOS, such as a line break, nobody generates.
-    turn = turn[: len(turn) - turn[::-1].index(eos)] if eos in turn else [*turn, eos]
-    return ids[:start] + turn, learned[:start] + [1] * len(turn)
-
-
-def _without(marks: list[int], weights: list[bool], where: str) -> list[int]:
-    """The marks of the assistant's turns without those that are not learned."""
-    runs = [(bool(mark), [*run]) for mark, run in groupby(marks)]
-    if sum(mark for mark, _ in runs) != len(weights):
-        raise UsageError(
-            f"{where}: the chat template does not mark the assistant's turns one by one, so that "
-            "those with weight 0 cannot be told from the others"
-        )
-    each = iter(weights)
-    kept = [(mark and next(each), run) for mark, run in runs]
-    return [int(learned) for learned, run in kept for _ in run]
-
-
-def _prompt(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
-    if "messages" in row:
-        messages = row["messages"]
-        asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-        text = _render(asked, tokenizer, where, tokenize=False, generate=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = tokenizer(row["prompt"])["input_ids"]
-    # Some tokenizers end every text with an EOS.
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
-
-
-def _template(tokenizer: PreTrainedTokenizerBase, where: str) -> str:
-    try:
-        return tokenizer.get_chat_template()
-    except ValueError as error:
-        raise UsageError(
-            f"{where} is a chat, but the tokenizer has no chat template: take a model that was "
-            "made for chats, or columns of prompts and completions"
-        ) from error
-
-
-def _render(
-    messages: list[dict[str, str]],
-    tokenizer: PreTrainedTokenizerBase,
-    where: str,
-    generate: bool = False,
-    **options: Any,
-) -> Any:
-    _template(tokenizer, where)
-    try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=generate, **options)
-    except jinja2.TemplateError as error:
-        raise UsageError(f"{where}: the chat template refuses it: {error}") from error
-
-
-# ---- Reading and checking --------------------------------------------------------------------
 
 
 def _default() -> dict[str, Dataset]:
@@ -405,7 +309,7 @@ def _load(name: str, config: str | None) -> dict[str, Dataset]:
     if _is_path(name) and not folder.is_dir():
         raise UsageError(f"no folder {name!r}")
     for path in files_and_folders(folder, TABLES):
-        _check_quotes(path)
+        check_quotes(path)
     try:
         found = dict(load_dataset(str(folder), config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -416,83 +320,3 @@ def _load(name: str, config: str | None) -> dict[str, Dataset]:
     seen = {HUB_SPLITS[split] for split in found if split in HUB_SPLITS}
     check_seen(files_and_folders(folder, FORMATS), seen)
     return found
-
-
-def _check_quotes(path: Path) -> None:
-    """Raises a ValueError if `datasets`, which takes every table for quoted, would join rows."""
-    if path.suffix not in TABLES:  # A folder.
-        return
-    try:
-        quoted = layout(path).quote_char
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from error
-    if not quoted and re.search(r'(^|\t)"', path.read_text(encoding="utf-8-sig"), re.MULTILINE):
-        raise UsageError(
-            f"{path} has cells that begin with a quote, which would be taken for that of a .csv: "
-            "name the files one by one (--train_file, --validation_file, --test_file)"
-        )
-
-
-def _checked(split: Dataset, columns: list[str], name: str, where: str) -> Dataset:
-    """The columns under their usual names and the rows' numbers, after a look at every row."""
-    is_test, is_chat, texts = name == "test", len(columns) == 1, {}
-    if is_chat:
-        (column,) = columns
-        need_column(split, column, where)
-        chats = split[column][:]
-        for row, chat in enumerate(chats, start=1):
-            _check_chat(chat, f"{where}, row {row}")
-        texts["learned"] = [
-            [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in c] for c in chats
-        ]
-        texts["messages"] = [
-            [{key: turn[key] for key in turn if key != "weight"} for turn in c] for c in chats
-        ]
-        complete = [chat[-1]["role"] == "assistant" for chat in chats]
-        missing = "the last turn is not the assistant's"
-    else:
-        prompt, completion = columns
-        texts["prompt"] = _texts(split, prompt, where)
-        for row, text in enumerate(texts["prompt"], start=1):
-            if not (text and text.strip()):
-                raise UsageError(f"{where}, row {row}: no text in column {prompt!r}")
-        none = is_test and completion not in split.column_names
-        answers = [None] * len(split) if none else _texts(split, completion, where)
-        complete = [bool(text and text.strip()) for text in answers]
-        texts["completion"] = answers if any(complete) else [None] * len(split)
-        missing = f"no text in column {completion!r}"
-    if not all(complete) and (any(complete) or not is_test):
-        raise UsageError(
-            f"{where}, row {complete.index(False) + 1}: {missing}; only a test set may have "
-            "nothing to learn, and then in every row"
-        )
-    kept = {key: split[key][:] for key in ("idx", "id") if key in split.column_names}
-    return Dataset.from_dict(texts | kept | {"row": list(range(1, len(split) + 1))})
-
-
-def _texts(split: Dataset, column: str, where: str) -> list[str | None]:
-    need_column(split, column, where)
-    texts = split[column][:]
-    for row, text in enumerate(texts, start=1):
-        if not isinstance(text, str | None):
-            raise UsageError(f"{where}, row {row}: column {column!r} holds {text!r:.80}, not text")
-    return texts
-
-
-def _check_chat(chat: Any, where: str) -> None:
-    is_list = isinstance(chat, list) and chat and all(isinstance(turn, dict) for turn in chat)
-    if not is_list or not all(isinstance(turn.get("role"), str) for turn in chat):
-        raise UsageError(f"{where}: a chat must be a list of {{role, content}}, got {chat!r:.80}")
-    for number, turn in enumerate(chat, start=1):
-        text, role = turn.get("content"), turn["role"]
-        if not isinstance(text, str) or (role == "assistant" and not text.strip()):
-            raise UsageError(f"{where}: turn {number} ({role}) has no text as content")
-        if turn.get("weight") not in (None, 0, 1):
-            raise UsageError(
-                f"{where}: turn {number} ({role}) has weight {turn['weight']!r}; a turn is learned "
-                "(1, or no weight) or not (0), and other weights come with a later version"
-            )
-    if len(chat) == 1 and chat[0]["role"] == "assistant":
-        raise UsageError(
-            f"{where}: the assistant's turn answers nothing; a turn before it is needed"
-        )

@@ -1,0 +1,1 @@
+"""Prompts with completions, and chats."""

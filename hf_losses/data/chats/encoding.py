@@ -1,0 +1,110 @@
+"""Prompts, completions and chats as tokens, of which some are learned."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from hf_losses.messages import UsageError
+
+IGNORED = -100  # As a label: no loss for this token.
+
+MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def row_tokens(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[int], list[int]]:
+    """The tokens of a row, up to and with an EOS, and which of them are learned."""
+    eos = tokenizer.eos_token_id
+    if "messages" not in row:
+        prompt = prompt_tokens(row, tokenizer, where)
+        # By itself, so that the prompt has the tokens that it has when a completion is generated.
+        completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        completion += [eos] * (completion[-1] != eos)
+        return prompt + completion, [0] * len(prompt) + [1] * len(completion)
+    # What comes behind the last turn to be learned has no influence on it.
+    weights = row["learned"][: len(row["learned"]) - row["learned"][::-1].index(True)]
+    messages = row["messages"][: len(weights)]
+    if MARKS_ASSISTANT.search(_template(tokenizer, where)):
+        found = _render(messages, tokenizer, where, return_assistant_tokens_mask=True)
+        ids, learned = found["input_ids"], found["assistant_masks"]
+        if 1 not in learned:
+            raise UsageError(f"{where}: the chat template marks nothing as the assistant's")
+        answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
+        if not all(weights[i] for i in answers):
+            learned = _without(learned, [weights[i] for i in answers], where)
+        last = len(learned) - learned[::-1].index(1)
+        start = last - [*learned[:last][::-1], 0].index(0)
+    else:
+        prompt = _render(messages[:-1], tokenizer, where, tokenize=False, generate=True)
+        whole = _render(messages, tokenizer, where, tokenize=False)
+        if not whole.startswith(prompt):
+            raise UsageError(
+                f"{where}: the chat without its last turn is not how the whole chat begins, so "
+                "that turn cannot be told apart; mark the assistant's turns in the chat template "
+                "by {% generation %} … {% endgeneration %}"
+            )
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        start = len(ids)
+        ids += tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+        learned = [0] * start
+    turn = ids[start:]
+    # What a template writes behind the EOS, such as a line break, nobody generates.
+    turn = turn[: len(turn) - turn[::-1].index(eos)] if eos in turn else [*turn, eos]
+    return ids[:start] + turn, learned[:start] + [1] * len(turn)
+
+
+def _without(marks: list[int], weights: list[bool], where: str) -> list[int]:
+    """The marks of the assistant's turns without those that are not learned."""
+    runs = [(bool(mark), [*run]) for mark, run in groupby(marks)]
+    if sum(mark for mark, _ in runs) != len(weights):
+        raise UsageError(
+            f"{where}: the chat template does not mark the assistant's turns one by one, so that "
+            "those with weight 0 cannot be told from the others"
+        )
+    each = iter(weights)
+    kept = [(mark and next(each), run) for mark, run in runs]
+    return [int(learned) for learned, run in kept for _ in run]
+
+
+def prompt_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+    """The tokens of a row's prompt, with what asks the model to answer."""
+    if "messages" in row:
+        messages = row["messages"]
+        asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        text = _render(asked, tokenizer, where, tokenize=False, generate=True)
+        rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return rendered
+    ids: list[int] = tokenizer(row["prompt"])["input_ids"]
+    # Some tokenizers end every text with an EOS.
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, where: str) -> str:
+    try:
+        template: str = tokenizer.get_chat_template()
+        return template
+    except ValueError as error:
+        raise UsageError(
+            f"{where} is a chat, but the tokenizer has no chat template: take a model that was "
+            "made for chats, or columns of prompts and completions"
+        ) from error
+
+
+def _render(
+    messages: list[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+    generate: bool = False,
+    **options: Any,
+) -> Any:
+    _template(tokenizer, where)
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=generate, **options)
+    except jinja2.TemplateError as error:
+        raise UsageError(f"{where}: the chat template refuses it: {error}") from error

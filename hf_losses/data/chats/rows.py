@@ -1,0 +1,98 @@
+"""Rows of prompts, completions and chats, checked: whatever does not fit names file and row."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from hf_losses.data.text.tables import layout, need_column
+from hf_losses.messages import UsageError
+
+TABLES = (".csv", ".tsv")
+
+
+def check_quotes(path: Path) -> None:
+    """Raises a ValueError if `datasets`, which takes every table for quoted, would join rows."""
+    if path.suffix not in TABLES:  # A folder.
+        return
+    try:
+        quoted = layout(path).quote_char
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if not quoted and re.search(r'(^|\t)"', path.read_text(encoding="utf-8-sig"), re.MULTILINE):
+        raise UsageError(
+            f"{path} has cells that begin with a quote, which would be taken for that of a .csv: "
+            "name the files one by one (--train_file, --validation_file, --test_file)"
+        )
+
+
+def checked(split: Dataset, columns: list[str], name: str, where: str) -> Dataset:
+    """The columns under their usual names and the rows' numbers, after a look at every row."""
+    is_test, is_chat = name == "test", len(columns) == 1
+    texts: dict[str, Any] = {}
+    if is_chat:
+        (column,) = columns
+        need_column(split, column, where)
+        chats = split[column][:]
+        for row, chat in enumerate(chats, start=1):
+            _check_chat(chat, f"{where}, row {row}")
+        texts["learned"] = [
+            [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in c] for c in chats
+        ]
+        texts["messages"] = [
+            [{key: turn[key] for key in turn if key != "weight"} for turn in c] for c in chats
+        ]
+        complete = [chat[-1]["role"] == "assistant" for chat in chats]
+        missing = "the last turn is not the assistant's"
+    else:
+        prompt, completion = columns
+        prompts = _texts(split, prompt, where)
+        for row, text in enumerate(prompts, start=1):
+            if not (text and text.strip()):
+                raise UsageError(f"{where}, row {row}: no text in column {prompt!r}")
+        none = is_test and completion not in split.column_names
+        answers: list[str | None] = [None] * len(split)
+        if not none:
+            answers = _texts(split, completion, where)
+        texts["prompt"] = prompts
+        complete = [bool(text and text.strip()) for text in answers]
+        texts["completion"] = answers if any(complete) else [None] * len(split)
+        missing = f"no text in column {completion!r}"
+    if not all(complete) and (any(complete) or not is_test):
+        raise UsageError(
+            f"{where}, row {complete.index(False) + 1}: {missing}; only a test set may have "
+            "nothing to learn, and then in every row"
+        )
+    kept = {key: split[key][:] for key in ("idx", "id") if key in split.column_names}
+    return Dataset.from_dict(texts | kept | {"row": list(range(1, len(split) + 1))})
+
+
+def _texts(split: Dataset, column: str, where: str) -> list[str | None]:
+    need_column(split, column, where)
+    texts: list[str | None] = split[column][:]
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str | None):
+            raise UsageError(f"{where}, row {row}: column {column!r} holds {text!r:.80}, not text")
+    return texts
+
+
+def _check_chat(chat: Any, where: str) -> None:
+    is_list = isinstance(chat, list) and chat and all(isinstance(turn, dict) for turn in chat)
+    if not is_list or not all(isinstance(turn.get("role"), str) for turn in chat):
+        raise UsageError(f"{where}: a chat must be a list of {{role, content}}, got {chat!r:.80}")
+    for number, turn in enumerate(chat, start=1):
+        text, role = turn.get("content"), turn["role"]
+        if not isinstance(text, str) or (role == "assistant" and not text.strip()):
+            raise UsageError(f"{where}: turn {number} ({role}) has no text as content")
+        if turn.get("weight") not in (None, 0, 1):
+            raise UsageError(
+                f"{where}: turn {number} ({role}) has weight {turn['weight']!r}; a turn is learned "
+                "(1, or no weight) or not (0), and other weights come with a later version"
+            )
+    if len(chat) == 1 and chat[0]["role"] == "assistant":
+        raise UsageError(
+            f"{where}: the assistant's turn answers nothing; a turn before it is needed"
+        )
