@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.linear import linear_loss
-from hf_losses.losses.modules import ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.losses.registry import LossParameter, LossSpec, get_spec, list_losses, register_loss
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from hf_losses.losses.modules import ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.base import RegressionLoss
+from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
 
 logger = logging.getLogger(__name__)

@@ -7,12 +7,16 @@ what lies between is as large as `CHUNK`. The numbers are those of the plain pat
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hf_losses.losses.bound import BoundedLoss
 
 # Numbers of the logits that are worked on together, so that they stay in the cache.
 CHUNK = 2**20
@@ -24,11 +28,37 @@ SMALLEST = 1e-30
 FEW_CLASSES = 16
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
-ProbabilityFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-WrongFunction = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+# Some rows' logits, by their indices.
 Rows = Callable[[Tensor], Tensor]
-Kernel = Callable[..., Tensor]
+
+
+@dataclass
+class Chunk:
+    """Rows of logits that are worked on together, and the memory that their gradients go to.
+
+    Attributes:
+        logits: `[N, C]`, of one of `DTYPES`.
+        gradient: `[N, C]`, float32; overwritten with the gradients, or with anything if there are
+            none. May be the logits themselves.
+        target: `[N]`, int64, in [0, C).
+        scale: `[N]`, by which every row's gradient is multiplied; a row with 0 may hold anything.
+            `[]` if it is the same number, and not 0, for all.
+        differentiate: Whether to make gradients.
+        spare: Memory that the chunks of one loss share; empty for the first, which is the largest.
+        logits_of: Asked for the logits of some rows after `gradient` was overwritten.
+    """
+
+    logits: Tensor
+    gradient: Tensor
+    target: Tensor
+    scale: Tensor
+    differentiate: bool
+    spare: list[Tensor]
+    logits_of: Rows
+
+
+# Makes the gradients of a chunk; returns its losses, `[N]`, float32, not scaled.
+Kernel = Callable[[Chunk], Tensor]
 
 
 def chunk_rows(classes: int, device: torch.device) -> int:
@@ -44,194 +74,172 @@ def multiply_(gradient: Tensor, factor: Tensor) -> None:
         gradient.mul_(factor)
 
 
-def sparse(
-    z: Tensor,
-    p: Tensor,
-    target: Tensor,
-    scale: Tensor,
-    differentiate: bool,
-    spare: list[Tensor],
-    logits_of: Rows,
-    function: ScalarFunction,
-    bounded: ProbabilityFunction,
-    within: ProbabilityFunction,
-    floor: float,
-) -> Tensor:
+def headroom(scale: Tensor, dtype: torch.dtype, steepest: float) -> Tensor | None:
+    """What gradients that are made in forward are multiplied by there, and divided by later.
+
+    float16 would round a small share of a mean to 0, before a loss scaler can save it.
+
+    Args:
+        scale: By which the items' gradients are multiplied.
+        dtype: That of the gradients.
+        steepest: The largest gradient weight of an item.
+
+    Returns:
+        A power of two, which rounds nothing, or None for 1.
+    """
+    if dtype != torch.float16 or not scale.numel() or steepest == math.inf:
+        return None
+    largest = scale.amax().clamp(min=torch.finfo(torch.float32).tiny)
+    return (largest * max(1.0, steepest / 2**15)).log2().ceil().neg().exp2()
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
     """Losses of the true class's margin, and their gradients.
 
-    Args:
-        z: `[N, C]`, logits of one of `DTYPES`.
-        p: `[N, C]`, float32; overwritten with the gradients, or with anything if there are none.
-            May be the logits themselves.
-        target: `[N]`, int64, in [0, C).
-        scale: `[N]`, by which every row's gradient is multiplied; a row with 0 may hold anything.
-            `[]` if it is the same number, and not 0, for all.
-        differentiate: Whether to make gradients.
-        spare: Memory that the chunks of one loss share; empty for the first, which is the largest.
-        logits_of: Some rows' logits, by their indices; asked after `p` was overwritten.
-        function: Value and derivative of the loss by the margin.
-        bounded: Value and gradient weight of p and 1 - p while both are at least `SMALLEST`.
-        within: The same in fewer operations while both are at least `floor`.
-        floor: In (0, 1/2).
-
-    Returns:
-        `[N]`, float32, not scaled.
+    Attributes:
+        loss: The loss of the margin.
     """
-    index, own, others = _true_and_others(z, p, target)
-    least = torch.minimum(own, others)
-    lowest = least.min().item()
-    if scale.dim():
+
+    loss: BoundedLoss
+
+    def __call__(self, chunk: Chunk) -> Tensor:
+        """Makes the gradients of a chunk; see `Kernel`."""
+        p, scale = chunk.gradient, chunk.scale
+        index, own, others = _true_and_others(chunk)
+        least = torch.minimum(own, others)
+        lowest = least.min().item()
+        if scale.dim():
+            scale = scale.unsqueeze(-1)
+            own.masked_fill_(scale == 0, 0.5)  # Not 0 · inf.
+        uncapped = lowest >= max(SMALLEST, self.loss.least)
+        value, weight = (self.loss.within if uncapped else self.loss.of_probabilities)(own, others)
+        if chunk.differentiate:
+            p.scatter_(-1, index, -others).mul_(weight * scale)
+        if not lowest >= SMALLEST:  # NaN compares as False.
+            _again(self.exact, chunk, ~(least >= SMALLEST), scale, value)
+        return value.squeeze(-1)
+
+    def exact(self, z: Tensor, target: Tensor, scale: Tensor, differentiate: bool) -> Tensor:
+        """The losses `[N, 1]` of logits of any size, -inf too.
+
+        Args:
+            z: `[N, C]`, float32; the gradients are made in its place.
+            target: `[N]`.
+            scale: `[N]`.
+            differentiate: Whether to make gradients.
+        """
         scale = scale.unsqueeze(-1)
-        own.masked_fill_(scale == 0, 0.5)  # Not 0 · inf.
-    value, weight = (within if lowest >= floor else bounded)(own, others)
-    if differentiate:
-        p.scatter_(-1, index, -others).mul_(weight * scale)
-    if not lowest >= SMALLEST:  # Nor if it is NaN.
-        rows = ~(least >= SMALLEST)
-        _again(sparse_exact, rows, logits_of, p, target, scale, differentiate, value, function)
-    return value.squeeze(-1)
+        z.masked_fill_(scale == 0, 0.0)
+        index = target.unsqueeze(-1)
+        own = z.gather(-1, index)
+        # Not -inf: with all others at -inf, softmax would be NaN rather than nothing.
+        z.scatter_(-1, index, torch.finfo(z.dtype).min)
+        highest = z.amax(-1, keepdim=True)
+        torch.softmax(z, -1, out=z)
+        margin = own - highest + z.amax(-1, keepdim=True).log()
+        value, slope = self.loss(_seen(margin, own, highest))
+        if differentiate:
+            slope = slope * scale
+            z.mul_(-slope).scatter_(-1, index, slope)
+        return value
 
 
-def full(
-    z: Tensor,
-    p: Tensor,
-    target: Tensor,
-    scale: Tensor,
-    differentiate: bool,
-    spare: list[Tensor],
-    logits_of: Rows,
-    function: ScalarFunction,
-    wrong: WrongFunction,
-) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Full:
     """Losses of every class's margin, and their gradients.
 
-    Args:
-        z: As for `sparse`.
-        p: The same.
-        target: The same.
-        scale: The same.
-        differentiate: The same.
-        spare: The same.
-        logits_of: The same.
-        function: The same.
-        wrong: What a wrong class of probability p ≤ 1/2 adds; see `LossSpec`.
+    Attributes:
+        loss: The loss of the margin, whose record has a `wrong_class_function`.
+    """
+
+    loss: BoundedLoss
+
+    def __call__(self, chunk: Chunk) -> Tensor:
+        """Makes the gradients of a chunk; see `Kernel`."""
+        p, scale = chunk.gradient, chunk.scale
+        if p.shape[-1] <= FEW_CLASSES:
+            z = p.copy_(chunk.logits)
+            return self.exact(z, chunk.target, scale, chunk.differentiate).squeeze(-1)
+        index, own, others = _true_and_others(chunk)
+        highest = p.amax(-1, keepdim=True)
+        scale = scale.unsqueeze(-1)
+        margin = (own / others).log_().masked_fill_(scale == 0, 0.0)  # Not 0 · inf.
+        value, slope = self.loss(margin)
+        if not chunk.spare:
+            chunk.spare += [torch.empty_like(p) for _ in range(3)]
+        values, over_q, rest = (memory[: len(p)] for memory in chunk.spare)
+        self.loss.wrong(p, values, over_q, rest)
+        value = value + values.sum(-1, keepdim=True)
+        if chunk.differentiate:
+            # d margin_k / d z_j = -p_j / (1 - p_k)
+            summed = over_q.sum(-1, keepdim=True)
+            torch.addcmul(over_q, p, -summed - slope / others, out=p).mul_(scale)
+            p.scatter_(-1, index, (slope - own * summed) * scale)
+        # A wrong class above 1/2 has a 1 - p that cancels.
+        least = torch.minimum(own, others).masked_fill_(highest > 0.5, 0.0)
+        if not least.min().item() >= SMALLEST:
+            _again(self.exact, chunk, ~(least >= SMALLEST), scale, value)
+        return value.squeeze(-1)
+
+    def exact(self, z: Tensor, target: Tensor, scale: Tensor, differentiate: bool) -> Tensor:
+        """The losses `[N, 1]` of logits of any size, -inf too; see `Sparse.exact`."""
+        scale = scale.unsqueeze(-1)
+        z.masked_fill_(scale == 0, 0.0)
+        z.sub_(z.amax(-1, keepdim=True))  # What all share would cost digits below.
+        lowest = torch.finfo(z.dtype).min
+        index = target.unsqueeze(-1)
+        own = z.gather(-1, index)
+        z.scatter_(-1, index, lowest)
+        # The one class beside the true one whose probability can exceed 1/2.
+        top, top_index = z.max(-1, keepdim=True)
+        z.scatter_(-1, top_index, lowest)
+        highest = z.amax(-1, keepdim=True)
+        torch.softmax(z, -1, out=z)  # Shares among the rest.
+        rest = highest - z.amax(-1, keepdim=True).log()  # Its logsumexp; so are the next ones.
+        beside_own, beside_top = torch.logaddexp(rest, top), torch.logaddexp(rest, own)
+        every = torch.logaddexp(beside_own, own)
+        value, slope = self.loss(_seen(own - beside_own, own, top))
+        top_value, top_slope = self.loss(-_seen(top - beside_top, top, own))
+        values, over_q, spare = z.new_empty(3, *z.shape).unbind()
+        self.loss.wrong((rest - every).exp() * z, values, over_q, spare)
+        if differentiate:
+            summed = over_q.sum(-1, keepdim=True)
+            of_rest = slope * (rest - beside_own).exp() - top_slope * (rest - beside_top).exp()
+            of_rest += summed * (rest - every).exp()
+            of_own = slope + top_slope * (own - beside_top).exp() - summed * (own - every).exp()
+            of_top = -top_slope - slope * (top - beside_own).exp() - summed * (top - every).exp()
+            torch.addcmul(over_q, z, -of_rest, out=z).mul_(scale)
+            z.scatter_(-1, top_index, of_top * scale).scatter_(-1, index, of_own * scale)
+        total: Tensor = value + top_value + values.sum(-1, keepdim=True)
+        return total
+
+
+def _true_and_others(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+    """Makes the gradient's memory the softmax without the true class.
 
     Returns:
-        As `sparse`.
+        The index of the true class, its probability and that of all others, each `[N, 1]`.
     """
-    if z.shape[-1] <= FEW_CLASSES:
-        exact = full_exact(p.copy_(z), target, scale, differentiate, function, wrong)
-        return exact.squeeze(-1)
-    index, own, others = _true_and_others(z, p, target)
-    highest = p.amax(-1, keepdim=True)
-    scale = scale.unsqueeze(-1)
-    value, slope = function((own / others).log_().masked_fill_(scale == 0, 0.0))  # Not 0 · inf.
-    if not spare:
-        spare += [torch.empty_like(p) for _ in range(3)]
-    values, over_q, rest = (one[: len(p)] for one in spare)
-    wrong(p, values, over_q, rest)
-    value = value + values.sum(-1, keepdim=True)
-    if differentiate:
-        # d margin_k / d z_j = -p_j / (1 - p_k)
-        summed = over_q.sum(-1, keepdim=True)
-        torch.addcmul(over_q, p, -summed - slope / others, out=p).mul_(scale)
-        p.scatter_(-1, index, (slope - own * summed) * scale)
-    # A wrong class above 1/2 has a 1 - p that cancels.
-    least = torch.minimum(own, others).masked_fill_(highest > 0.5, 0.0)
-    if not least.min().item() >= SMALLEST:
-        rows = ~(least >= SMALLEST)
-        _again(full_exact, rows, logits_of, p, target, scale, differentiate, value, function, wrong)
-    return value.squeeze(-1)
-
-
-def _true_and_others(z: Tensor, p: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax in p less the true class; its index, its probability and that of all others."""
+    z, p = chunk.logits, chunk.gradient
     if z.dtype != torch.float32:
         z = p.copy_(z)
     torch.softmax(z, -1, out=p)
-    index = target.unsqueeze(-1)
+    index = chunk.target.unsqueeze(-1)
     own = p.gather(-1, index)
     p.scatter_(-1, index, torch.zeros_like(own))  # A scalar would take three times as long.
     return index, own, p.sum(-1, keepdim=True)  # Not 1 - own, which cancels.
 
 
 def _again(
-    exact: Kernel,
-    which: Tensor,
-    logits_of: Rows,
-    p: Tensor,
-    target: Tensor,
-    scale: Tensor,
-    differentiate: bool,
-    value: Tensor,
-    *functions: Callable[..., Any],
+    exact: Callable[..., Tensor], chunk: Chunk, which: Tensor, scale: Tensor, value: Tensor
 ) -> None:
-    """Puts the exact numbers into those rows of p and value whose probabilities are too small."""
+    """Puts the exact numbers into the rows whose probabilities are too small."""
     rows = which.squeeze(-1).nonzero().squeeze(-1)
-    again = logits_of(rows).float()
+    again = chunk.logits_of(rows).float()
     of_rows = scale.expand_as(value)[rows].squeeze(-1)
-    value[rows] = exact(again, target[rows], of_rows, differentiate, *functions)
-    p[rows] = again
-
-
-def sparse_exact(
-    z: Tensor, target: Tensor, scale: Tensor, differentiate: bool, function: ScalarFunction
-) -> Tensor:
-    """`sparse` for logits of any size, -inf too; makes the gradients in place of the logits."""
-    scale = scale.unsqueeze(-1)
-    z.masked_fill_(scale == 0, 0.0)
-    index = target.unsqueeze(-1)
-    own = z.gather(-1, index)
-    # Not -inf: with all others at -inf, softmax would be NaN rather than nothing.
-    z.scatter_(-1, index, torch.finfo(z.dtype).min)
-    highest = z.amax(-1, keepdim=True)
-    torch.softmax(z, -1, out=z)
-    margin = own - highest + z.amax(-1, keepdim=True).log()
-    value, slope = function(_seen(margin, own, highest))
-    if differentiate:
-        slope = slope * scale
-        z.mul_(-slope).scatter_(-1, index, slope)
-    return value
-
-
-def full_exact(
-    z: Tensor,
-    target: Tensor,
-    scale: Tensor,
-    differentiate: bool,
-    function: ScalarFunction,
-    wrong: WrongFunction,
-) -> Tensor:
-    """`full` for logits of any size, -inf too; makes the gradients in place of the logits."""
-    scale = scale.unsqueeze(-1)
-    z.masked_fill_(scale == 0, 0.0)
-    z.sub_(z.amax(-1, keepdim=True))  # What all share would cost digits below.
-    lowest = torch.finfo(z.dtype).min
-    index = target.unsqueeze(-1)
-    own = z.gather(-1, index)
-    z.scatter_(-1, index, lowest)
-    # The one class beside the true one whose probability can exceed 1/2.
-    top, top_index = z.max(-1, keepdim=True)
-    z.scatter_(-1, top_index, lowest)
-    highest = z.amax(-1, keepdim=True)
-    torch.softmax(z, -1, out=z)  # Shares among the rest.
-    rest = highest - z.amax(-1, keepdim=True).log()  # Its logsumexp; so are the next ones.
-    beside_own, beside_top = torch.logaddexp(rest, top), torch.logaddexp(rest, own)
-    every = torch.logaddexp(beside_own, own)
-    value, slope = function(_seen(own - beside_own, own, top))
-    top_value, top_slope = function(-_seen(top - beside_top, top, own))
-    values, over_q, spare = z.new_empty(3, *z.shape).unbind()
-    wrong((rest - every).exp() * z, values, over_q, spare)
-    if differentiate:
-        summed = over_q.sum(-1, keepdim=True)
-        of_rest = slope * (rest - beside_own).exp() - top_slope * (rest - beside_top).exp()
-        of_rest += summed * (rest - every).exp()
-        of_own = slope + top_slope * (own - beside_top).exp() - summed * (own - every).exp()
-        of_top = -top_slope - slope * (top - beside_own).exp() - summed * (top - every).exp()
-        torch.addcmul(over_q, z, -of_rest, out=z).mul_(scale)
-        z.scatter_(-1, top_index, of_top * scale).scatter_(-1, index, of_own * scale)
-    total: Tensor = value + top_value + values.sum(-1, keepdim=True)
-    return total
+    value[rows] = exact(again, chunk.target[rows], of_rows, chunk.differentiate)
+    chunk.gradient[rows] = again
 
 
 def _seen(margin: Tensor, own: Tensor, highest: Tensor) -> Tensor:
@@ -250,7 +258,7 @@ class Fused(torch.autograd.Function):
         target: Tensor,
         scale: Tensor,
         kernel: Kernel,
-        plain: Kernel,
+        plain: Callable[..., Tensor],
         options: tuple[bool, bool, bool],
     ) -> Tensor:
         """Values, and the gradient that backward will hand over.
@@ -260,7 +268,7 @@ class Fused(torch.autograd.Function):
             logits: `[..., C]`.
             target: `[...]`, int64, in [0, C).
             scale: `[...]`, or `[]` for one number that is not 0, float32.
-            kernel: `sparse` or `full`, with the functions that it takes.
+            kernel: `Sparse` or `Full` of the loss.
             plain: The same loss of logits, target and scale as PyTorch's own operations: the way
                 to second derivatives.
             options: Whether to sum, to make gradients, and to overwrite the logits with them.
@@ -278,7 +286,8 @@ class Fused(torch.autograd.Function):
         if gradient is None or overwrite or rows.dtype != torch.float32:
             scratch = rows.new_empty(min(size, count), rows.shape[-1], dtype=torch.float32)
         if scratch is None and 0 < count <= size:
-            values = kernel(rows, gradient, targets, scales, True, [], rows.__getitem__)
+            chunk = Chunk(rows, gradient, targets, scales, True, [], rows.__getitem__)
+            values = kernel(chunk)
         else:
             values = rows.new_empty(count, dtype=torch.float32)
             spare: list[Tensor] = []
@@ -287,9 +296,8 @@ class Fused(torch.autograd.Function):
                 z = rows[part]
                 p = gradient[part] if scratch is None else scratch[: len(z)]
                 of_rows = scales[part] if scales.dim() else scales
-                values[part] = kernel(
-                    z, p, targets[part], of_rows, differentiate, spare, z.__getitem__
-                )
+                chunk = Chunk(z, p, targets[part], of_rows, differentiate, spare, z.__getitem__)
+                values[part] = kernel(chunk)
                 if scratch is not None and gradient is not None:
                     gradient[part] = p
         ctx.summed, ctx.plain, ctx.overwrite = summed, plain, overwrite

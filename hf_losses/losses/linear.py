@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses.losses.fused import DTYPES, Kernel, chunk_rows, multiply_
+from hf_losses.losses.fused import DTYPES, Chunk, Kernel, chunk_rows, multiply_
 from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
 
@@ -72,7 +72,8 @@ class _Linear(torch.autograd.Function):
                 def logits_of(which: Tensor, own: Tensor = hidden[part]) -> Tensor:
                     return _project(own[which], weight, bias)
 
-                values = kernel(piece, p, target[part], scale[part], any(needs), spare, logits_of)
+                chunk = Chunk(piece, p, target[part], scale[part], any(needs), spare, logits_of)
+                values = kernel(chunk)
                 total += (values * scale[part]).sum()
                 if scratch is not None:
                     piece.copy_(p)

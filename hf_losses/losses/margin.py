@@ -83,3 +83,9 @@ def poison(x: Tensor) -> Tensor:
     """
     x = x.detach().clamp(min=0)
     return x - x
+
+
+def one_hot(z: Tensor, target: Tensor) -> Tensor:
+    """Targets as probabilities, `[..., C]`, in the dtype of the logits."""
+    # scatter rather than F.one_hot: torch.func.vmap takes it too.
+    return torch.zeros_like(z).scatter(-1, target.unsqueeze(-1), 1.0)

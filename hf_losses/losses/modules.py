@@ -6,211 +6,36 @@ weight and the reduction, each in one place.
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
-import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import functional as F
 
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
-from hf_losses.losses.fused import DTYPES, SMALLEST, Fused, Kernel, full, sparse
-from hf_losses.losses.margin import class_margin, class_margins, poison
-from hf_losses.losses.registry import LossSpec, as_json, as_number, get_spec
-from hf_losses.messages import UsageError, nearest
+from hf_losses.losses.base import (
+    LossModule,
+    RegressionLoss,
+    accurate,
+    accurate_dtype,
+    exact_class_weights,
+    not_zero,
+)
+from hf_losses.losses.bound import BoundedLoss
+from hf_losses.losses.fused import DTYPES, Full, Fused, Kernel, Sparse, headroom
+from hf_losses.losses.margin import class_margin, class_margins, one_hot, poison
+from hf_losses.losses.registry import as_number, get_spec
+from hf_losses.messages import UsageError
 
-REDUCTIONS = ("mean", "sum", "none")
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL)
 
-ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-
-class _Scalar(torch.autograd.Function):
-    """An element-wise function with its declared derivative; twice differentiable through it."""
-
-    # Without a jvp of its own: torch.compile traces no Function that has one.
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, function: ScalarFunction) -> Tensor:
-        return function(x)[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ScalarFunction], output: Tensor) -> None:
-        x, ctx.function = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return grads[0] * ctx.function(x)[1], None
-
-
-class _ForwardScalar(_Scalar):
-    """The same with forward-mode differentiation (`torch.func.jvp`, `hessian`)."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ScalarFunction], output: Tensor) -> None:
-        _Scalar.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0])
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (x,) = ctx.saved_tensors
-        out: Tensor = tangents[0] * ctx.function(x)[1]
-        return out
-
-
-def _weight_boundary(function: ScalarFunction, max_weight: float) -> float:
-    """Margin below which a strict loss's gradient weight exceeds `max_weight` (w falls in m)."""
-
-    def exceeds(margin: float) -> bool:
-        m = torch.tensor(margin, dtype=torch.float64)
-        return bool(-function(m)[1] / torch.sigmoid(-m) > max_weight)
-
-    low, high = -1e6, 700.0
-    if not exceeds(low):
-        return -math.inf
-    if exceeds(high):
-        return math.inf
-    while high - low > 1e-13 * max(1.0, abs(low)):
-        middle = (low + high) / 2
-        low, high = (middle, high) if exceeds(middle) else (low, middle)
-    return high
-
-
-def _bounded(function: ScalarFunction, max_weight: float, boundary: float) -> ScalarFunction:
-    """The function with its gradient weight capped: linear in log p, slope `max_weight`, beyond."""
-    if boundary == -math.inf:
-        return function
-    return functools.partial(
-        _bounded_pair, function=function, max_weight=max_weight, boundary=boundary
-    )
-
-
-def _bounded_pair(
-    m: Tensor, function: ScalarFunction, max_weight: float, boundary: float
-) -> tuple[Tensor, Tensor]:
-    inside = m.clamp(min=boundary)
-    value, derivative = function(inside)
-    value = value + max_weight * (F.logsigmoid(inside) - F.logsigmoid(m))
-    return value, torch.where(m < boundary, -max_weight * torch.sigmoid(-m), derivative)
-
-
-def _of_probabilities(p: Tensor, q: Tensor, function: ScalarFunction) -> tuple[Tensor, Tensor]:
-    """Value and gradient weight."""
-    value, derivative = function((p / q).log_())
-    return value, derivative / -q
-
-
-def _bounded_of_probabilities(
-    p: Tensor,
-    q: Tensor,
-    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    max_weight: float,
-    least: float,
-) -> tuple[Tensor, Tensor]:
-    """As `_bounded_pair`, for a bound at a p of at most 1/2."""
-    inside = p.clamp(min=least)
-    value, weight = function(inside, q.clamp(max=1 - least))
-    return value + (inside / p).log_().mul_(max_weight), weight
-
-
-class _Loss(nn.Module):
-    """What both tasks share: a record, its parameters and the reduction."""
-
-    task: str
-    options: tuple[str, ...] = ("reduction",)
-
-    def __init__(self, name: str, reduction: str, params: dict[str, Any]) -> None:
-        super().__init__()
-        self.spec: LossSpec = get_spec(name)
-        if self.spec.task != self.task:
-            raise UsageError(
-                f"{name!r} is a {self.spec.task} loss, not a {self.task} loss; "
-                f"use get_loss({name!r})"
-            )
-        if reduction not in REDUCTIONS:
-            raise UsageError(
-                f"unknown reduction {reduction!r}; choose one of {', '.join(REDUCTIONS)}."
-                + nearest(str(reduction), REDUCTIONS)
-            )
-        self.reduction = reduction
-        self.params = self.spec.resolve(params, self.options)
-        self._function: ScalarFunction = functools.partial(self.spec.function, **self.params)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Name and parameters as JSON; `get_loss(**loss.config)` builds the same loss again."""
-        return {"name": self.spec.name, **self.params, **self._options()}
-
-    def _options(self) -> dict[str, Any]:
-        return {} if self.reduction == "mean" else {"reduction": self.reduction}
-
-    def _scalar(self, x: Tensor) -> Tensor:
-        node = _Scalar if torch.compiler.is_compiling() else _ForwardScalar
-        out: Tensor = node.apply(x, self._function)  # type: ignore[no-untyped-call]
-        return out
-
-    def _reduce(self, losses: Tensor, own: Tensor, count: Tensor | float | None) -> Tensor:
-        if self.reduction == "none":
-            return losses
-        if self.reduction == "sum":
-            return losses.sum()
-        return losses.sum() / (not_zero(own) if count is None else count)
-
-    def extra_repr(self) -> str:
-        """The configuration, for `print(loss)`."""
-        return ", ".join(f"{key}={value!r}" for key, value in self.config.items())
-
-
-def _accurate(x: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
-    return x.to(_accurate_dtype(x))
-
-
-def _accurate_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-
-
-def _class_weights(weight: Any) -> Tensor:
-    """Class weights in the precision they were given in: `[C]`, float64, on the CPU."""
-    given = as_json(weight)
-    try:
-        numbers = torch.tensor(given, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # Text, a dict, ragged rows, ….
-        numbers = torch.full((), math.nan)
-    else:
-        given = numbers.tolist()
-    if numbers.dim() == 1 and len(numbers) and ((numbers >= 0) & numbers.isfinite()).all():
-        return numbers
-    named = isinstance(weight, str | Mapping)
-    raise UsageError(
-        "weight must be one finite, non-negative number per class, as a list, an array or a "
-        f"tensor, got {reprlib.repr(given)}"
-        + ("; by label name, or 'balanced', it is for the loss_kwargs of a training" * named)
-    )
-
-
-def not_zero(count: Tensor) -> Tensor:
-    """A count to divide by: where nothing counts, the sum is 0 too."""
-    return count.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def _one_hot(z: Tensor, target: Tensor) -> Tensor:
-    # scatter rather than F.one_hot: torch.func.vmap takes it too.
-    return torch.zeros_like(z).scatter(-1, target.unsqueeze(-1), 1.0)
-
-
-class ClassificationLoss(_Loss):
+class ClassificationLoss(LossModule):
     """A classification loss of the registry.
 
     Args:
@@ -238,16 +63,8 @@ class ClassificationLoss(_Loss):
     """
 
     task = "classification"
-    options = (
-        "reduction",
-        "ignore_index",
-        "weight",
-        "label_smoothing",
-        "max_weight",
-        "problem_type",
-        "overwrite_logits",
-    )
     weight: Tensor | None
+    _function: BoundedLoss
 
     def __init__(
         self,
@@ -275,7 +92,7 @@ class ClassificationLoss(_Loss):
         self.max_weight = as_number(name, "max_weight", max_weight)
         if not self.max_weight > 0:
             raise UsageError(f"max_weight must be positive (inf allowed), got {max_weight!r}")
-        self._given_weight = None if weight is None else _class_weights(weight)
+        self._given_weight = None if weight is None else exact_class_weights(weight)
         buffer = None
         if self._given_weight is not None:
             buffer = self._given_weight.float()
@@ -290,40 +107,19 @@ class ClassificationLoss(_Loss):
             self._check_ignore_index()
         self.problem_type = problem_type
         self.overwrite_logits = overwrite_logits
+        self._function = BoundedLoss(self.spec, self.params, self.max_weight)
         self.kernel: Kernel | None = self._fused_kernel()
 
     def _fused_kernel(self) -> Kernel | None:
         """How the loss is made straight from logits; None if there is no such way."""
-        boundary, floor = -math.inf, SMALLEST
-        within: Any = functools.partial(_of_probabilities, function=self._function)
-        if self.spec.probability_function is not None:
-            within = functools.partial(self.spec.probability_function, **self.params)
-        bounded = within
-        if self.spec.kind == "strict":
-            boundary = _weight_boundary(self._function, self.max_weight)
-            self._function = _bounded(self._function, self.max_weight, boundary)
-            least = 1 / (1 + math.exp(min(-boundary, 700.0)))
-            floor = max(floor, least)
-            if boundary > 0:
-                bounded = functools.partial(_of_probabilities, function=self._function)
-            elif boundary > -math.inf:
-                bounded = functools.partial(
-                    _bounded_of_probabilities,
-                    function=within,
-                    max_weight=self.max_weight,
-                    least=least,
-                )
         if self.label_smoothing or self.problem_type != SINGLE_LABEL:
             return None
         if not self.spec.is_full:
-            return functools.partial(
-                sparse, function=self._function, bounded=bounded, within=within, floor=floor
-            )
+            return Sparse(self._function)
         # Of the wrong classes, only the top one may lie beyond the bound.
-        if self.spec.wrong_class_function is None or boundary > 0:
+        if self.spec.wrong_class_function is None or self._function.boundary > 0:
             return None
-        wrong = functools.partial(self.spec.wrong_class_function, **self.params)
-        return functools.partial(full, function=self._function, wrong=wrong)
+        return Full(self._function)
 
     def _options(self) -> dict[str, Any]:
         options = super()._options()
@@ -338,6 +134,7 @@ class ClassificationLoss(_Loss):
             options["max_weight"] = self.max_weight if math.isfinite(self.max_weight) else "inf"
         if self.problem_type != SINGLE_LABEL:
             options["problem_type"] = self.problem_type
+        # overwrite_logits is no part of the loss: it decides where gradients are written.
         return options
 
     def _exact_weight(self, buffer: Tensor) -> Tensor:
@@ -359,7 +156,7 @@ class ClassificationLoss(_Loss):
         weight = self.weight
         if weight is None:
             return None
-        dtype = _accurate_dtype(logits)
+        dtype = accurate_dtype(logits)
         if not weight.dtype == dtype == torch.float32:
             # A module that holds this loss may have been cast, which would round the buffer.
             weight = self._exact_weight(weight)
@@ -397,7 +194,7 @@ class ClassificationLoss(_Loss):
                 f"weight has {weight.numel()} entries, one per class, for logits of shape {shape}"
             )
         if self.problem_type == MULTI_LABEL:
-            return self._multi_label(_accurate(logits), target, weight, count)
+            return self._multi_label(accurate(logits), target, weight, count)
         if len(shape) == 0 or shape[-1] < 2:
             raise UsageError(
                 f"logits of shape {shape} have fewer than two classes; for a single "
@@ -405,7 +202,7 @@ class ClassificationLoss(_Loss):
                 "use a regression loss such as 'mse'"
             )
         if target.is_floating_point() and target.shape == shape:
-            return self._probabilities(_accurate(logits), target, weight, count)
+            return self._probabilities(accurate(logits), target, weight, count)
         if target.is_floating_point() or target.dtype == torch.bool or target.shape != shape[:-1]:
             raise UsageError(
                 f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit "
@@ -435,11 +232,11 @@ class ClassificationLoss(_Loss):
     ) -> Tensor:
         if self._is_fused(logits):
             return self._fused(logits, target, weight, count)
-        z, given = _accurate(logits), target
+        z, given = accurate(logits), target
         target, of_item = self._weigh(target, weight, z.dtype)
         if self.label_smoothing:
             keep = (given != self.ignore_index).unsqueeze(-1)
-            share = self._smooth(_one_hot(z, target).where(keep, 0.0))
+            share = self._smooth(one_hot(z, target).where(keep, 0.0))
             losses = self._all_classes(z, share, weight)
         else:
             losses = self._one_by_one(z, target, of_item)
@@ -458,10 +255,10 @@ class ClassificationLoss(_Loss):
 
     def _one_by_one(self, logits: Tensor, target: Tensor, of_item: Tensor) -> Tensor:
         """The losses of the items, times their weights, as PyTorch differentiates them."""
-        z = _accurate(logits)
+        z = accurate(logits)
         counts = of_item != 0
         if self.spec.is_full:
-            share = _one_hot(z, target).where(counts.unsqueeze(-1), 0.0)
+            share = one_hot(z, target).where(counts.unsqueeze(-1), 0.0)
             return of_item * self._all_classes(z, share, None)
         # An ignored item must not send back 0 · inf either, hence the where inside.
         return of_item * self._scalar(class_margin(z, target).where(counts, 0.0))
@@ -518,26 +315,8 @@ class ClassificationLoss(_Loss):
             target, scale = self._weigh(target, weight, torch.float32)
             if self.reduction == "mean":
                 scale = scale / (not_zero(scale.sum()) if count is None else count)
-        room = self._headroom(scale, dtype)
+        room = headroom(scale, dtype, self._function.steepest)
         return target, scale if room is None else scale * room, room
-
-    def _headroom(self, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """What gradients that are made in forward are multiplied by there, and divided by later.
-
-        float16 would round a small share of a mean to 0, before a loss scaler can save it.
-
-        Args:
-            scale: By which the items' gradients are multiplied.
-            dtype: That of the gradients.
-
-        Returns:
-            A power of two, which rounds nothing, or None for 1.
-        """
-        steepest = self.max_weight if self.spec.kind == "strict" else 1.0
-        if dtype != torch.float16 or not scale.numel() or steepest == math.inf:
-            return None
-        largest = scale.amax().clamp(min=torch.finfo(torch.float32).tiny)
-        return (largest * max(1.0, steepest / 2**15)).log2().ceil().neg().exp2()
 
     def _probabilities(
         self, z: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
@@ -581,53 +360,6 @@ class ClassificationLoss(_Loss):
         if against is not None:
             losses = losses + against * self._scalar(-margins.where(against != 0, 0.0))
         return losses
-
-
-class RegressionLoss(_Loss):
-    """A regression loss of the registry.
-
-    Args:
-        name: A registered name, such as `smae`.
-        reduction: `mean`, `sum` or `none`.
-        **params: The loss's own parameters, such as `delta`.
-
-    Raises:
-        ValueError: If any of these is unknown or out of range.
-    """
-
-    task = "regression"
-
-    def __init__(self, name: str, *, reduction: str = "mean", **params: Any) -> None:
-        """See the class."""
-        super().__init__(name, reduction, params)
-
-    def forward(
-        self, prediction: Tensor, target: Tensor, count: Tensor | float | None = None
-    ) -> Tensor:
-        """Computes the loss.
-
-        Args:
-            prediction: `[...]` or `[..., 1]`, any floating dtype; computed in float32 (float64
-                stays).
-            target: `[...]`, the same shape up to a trailing 1, any real dtype.
-            count: What a mean divides by; None: the number of items.
-
-        Returns:
-            A scalar, or with `reduction="none"` one value per number in the target's shape.
-
-        Raises:
-            ValueError: If the shapes do not fit.
-        """
-        x = _accurate(prediction)
-        if x.shape == (*target.shape, 1):
-            x = x.squeeze(-1)
-        if x.shape != target.shape:
-            raise UsageError(
-                f"prediction of shape {tuple(prediction.shape)} does not fit "
-                f"target of shape {tuple(target.shape)}"
-            )
-        losses = self._scalar(x - target.to(x.dtype))
-        return self._reduce(losses, torch.tensor(losses.numel(), device=x.device), count)
 
 
 def get_loss(name: str, **params: Any) -> ClassificationLoss | RegressionLoss:

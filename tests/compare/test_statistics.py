@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hf_losses.compare import intervals
 from hf_losses.compare.intervals import bootstrap_interval
 from hf_losses.compare.p_values import holm, sign_flip_p, smallest_p
 from hf_losses.compare.power import (
@@ -112,7 +113,7 @@ def test_no_interval_of_few_and_none_of_no_width_where_there_is_a_spread():
 
 
 def test_the_interval_misses_about_as_often_as_its_docstring_says(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 499)
+    monkeypatch.setattr(intervals, "RESAMPLES", 499)
     generator = np.random.default_rng(3)
     inside = 0
     for _ in range(200):
@@ -178,7 +179,7 @@ def draw(generator, planted=0.0, losses=9, seeds=SEEDS):
 @pytest.fixture
 def no_intervals(monkeypatch):
     """Verdicts do not depend on them, and 500 repetitions would take minutes."""
-    monkeypatch.setattr(statistics, "bootstrap_interval", lambda differences: None)
+    monkeypatch.setattr("hf_losses.compare.statistics.bootstrap_interval", lambda differences: None)
     monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels collects garbage at every call.
 
 

@@ -244,7 +244,7 @@ def test_idx_files(run, tmp_path, prefix, packed):
 def test_result_json_says_whose_images_they_are(tmp_path, monkeypatch, limit):
     splits = {"train": folder(tmp_path / "a", 30), "test": folder(tmp_path / "b", 9, seed=1)}
     splits = {name: files.load_folder(path) for name, path in splits.items()}
-    monkeypatch.setattr(image_data, "_load", lambda *_: splits)
+    monkeypatch.setattr(image_data, "load_from_hub", lambda *_: splits)
     data = image_data.ImageArguments(dataset_name="me/pets", max_eval_samples=limit).load()
     facts = output.dataset_facts(data)
     assert (facts["id"], facts["name"], facts["config"]) == ("me/pets", "me/pets", None)

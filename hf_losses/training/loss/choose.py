@@ -9,13 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from hf_losses.losses.modules import (
-    MULTI_LABEL,
-    SINGLE_LABEL,
-    ClassificationLoss,
-    RegressionLoss,
-    get_loss,
-)
+from hf_losses.losses.base import RegressionLoss
+from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLoss, get_loss
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.models.heads import REGRESSION, is_classifier, problem_type

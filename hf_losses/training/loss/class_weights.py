@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.base import RegressionLoss
+from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
 from hf_losses.losses.registry import parse_loss_kwargs
 from hf_losses.messages import UsageError, nearest
 from hf_losses.models.builtin import IGNORE, loss_type

@@ -15,12 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_losses.losses.modules import (
-    MULTI_LABEL,
-    SINGLE_LABEL,
-    ClassificationLoss,
-    RegressionLoss,
-)
+from hf_losses.losses.base import RegressionLoss
+from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLoss
 from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
 from hf_losses.models.heads import REGRESSION

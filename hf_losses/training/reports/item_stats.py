@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.margin import class_margin, gradient_weight
-from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, RegressionLoss, get_loss
+from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
 

@@ -1,0 +1,207 @@
+"""What every loss module has: a record, its parameters, a dtype and a reduction; and regression."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_losses.losses.registry import LossSpec, as_json, get_spec
+from hf_losses.messages import UsageError, nearest
+
+REDUCTIONS = ("mean", "sum", "none")
+
+# From x to the value and its derivative, both like x.
+ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class _Scalar(torch.autograd.Function):
+    """An element-wise function with its declared derivative; twice differentiable through it."""
+
+    # Without a jvp of its own: torch.compile traces no Function that has one.
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, function: ScalarFunction) -> Tensor:
+        return function(x)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ScalarFunction], output: Tensor) -> None:
+        x, ctx.function = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grads[0] * ctx.function(x)[1], None
+
+
+class _ForwardScalar(_Scalar):
+    """`_Scalar` with forward-mode differentiation (`torch.func.jvp`, `hessian`)."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ScalarFunction], output: Tensor) -> None:
+        _Scalar.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (x,) = ctx.saved_tensors
+        out: Tensor = tangents[0] * ctx.function(x)[1]
+        return out
+
+
+def differentiable(function: ScalarFunction, x: Tensor) -> Tensor:
+    """The value of an element-wise function, differentiated by its declared derivative.
+
+    Args:
+        function: Value and derivative.
+        x: Any shape, floating.
+
+    Returns:
+        A tensor like x; twice differentiable, and outside of `torch.compile` in forward mode too.
+    """
+    node = _Scalar if torch.compiler.is_compiling() else _ForwardScalar
+    out: Tensor = node.apply(x, function)  # type: ignore[no-untyped-call]
+    return out
+
+
+class LossModule(nn.Module):
+    """What both tasks share: a record, its parameters and the reduction."""
+
+    task: str
+    options: tuple[str, ...]
+    _function: ScalarFunction
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Takes the names of the options from the signature, where they are declared."""
+        super().__init_subclass__(**kwargs)
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        cls.options = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    def __init__(self, name: str, reduction: str, params: dict[str, Any]) -> None:
+        super().__init__()
+        self.spec: LossSpec = get_spec(name)
+        if self.spec.task != self.task:
+            raise UsageError(
+                f"{name!r} is a {self.spec.task} loss, not a {self.task} loss; "
+                f"use get_loss({name!r})"
+            )
+        if reduction not in REDUCTIONS:
+            raise UsageError(
+                f"unknown reduction {reduction!r}; choose one of {', '.join(REDUCTIONS)}."
+                + nearest(str(reduction), REDUCTIONS)
+            )
+        self.reduction = reduction
+        self.params = self.spec.resolve(params, self.options)
+        self._function = functools.partial(self.spec.function, **self.params)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Name and parameters as JSON; `get_loss(**loss.config)` builds the same loss again."""
+        return {"name": self.spec.name, **self.params, **self._options()}
+
+    def _options(self) -> dict[str, Any]:
+        return {} if self.reduction == "mean" else {"reduction": self.reduction}
+
+    def _scalar(self, x: Tensor) -> Tensor:
+        return differentiable(self._function, x)
+
+    def _reduce(self, losses: Tensor, own: Tensor, count: Tensor | float | None) -> Tensor:
+        if self.reduction == "none":
+            return losses
+        if self.reduction == "sum":
+            return losses.sum()
+        return losses.sum() / (not_zero(own) if count is None else count)
+
+    def extra_repr(self) -> str:
+        """The configuration, for `print(loss)`."""
+        return ", ".join(f"{key}={value!r}" for key, value in self.config.items())
+
+
+def accurate(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return x.to(accurate_dtype(x))
+
+
+def accurate_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a loss is computed in: float32 for half precision, else that of x."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def not_zero(count: Tensor) -> Tensor:
+    """A count to divide by: where nothing counts, the sum is 0 too."""
+    return count.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class RegressionLoss(LossModule):
+    """A regression loss of the registry.
+
+    Args:
+        name: A registered name, such as `smae`.
+        reduction: `mean`, `sum` or `none`.
+        **params: The loss's own parameters, such as `delta`.
+
+    Raises:
+        ValueError: If any of these is unknown or out of range.
+    """
+
+    task = "regression"
+
+    def __init__(self, name: str, *, reduction: str = "mean", **params: Any) -> None:
+        """See the class."""
+        super().__init__(name, reduction, params)
+
+    def forward(
+        self, prediction: Tensor, target: Tensor, count: Tensor | float | None = None
+    ) -> Tensor:
+        """Computes the loss.
+
+        Args:
+            prediction: `[...]` or `[..., 1]`, any floating dtype; computed in float32 (float64
+                stays).
+            target: `[...]`, the same shape up to a trailing 1, any real dtype.
+            count: What a mean divides by; None: the number of items.
+
+        Returns:
+            A scalar, or with `reduction="none"` one value per number in the target's shape.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        x = accurate(prediction)
+        if x.shape == (*target.shape, 1):
+            x = x.squeeze(-1)
+        if x.shape != target.shape:
+            raise UsageError(
+                f"prediction of shape {tuple(prediction.shape)} does not fit "
+                f"target of shape {tuple(target.shape)}"
+            )
+        losses = self._scalar(x - target.to(x.dtype))
+        return self._reduce(losses, torch.tensor(losses.numel(), device=x.device), count)
+
+
+def exact_class_weights(weight: Any) -> Tensor:
+    """Class weights in the precision they were given in: `[C]`, float64, on the CPU."""
+    given = as_json(weight)
+    try:
+        numbers = torch.tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # Text, a dict, ragged rows, ….
+        numbers = torch.full((), math.nan)
+    else:
+        given = numbers.tolist()
+    if numbers.dim() == 1 and len(numbers) and ((numbers >= 0) & numbers.isfinite()).all():
+        return numbers
+    named = isinstance(weight, str | Mapping)
+    raise UsageError(
+        "weight must be one finite, non-negative number per class, as a list, an array or a "
+        f"tensor, got {reprlib.repr(given)}"
+        + ("; by label name, or 'balanced', it is for the loss_kwargs of a training" * named)
+    )
