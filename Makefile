@@ -1,6 +1,6 @@
 # Everything a fresh machine with Python >= 3.11 needs: `make demo`, `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo format lint type test test-slow test-all docs bench check clean
+.PHONY: help setup demo format lint type test test-slow test-all test-lowest docs bench check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,6 +41,12 @@ test-slow: setup  ## Run the slow tests alone.
 
 test-all: test test-slow  ## Run every test that runs on a CPU.
 
+test-lowest:  ## Run the default tests with the lowest versions that pyproject.toml allows.
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint constraints.txt torch
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile
+
 docs: setup  ## Write the generated tables and the curves again.
 	$(BIN)/python docs/build.py
 
@@ -50,4 +56,4 @@ bench: setup  ## Measure time and memory of the losses beside their peers (half 
 check: lint type test  ## What CI runs, less the slow tests.
 
 clean:  ## Remove what the build and the runs left.
-	rm -rf .venv runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
