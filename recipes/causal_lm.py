@@ -32,7 +32,7 @@ from hf_losses.models.small_lm import small_model, small_tokenizer
 from hf_losses.options import option
 from hf_losses.training import outputs as output
 from hf_losses.training.loss.class_weights import early_loss
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.
 
@@ -122,7 +122,7 @@ def main(argv=None):
         "(--help)",
     )
     try:  # Whatever does not fit is said here, before anything is trained or written.
-        source, options, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        source, options, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
         loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
         path = options.model_name_or_path
@@ -167,7 +167,7 @@ def main(argv=None):
         )
         if args.resume_from_checkpoint:
             trainer.check_same_loss(args.resume_from_checkpoint)
-    except (ValueError, OSError) as error:
+    except UsageError as error:
         parser.error(str(error))
 
     training, metrics = {}, {}

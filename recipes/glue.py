@@ -8,8 +8,6 @@ accelerate launch recipes/glue.py --loss smae --train_file a.csv --validation_fi
 from dataclasses import dataclass
 
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     HfArgumentParser,
     set_seed,
 )
@@ -19,13 +17,13 @@ from hf_losses.data.text.dataset import TextArguments
 from hf_losses.losses.registry import neutral_loss
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import METRICS, GlueMetric
-from hf_losses.models.limits import fit_tokenizer, usable_length
-from hf_losses.models.lora import LoraArguments, add_adapter
-from hf_losses.models.pretrained import find_model
+from hf_losses.models.limits import usable_length
+from hf_losses.models.lora import LoraArguments
+from hf_losses.models.pretrained import find_model, load_text_classifier
 from hf_losses.options import option
 from hf_losses.training import outputs as output
 from hf_losses.training.loss.class_weights import early_loss
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 
 @dataclass
@@ -42,31 +40,6 @@ class GlueTrainingArguments(RecipeTrainingArguments):
 
     num_train_epochs: float = option(1.0, "passes over the training set")
     train_sampling_strategy: str = option("group_by_length", "or random: more padding, slower")
-
-
-def load_model(path, options, data):
-    labels = data.classes or ["score"]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: i for i, label in enumerate(labels)},
-            problem_type="single_label_classification" if data.classes else "regression",
-            dtype="float32",  # Half precision is what --bf16 is for: it keeps float32 weights.
-            ignore_mismatched_sizes=True,  # A head for other classes is replaced, and reported.
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForSequenceClassification loads"
-        ) from error
-    fit_tokenizer(tokenizer, model, path)
-    if options.lora:
-        model = add_adapter(model, options, loading, "SEQ_CLS")
-    return tokenizer, model
 
 
 def make_trainer(data, tokenizer, options, args, **model):
@@ -108,7 +81,7 @@ def main(argv=None):
         usage="glue.py [--task_name TASK] [--model_name_or_path MODEL] [--loss LOSS] … (--help)",
     )
     try:  # Whatever does not fit is said here, before anything is trained or written.
-        source, options, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        source, options, args = parse(parser, argv)
         check_loss(args.loss, source.kind, source.name)
         model_name, base_model, path = find_model(options.model_name_or_path)
         with args.main_process_first():
@@ -117,12 +90,12 @@ def main(argv=None):
         loss = early_loss(args.loss or neutral_loss(data.kind), args.loss_kwargs)
         output.prepare(args, "glue", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
-        tokenizer, model = load_model(path, options, data)
+        tokenizer, model = load_text_classifier(path, data.classes, options)
 
         trainer = make_trainer(data, tokenizer, options, args, model=model)
         if args.resume_from_checkpoint:
             trainer.check_same_loss(args.resume_from_checkpoint)
-    except (ValueError, OSError) as error:
+    except UsageError as error:
         parser.error(str(error))
 
     training, metrics = {}, {}

@@ -33,7 +33,7 @@ from hf_losses.models.scratch import build_config
 from hf_losses.options import CORES, option
 from hf_losses.training import outputs as output
 from hf_losses.training.loss.class_weights import early_loss
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 
 @dataclass
@@ -114,9 +114,7 @@ def main(argv=None):
         "[--loss LOSS] … (--help)",
     )
     try:  # Whatever does not fit is said here, before anything is trained or written.
-        source, options, changes, args = parser.parse_args_into_dataclasses(
-            argv, look_for_args_file=False
-        )
+        source, options, changes, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
         with args.main_process_first():
             data = source.load()
@@ -161,7 +159,7 @@ def main(argv=None):
         )
         if args.resume_from_checkpoint:
             trainer.check_same_loss(args.resume_from_checkpoint)
-    except (ValueError, OSError, ImportError) as error:
+    except UsageError as error:
         parser.error(str(error))
 
     training, metrics = {}, {}

@@ -10,7 +10,6 @@ command goes on. At its end stands the command for glue.py that trains the winne
 data. The rest are glue.py's arguments.
 """
 
-import importlib.util
 import math
 import os
 import signal
@@ -18,22 +17,24 @@ from argparse import Namespace
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from warnings import catch_warnings
 
-import glue
 from filelock import FileLock, Timeout
 from transformers import HfArgumentParser, PrinterCallback
 from transformers.utils import logging
 
+from hf_losses import LossTrainer
 from hf_losses.data.text.dataset import TextArguments
 from hf_losses.losses.registry import neutral_loss
 from hf_losses.messages import UsageError
-from hf_losses.metrics.tasks import METRICS
-from hf_losses.models.pretrained import find_model
+from hf_losses.metrics.tasks import METRICS, GlueMetric
+from hf_losses.models.limits import usable_length
+from hf_losses.models.lora import LoraArguments
+from hf_losses.models.pretrained import find_model, load_text_classifier
 from hf_losses.options import option
 from hf_losses.search import study as studies
 from hf_losses.search.space import SearchArguments
 from hf_losses.training.outputs import dataset_facts
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments, parse
 
 
 @dataclass
@@ -45,8 +46,19 @@ class SampleArguments(TextArguments):
 
 
 @dataclass
-class TrialArguments(glue.GlueTrainingArguments):
+class ModelArguments(LoraArguments):
+    """The model and its adapter."""
+
+    model_name_or_path: str | None = option(None, "Hub name or folder; without one: MiniLM")
+    max_length: int = option(128, "tokens after which a text is cut")
+
+
+@dataclass
+class TrialArguments(RecipeTrainingArguments):
     """The training of every trial."""
+
+    num_train_epochs: float = option(1.0, "passes over the training set")
+    train_sampling_strategy: str = option("group_by_length", "or random: more padding, slower")
 
     output_dir: str = option("", "without one: runs/search/TASK-seedSEED")
     eval_strategy: str = option("no", "a trial is evaluated once, at its end")
@@ -54,37 +66,41 @@ class TrialArguments(glue.GlueTrainingArguments):
     disable_tqdm: bool | None = option(True, "no progress bar for every trial")
 
 
-GROUPS = (SearchArguments, SampleArguments, glue.ModelArguments, TrialArguments)
-SEARCHED = {"loss": "losses", "loss_kwargs": "loss_ranges", "learning_rate": "learning_rate_range"}
-FOR_THE_WINNER = {"do_train", "do_predict", "eval_strategy", "save_strategy", "push_to_hub"}
-FOR_THE_WINNER |= {"load_best_model_at_end", "metric_for_best_model", "resume_from_checkpoint"}
+GROUPS = (SearchArguments, SampleArguments, ModelArguments, TrialArguments)
 FOR_TRIALS = {"max_train_samples", "max_eval_samples", "disable_tqdm"}
 
 
-def check(given, search, args):
-    for name in given:
-        if name in SEARCHED:
-            raise UsageError(f"a search chooses --{name} itself: see --{SEARCHED[name]}")
-        if name in FOR_THE_WINNER:
-            raise UsageError(f"--{name} is for glue.py: add it to the command shown at the end")
-    if search.n_trials < 1:
-        raise UsageError(f"--n_trials must be at least 1, got {search.n_trials}")
-    if args.world_size > 1:
-        raise UsageError(f"a search runs in one process, not {args.world_size}: start it by python")
-    if importlib.util.find_spec("optuna") is None:
-        raise UsageError("a search needs Optuna: pip install 'hf-losses[compare]'")
+def make_trainer(data, tokenizer, options, args, **model):
+    """The trainer of a `model` or a `model_init`, on data that it tokenizes."""
+    length = usable_length(options.max_length, tokenizer, args)
 
+    def tokenize(batch):
+        return tokenizer(*map(batch.get, data.columns), truncation=True, max_length=length)
 
-def announce(source, data, model_name, search, space, losses, done, folder):
-    sets = (item for item in data.splits.items() if not item[0].startswith("test"))
-    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in sets)
-    ranges = (f"{name} {low:g} to {high:g}" for name, (low, high) in space.items())
-    print(f"Data    {source.name}: {sizes}   [--task_name, --train_file]")
-    print(f"Model   {model_name}   [--model_name_or_path]")
-    print(f"Losses  {', '.join(losses)}   [--losses]")
-    print(f"Ranges  {', '.join(ranges)}   [--learning_rate_range, --loss_ranges]")
-    print(f"Trials  {search.n_trials}, {done} of them done   [--n_trials]")
-    print(f"Output  {folder}   [--output_dir]", flush=True)
+    def decide(logits, labels):
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        return logits.argmax(-1) if data.classes else logits.squeeze(-1)
+
+    metric = GlueMetric(data.metric)
+
+    def compute_metrics(found):
+        return metric.compute(predictions=found.predictions, references=found.label_ids)
+
+    with args.main_process_first():
+        data.splits = data.splits.map(tokenize, batched=True)
+    validation = data.sets("validation")
+    if args.metric_for_best_model == "task":
+        first = f"{next(iter(validation))}_" if len(validation) > 1 else ""
+        args.metric_for_best_model = first + METRICS[data.metric][0]
+    return LossTrainer(
+        **model,
+        args=args,
+        train_dataset=data.splits["train"],
+        eval_dataset=validation if len(validation) > 1 else validation["validation"],
+        processing_class=tokenizer,
+        preprocess_logits_for_metrics=decide,
+        compute_metrics=compute_metrics,
+    )
 
 
 def main(argv=None):
@@ -95,24 +111,22 @@ def main(argv=None):
     blank = Namespace(**{f.name: None for group in GROUPS for f in fields(group)})
     given = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not None}
     try:  # Whatever does not fit is said here, before anything is trained or written.
-        search, source, options, args = parser.parse_args_into_dataclasses(
-            argv, look_for_args_file=False
-        )
-        check(given, search, args)
+        search, source, options, args = parse(parser, argv)
+        search.check(given, args)
         model_name, _, path = find_model(options.model_name_or_path)
         data = source.load()
         losses = search.expand(data.kind)
         space = search.ranges(losses)
         args.output_dir = args.output_dir or f"runs/search/{source.name}-seed{args.seed}"
-        tokenizer, _ = glue.load_model(path, options, data)
+        tokenizer, _ = load_text_classifier(path, data.classes, options)
         logging.set_verbosity_error()  # Every trial loads it again and would report the same.
         logging.disable_progress_bar()
-        trainer = glue.make_trainer(
+        trainer = make_trainer(
             data,
             tokenizer,
             options,
             args,
-            model_init=lambda: glue.load_model(path, options, data)[1],
+            model_init=lambda: load_text_classifier(path, data.classes, options)[1],
         )
         folder = Path(args.output_dir)
         storage = f"sqlite:///{folder / 'study.db'}"
@@ -124,36 +138,22 @@ def main(argv=None):
             lock = stack.pop_all()  # Held until the search has ended.
     except Timeout:
         parser.error(f"another search is at work in {folder}; choose another --output_dir")
-    except (ValueError, OSError) as error:
+    except UsageError as error:
         parser.error(str(error))
-
-    import optuna
 
     metric = METRICS[data.metric][0]
     key = f"eval_{args.metric_for_best_model}"
     baseline = key.removesuffix(metric) + neutral_loss(data.kind)
 
     def hp_space(trial):
-        # The store keeps no sampler's state: made anew for each trial, it lets a search that was
-        # stopped go on as it would have.
-        place = trial.number - len(interrupted)
-        sampler = optuna.samplers.TPESampler(seed=args.seed + place)
-        if place < len(losses):  # Every loss once; then Optuna chooses.
-            with catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-                sampler = optuna.samplers.PartialFixedSampler({"loss": losses[place]}, sampler)
-        trial.study.sampler = sampler
-        params = {"loss": trial.suggest_categorical("loss", losses)}
-        for name, (low, high) in space.items():
-            if name.partition(".")[0] in ("learning_rate", params["loss"]):
-                params[name] = trial.suggest_float(name, low, high, log=low > 0)
-        return studies.arguments_of(params)
+        return studies.suggest(trial, losses, space, args.seed)
 
     def objective(metrics):
         # Logits that are NaN have an accuracy, too; Optuna records a value of NaN as failed.
         return metrics[key] if math.isfinite(metrics[baseline]) else math.nan
 
     done = sum(trial.state.is_finished() for trial in study.trials) - len(interrupted)
-    announce(source, data, model_name, search, space, losses, done, folder)
+    studies.announce(source, data, model_name, search.n_trials, space, losses, done, folder)
     with lock:
         if done < search.n_trials:
             trainer.remove_callback(PrinterCallback)  # Optuna's log has a line per trial.
@@ -172,7 +172,7 @@ def main(argv=None):
         studies.report(
             study,
             folder,
-            os.path.relpath(glue.__file__),
+            os.path.relpath(Path(__file__).with_name("glue.py")),
             {name: value for name, value in flags.items() if name not in FOR_TRIALS},
             metric,
             task=source.name,

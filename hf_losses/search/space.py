@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from hf_losses import get_loss
 from hf_losses.losses.registry import get_spec, list_losses
 from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
+
+# Flags that a search chooses itself, by the flag that says among what.
+SEARCHED = {"loss": "losses", "loss_kwargs": "loss_ranges", "learning_rate": "learning_rate_range"}
+# Flags of the training of the winner.
+FOR_THE_WINNER = {"do_train", "do_predict", "eval_strategy", "save_strategy", "push_to_hub"}
+FOR_THE_WINNER |= {"load_best_model_at_end", "metric_for_best_model", "resume_from_checkpoint"}
 
 
 @dataclass
@@ -91,3 +100,24 @@ class SearchArguments:
                     f"{'--learning_rate_range 2e-5 5e-4' if lowest == 0 else f'{name}=0.1:1'}"
                 )
         return found
+
+    def check(self, given: Iterable[str], args: Any) -> None:
+        """Raises a UsageError if a flag does not belong to a search, or Optuna is not there.
+
+        Args:
+            given: Names of the flags that the user gave.
+            args: The training arguments of the trials.
+        """
+        for name in given:
+            if name in SEARCHED:
+                raise UsageError(f"a search chooses --{name} itself: see --{SEARCHED[name]}")
+            if name in FOR_THE_WINNER:
+                raise UsageError(f"--{name} is for glue.py: add it to the command shown at the end")
+        if self.n_trials < 1:
+            raise UsageError(f"--n_trials must be at least 1, got {self.n_trials}")
+        if args.world_size > 1:
+            raise UsageError(
+                f"a search runs in one process, not {args.world_size}: start it by python"
+            )
+        if importlib.util.find_spec("optuna") is None:
+            raise UsageError("a search needs Optuna: pip install 'hf-losses[compare]'")

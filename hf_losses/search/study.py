@@ -11,6 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
 
 import torch
 
@@ -73,6 +74,54 @@ def arguments_of(params: dict[str, Any]) -> dict[str, Any]:
     # no dict(None).
     own = {name.partition(".")[2]: value for name, value in params.items() if "." in name}
     return {"loss": params["loss"], "loss_kwargs": own, "learning_rate": params["learning_rate"]}
+
+
+def suggest(trial: Any, losses: list[str], space: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The training arguments of a trial: every loss once, then Optuna chooses.
+
+    Args:
+        trial: The trial; its study is one of `open_study`.
+        losses: Names to choose from.
+        space: By name, as `SearchArguments.ranges` gives them, the lowest and the highest value.
+        seed: Of all choices.
+    """
+    import optuna
+
+    # The store keeps no sampler's state: made anew for each trial, it lets a search that was
+    # stopped go on as it would have.
+    place = trial.number - len(trial.study.user_attrs["interrupted"])
+    sampler: Any = optuna.samplers.TPESampler(seed=seed + place)
+    if place < len(losses):
+        with catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            sampler = optuna.samplers.PartialFixedSampler({"loss": losses[place]}, sampler)
+    trial.study.sampler = sampler
+    params = {"loss": trial.suggest_categorical("loss", losses)}
+    for name, (low, high) in space.items():
+        if name.partition(".")[0] in ("learning_rate", params["loss"]):
+            params[name] = trial.suggest_float(name, low, high, log=low > 0)
+    return arguments_of(params)
+
+
+def announce(
+    source: Any,
+    data: Any,
+    model_name: str,
+    n_trials: int,
+    space: dict[str, Any],
+    losses: list[str],
+    done: int,
+    folder: Path,
+) -> None:
+    """Shows what a search is made of, and by which flags it would be another."""
+    sets = (item for item in data.splits.items() if not item[0].startswith("test"))
+    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in sets)
+    ranges = (f"{name} {low:g} to {high:g}" for name, (low, high) in space.items())
+    print(f"Data    {source.name}: {sizes}   [--task_name, --train_file]")
+    print(f"Model   {model_name}   [--model_name_or_path]")
+    print(f"Losses  {', '.join(losses)}   [--losses]")
+    print(f"Ranges  {', '.join(ranges)}   [--learning_rate_range, --loss_ranges]")
+    print(f"Trials  {n_trials}, {done} of them done   [--n_trials]")
+    print(f"Output  {folder}   [--output_dir]", flush=True)
 
 
 def report(

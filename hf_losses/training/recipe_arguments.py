@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import HfArgumentParser
 
 from hf_losses.losses.registry import get_spec, list_losses
 from hf_losses.messages import UsageError
@@ -60,3 +63,24 @@ def check_loss(loss: str | None, kind: str | None, name: str) -> None:
             f"{name} is a {kind} task and {loss!r} a {get_spec(loss).task} loss; choose one of: "
             f"{', '.join(list_losses(task=kind))}"
         )
+
+
+def parse(parser: HfArgumentParser, argv: Sequence[str] | None) -> tuple[Any, ...]:
+    """Parses a command line into a recipe's argument classes.
+
+    Args:
+        parser: The parser; it says itself what is no flag or no number.
+        argv: Arguments; `sys.argv[1:]` if None.
+
+    Returns:
+        An object of each class.
+
+    Raises:
+        UsageError: If values do not fit each other. What transformers says of its own arguments is
+            a ValueError like any other.
+    """
+    try:
+        parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    return parsed

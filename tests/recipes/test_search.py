@@ -140,7 +140,7 @@ def test_loss_parameters_and_learning_rate_reach_the_training(run, files, monkey
             seen.append((self.loss_config, self.optimizer.param_groups[0]["initial_lr"]))
             return super().training_step(*args, **kwargs)
 
-    monkeypatch.setattr(glue, "LossTrainer", Watched)
+    monkeypatch.setattr(search, "LossTrainer", Watched)
     found = run(
         *(*files, "--per_device_train_batch_size", "64", "--n_trials", "4"),
         *("--losses", "strict_m_power", "cross_entropy", "strict_l"),

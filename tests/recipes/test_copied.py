@@ -1,0 +1,73 @@
+"""A recipe is one file: copied into an empty folder, it runs there."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import test_glue
+from test_glue import RECIPES, rows, write
+
+tiny = test_glue.tiny
+NAMES = sorted(path.stem for path in RECIPES.glob("*.py"))
+
+
+def start(folder, name, *flags, after=""):
+    """Runs the copy of a recipe in its folder; nothing beside it can be imported."""
+    text = (RECIPES / f"{name}.py").read_text(encoding="utf-8")
+    text = text.replace('if __name__ == "__main__":', f'{after}if __name__ == "__main__":')
+    (folder / "mine.py").write_text(text, encoding="utf-8")
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = os.pathsep.join(path for path in paths if path and path != str(RECIPES))
+    return subprocess.run(
+        [sys.executable, "mine.py", *flags],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": others},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_imports_nothing_beside_it(name):
+    text = (RECIPES / f"{name}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    siblings = {f"import {other}" for other in NAMES} | {f"from {other}" for other in NAMES}
+    assert not [line for line in text.splitlines() if line.split(" import")[0] in siblings]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_shows_its_flags(name, tmp_path):
+    done = start(tmp_path, name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--learning_rate" in done.stdout
+
+
+def test_it_trains(tmp_path, tiny):
+    done = start(
+        tmp_path,
+        "glue",
+        *("--train_file", write(tmp_path / "train.csv", rows(32, 0))),
+        *("--validation_file", write(tmp_path / "validation.csv", rows(16, 1))),
+        *("--model_name_or_path", tiny, "--loss", "liberal_exp", "--output_dir", "out"),
+        "--use_cpu",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["loss"] == {"name": "liberal_exp"}
+
+
+def test_what_a_user_did_is_one_line_and_a_bug_a_traceback(tmp_path, tiny):
+    train = write(tmp_path / "train.csv", rows(32, 0))
+    flags = ["--train_file", train, "--validation_file", train, "--model_name_or_path", tiny]
+    done = start(tmp_path, "glue", *flags, "--loss", "liberal_expo")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "mean 'liberal_exp'?" in done.stderr
+    bug = "def usable_length(*_):\n    raise ValueError('a bug of a library')\n\n\n"
+    done = start(tmp_path, "glue", *flags, "--loss", "liberal_exp", "--use_cpu", after=bug)
+    assert done.returncode == 1
+    assert "ValueError: a bug of a library" in done.stderr
+    assert "Traceback" in done.stderr
