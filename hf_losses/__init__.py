@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_losses.losses.base import RegressionLoss
-from hf_losses.losses.linear import linear_loss
-from hf_losses.losses.modules import ClassificationLoss, get_loss
-from hf_losses.losses.registry import LossParameter, LossSpec, get_spec, list_losses, register_loss
-
 if TYPE_CHECKING:
     from hf_losses.hub.saved_run import load_loss
     from hf_losses.integrations.cross_encoder import CrossEncoderLoss
     from hf_losses.integrations.stock import compute_loss_func
+    from hf_losses.losses.base import RegressionLoss
+    from hf_losses.losses.linear import linear_loss
+    from hf_losses.losses.modules import ClassificationLoss, get_loss
+    from hf_losses.losses.registry import (
+        LossParameter,
+        LossSpec,
+        get_spec,
+        list_losses,
+        register_loss,
+    )
     from hf_losses.training.arguments import LossTrainingArguments
     from hf_losses.training.trainer import LossMixin, LossTrainer
 
@@ -37,18 +42,28 @@ __all__ = [
     "register_loss",
 ]
 
-# The losses need torch alone; transformers is imported with the first name that needs it.
-_LAZY = {
-    "LossMixin": "hf_losses.training.trainer",
-    "LossTrainer": "hf_losses.training.trainer",
-    "compute_loss_func": "hf_losses.integrations.stock",
-    "LossTrainingArguments": "hf_losses.training.arguments",
-    "CrossEncoderLoss": "hf_losses.integrations.cross_encoder",
-    "load_loss": "hf_losses.hub.saved_run",
+# By name: where it stands. Imported with the first use, so that the losses need torch alone, and
+# `hf-losses list` not even that.
+_MODULES = {
+    "ClassificationLoss": "losses.modules",
+    "CrossEncoderLoss": "integrations.cross_encoder",
+    "LossMixin": "training.trainer",
+    "LossParameter": "losses.registry",
+    "LossSpec": "losses.registry",
+    "LossTrainer": "training.trainer",
+    "LossTrainingArguments": "training.arguments",
+    "RegressionLoss": "losses.base",
+    "compute_loss_func": "integrations.stock",
+    "get_loss": "losses.modules",
+    "get_spec": "losses.registry",
+    "linear_loss": "losses.linear",
+    "list_losses": "losses.registry",
+    "load_loss": "hub.saved_run",
+    "register_loss": "losses.registry",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"hf_losses.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-FLOOR = {"files", "messages", "citation", "markdown", "options"}
+FLOOR = {"files", "messages", "citation", "markdown", "options", "lazy"}
 # What each package may import, beside itself and the floor.
 MAY_IMPORT = {
     "losses": set(),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_losses.files import write_json
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
 from hf_losses.messages import UsageError, nearest
 from hf_losses.metrics import direction

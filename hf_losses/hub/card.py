@@ -15,7 +15,6 @@ from hf_losses.citation import LIBRARY_CITATION, PAPER, PAPER_CITATION
 from hf_losses.hub.card_names import TASKS
 from hf_losses.hub.card_pictures import PICTURES, draw
 from hf_losses.hub.run_facts import MANY, RunFacts, score_text
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 

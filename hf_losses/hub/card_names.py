@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
-
 KINDS = {
     "neutral": "the baseline that the other losses are measured against",
     "strict": "the gradient weight falls as p rises; hard examples weigh more than under "

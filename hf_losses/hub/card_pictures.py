@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hf_losses.hub.card_names import NO_METRICS
 from hf_losses.hub.run_facts import RunFacts, is_finite
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 

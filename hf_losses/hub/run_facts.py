@@ -23,7 +23,6 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 from hf_losses.citation import linked
 from hf_losses.hub.card_names import KINDS, METRICS, NO_METRICS, OTHER_ARGUMENTS, TASKS
 from hf_losses.hub.saved_run import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_KEY
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.modules import MULTI_LABEL
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
 

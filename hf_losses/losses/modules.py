@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.base import (
     LossModule,
     RegressionLoss,

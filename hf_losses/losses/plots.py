@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from hf_losses.files import whole
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.registry import LossSpec, get_spec, list_losses, neutral_loss
 from hf_losses.messages import UsageError
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from hf_losses import markdown
 from hf_losses.citation import linked
-from hf_losses.losses import functional  # noqa: F401  (registers the losses)
 from hf_losses.losses.registry import TASKS, LossSpec, get_spec
 
 CAPTIONS = {

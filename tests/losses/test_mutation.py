@@ -1,8 +1,11 @@
 """Would a slip in a loss be noticed? Every mutant of every function must be refused.
 
-A mutant differs from functional.py in one place: + for -, * for /, or a minus added or dropped. It
-is held against the formula text, value and slope, as test_formulas.py does with the original.
+A mutant differs from classification.py or regression.py in one place: + for -, * for /, or a minus
+added or dropped. It is held against the formula text, value and slope, as test_formulas.py does
+with the original.
 """
+
+import __future__
 
 import ast
 import inspect
@@ -14,7 +17,7 @@ from formulas import bounded, evaluate, parts
 from mpmath import mp, mpf
 
 from hf_losses import get_spec, list_losses
-from hf_losses.losses import functional
+from hf_losses.losses import classification, regression
 
 SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 POINTS = {
@@ -29,15 +32,15 @@ def itself(function):
 
 def of_pq(function):
     """A function of the margin from one of p and q."""
-    return lambda m, **parameters: functional.at_margin(partial(function, **parameters), m)
+    return lambda m, **parameters: classification.at_margin(partial(function, **parameters), m)
 
 
 def of_exp(at_margin):
-    return lambda m: at_margin(functional.liberal_exp_pq, m)
+    return lambda m: at_margin(classification.liberal_exp_pq, m)
 
 
 # Every function with the first record that has it, and how it becomes one of the margin.
-UNITS = {"at_margin": (get_spec("liberal_exp"), functional.at_margin, of_exp)}
+UNITS = {"at_margin": (get_spec("liberal_exp"), classification.at_margin, of_exp)}
 for name in reversed(list_losses()):
     spec = get_spec(name)
     if "at_margin" not in spec.function.__code__.co_names:  # There is nothing else in such a one.
@@ -113,8 +116,11 @@ def mutants(function):
         mutation.visit(tree)
         if mutation.left >= 0:
             return
-        namespace = dict(vars(functional))
-        exec(compile(ast.fix_missing_locations(tree), "<mutant>", "exec"), namespace)
+        namespace = dict(vars(classification)) | dict(vars(regression))
+        # Annotations name what is imported for the type checker alone.
+        flags = __future__.annotations.compiler_flag
+        code = compile(ast.fix_missing_locations(tree), "<mutant>", "exec", flags=flags)
+        exec(code, namespace)
         (changed,) = (line for line in ast.unparse(tree).splitlines() if line not in original)
         yield changed.strip(), namespace[function.__name__]
         number += 1

@@ -15,15 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
-
+from hf_losses.lazy import lazy
 from hf_losses.losses.registry import LossParameter, register_loss
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
 PAPER = "Noel et al. 2023, arXiv:2303.09935"
-Pair = tuple[Tensor, Tensor]
+Pair: TypeAlias = "tuple[Tensor, Tensor]"
 
 
 def at_margin(function: Callable[..., Pair], m: Tensor) -> Pair:
@@ -48,7 +52,7 @@ def cross_entropy_pq(p: Tensor, q: Tensor) -> Pair:
 )
 def cross_entropy(m: Tensor) -> Pair:
     """-ln p."""
-    return -logsigmoid(m), -torch.sigmoid(-m)
+    return -torch.nn.functional.logsigmoid(m), -torch.sigmoid(-m)
 
 
 def strict_m_pq(p: Tensor, q: Tensor) -> Pair:
@@ -88,7 +92,7 @@ def strict_m_power_pq(p: Tensor, q: Tensor, *, alpha: float) -> Pair:
 )
 def strict_m_power(m: Tensor, *, alpha: float) -> Pair:
     """p^-alpha - 1."""
-    exponent = -alpha * logsigmoid(m)
+    exponent = -alpha * torch.nn.functional.logsigmoid(m)
     return torch.expm1(exponent), -alpha * torch.exp(exponent) * torch.sigmoid(-m)
 
 
@@ -181,7 +185,7 @@ def liberal_circle_pq(p: Tensor, q: Tensor) -> Pair:
 )
 def liberal_circle(m: Tensor) -> Pair:
     """sqrt(1 - p²) = sqrt(q)·sqrt(1 + p); sqrt(q) through its logarithm, so as not to underflow."""
-    p, root_q = torch.sigmoid(m), torch.exp(0.5 * logsigmoid(-m))
+    p, root_q = torch.sigmoid(m), torch.exp(0.5 * torch.nn.functional.logsigmoid(-m))
     return root_q * (1 + p).sqrt(), -p * p * root_q / (1 + p).sqrt()
 
 
@@ -221,54 +225,3 @@ def liberal_exp_pq(p: Tensor, q: Tensor) -> Pair:
 def liberal_exp(m: Tensor) -> Pair:
     """e^(1-p) - 1."""
     return at_margin(liberal_exp_pq, m)
-
-
-@register_loss("mse", kind="neutral", formula="e**2", task="regression", reference="squared error")
-def mse(e: Tensor) -> Pair:
-    """e²."""
-    return e * e, 2 * e
-
-
-@register_loss("mae", kind="robust", formula="abs(e)", task="regression", reference="Laplace 1774")
-def mae(e: Tensor) -> Pair:
-    """|e|."""
-    return e.abs(), e.sign()
-
-
-@register_loss(
-    "huber",
-    kind="robust",
-    formula="e**2/2 if abs(e) <= delta else delta*(abs(e) - delta/2)",
-    task="regression",
-    parameters={"delta": LossParameter(1.0, above=0.0, help="error at which e²/2 turns linear")},
-    reference="Huber 1964, doi:10.1214/aoms/1177703732",
-)
-def huber(e: Tensor, *, delta: float) -> Pair:
-    """e²/2 up to delta, linear beyond: c(|e| - c/2) with c = min(|e|, delta)."""
-    clipped = e.clamp(-delta, delta)
-    return clipped * (e - clipped / 2), clipped
-
-
-@register_loss(
-    "log_cosh", kind="robust", formula="log(cosh(e))", task="regression", reference="log cosh error"
-)
-def log_cosh(e: Tensor) -> Pair:
-    """Ln cosh e."""
-    # The usual |e| + ln(1 + e^(-2|e|)) - ln 2 cancels for small e; -ln(1 - tanh²)/2 does not.
-    size, slope = e.abs(), torch.tanh(e)
-    near = -0.5 * torch.log1p(-(torch.tanh(size.clamp(max=1.0)) ** 2))
-    far = size + torch.log1p(torch.exp(-2 * size)) - math.log(2)
-    return torch.where(size < 1.0, near, far), slope
-
-
-@register_loss(
-    "smae",
-    kind="robust",
-    formula="e*tanh(e/2)",
-    task="regression",
-    reference="smooth mean absolute error, a later version of arXiv:2303.09935",
-)
-def smae(e: Tensor) -> Pair:
-    """e·tanh(e/2)."""
-    slope = torch.tanh(e / 2)
-    return e * slope, slope + 2 * e * torch.sigmoid(e) * torch.sigmoid(-e)
