@@ -267,6 +267,7 @@ def test_every_loss_is_tuned_on_the_validation_set(tuned):
     assert first[0] == other[0]
 
 
+@pytest.mark.slow
 def test_tuning_that_was_killed_goes_on_as_it_would_have(tuned, tmp_path):
     folder = tmp_path / "x"
     arguments = command(folder, *TUNE, losses=LOSSES[:2])
@@ -403,6 +404,7 @@ def test_the_reason_of_a_failure_is_one_line(tmp_path, log, code, reason):
 # ---- Stopped and continued -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_finds_the_same(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     own = ["--sleep", "0.3"]
@@ -439,6 +441,7 @@ def test_what_a_killed_comparison_left_running_is_ended(tmp_path):
     again.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_keeps_what_is_finished(tmp_path, stop):
     folder = tmp_path / "x"
@@ -642,6 +645,7 @@ def test_numbers_that_json_does_not_have_become_null():
 # ---- The recipes -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recipe_holds_to_the_contract(tmp_path):
     folder = tmp_path / "x"
     own = ["--config_overrides", "hidden_size=16,num_hidden_layers=1", "--max_train_samples", "64"]

@@ -183,6 +183,7 @@ def no_intervals(monkeypatch):
     monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels collects garbage at every call.
 
 
+@pytest.mark.slow
 def test_no_difference_is_called_a_tie_at_the_nominal_rate(no_intervals):
     generator = np.random.default_rng(6)
     wrong = 0

@@ -134,6 +134,7 @@ def predictions(folder):
         return model(**tokenizer(SENTENCES, padding=True, return_tensors="pt")).logits
 
 
+@pytest.mark.slow
 def test_anybody_can_load_what_was_published_and_no_secret_is_in_it(home, hub):
     def run(*command):
         environment = os.environ | hub.environment(home)

@@ -49,6 +49,7 @@ def test_what_cannot_be_given_back_is_said(saved, tmp_path):
         load_loss("no such name")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["me/model", "me/other"])
 def test_from_the_hub(tmp_path, name):
     with Hub() as hub:

@@ -826,6 +826,7 @@ def test_names_the_extra_when_the_default_model_is_missing(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_says_what_to_do_without_the_hub(tmp_path):
     arguments = ["--task_name", "sst2", "--use_cpu", "--output_dir", "out"]
     done = subprocess.run(
@@ -869,6 +870,7 @@ def result_of(folder):
     return json.loads(next(folder.rglob("result.json")).read_text())
 
 
+@pytest.mark.slow
 def test_the_one_command_on_a_few_rows(tmp_path):
     sizes = ("--max_train_samples", "64", "--max_eval_samples", "32")
     shown = launch(tmp_path, "--loss", "liberal_exp", *sizes)
@@ -879,6 +881,7 @@ def test_the_one_command_on_a_few_rows(tmp_path):
     assert result["training"]["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_pushes_to_the_hub(tiny, tmp_path):
     folder, _ = glue_folder(tmp_path / "glue", "rte")
     arguments = ["--task_name", "rte", "--dataset_name", folder, "--model_name_or_path", tiny]

@@ -350,6 +350,7 @@ def test_every_loss_with_mixup_and_cutmix(run, photos, loss):
     assert result["metrics"]["validation"]["accuracy"] >= 0
 
 
+@pytest.mark.slow
 def test_workers_and_resuming_do_not_change_the_weights(run, photos):
     arguments = [
         *(*photos, "--mixup_alpha", "0.5", "--num_train_epochs", "3", "--augmentation"),
@@ -587,6 +588,7 @@ def test_refuses_idx_files_that_do_not_fit(refused, tmp_path):
     assert "needs train-labels-idx1-ubyte" in refused("--dataset_name", str(data))
 
 
+@pytest.mark.slow
 def test_says_what_to_do_without_the_hub(tmp_path):
     done = subprocess.run(
         [

@@ -225,6 +225,7 @@ def states(folder):
     return [trial.state.name for trial in study.get_trials(deepcopy=False)]
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_as_if_it_had_not_been(run, files, tiny, tmp_path):
     flags = [*files, *SPAN, "--losses", "cross_entropy", "strict_m_power", "--n_trials", "3"]
     flags += ["--num_train_epochs", "4"]

@@ -494,6 +494,7 @@ if __name__ == "__main__":
     assert ours.returncode == plain.returncode == 4
 
 
+@pytest.mark.slow
 def test_a_script_may_set_what_transformers_reads_when_it_is_imported(folder):
     program = """
 import os

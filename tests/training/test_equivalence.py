@@ -130,6 +130,7 @@ def two_processes(tmp_path_factory):
     return torch.load(file)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(two_processes, tmp_path):
     # 4 x 2 processes x 2 accumulated: the last step has one micro-batch of 2.
     one = all_gradients(tmp_path, 8)
@@ -168,6 +169,7 @@ def all_gradients(folder, batch):
     }
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_an_incomplete_batch_as_the_stock_trainer(two_processes):
     assert tiny.difference(*two_processes["incomplete"]) < ROUNDING
 
@@ -186,6 +188,7 @@ def gradients_of_stock_and_ours(folder):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(two_processes, tmp_path):
     one = all_evaluations(tmp_path, 8)
     for key, numbers in one.items():
@@ -224,6 +227,7 @@ def all_evaluations(folder, batch):
     return found
 
 
+@pytest.mark.slow
 def test_a_gradient_that_one_of_two_processes_breaks_is_one_step(two_processes):
     assert two_processes["nonfinite"] == 2
 
@@ -239,6 +243,7 @@ def nonfinite_steps(folder):
     return trainer.train().metrics["train_nonfinite_grad_steps"]
 
 
+@pytest.mark.slow
 def test_two_processes_log_the_figures_of_one(two_processes, tmp_path):
     # Tokens without labels: the processes do not have equally many items.
     one = all_figures(tmp_path, 8)

@@ -101,6 +101,7 @@ def test_a_search_may_set_the_loss_after_the_trainer_was_built(build):
         torch.testing.assert_close(trainer.compute_loss(trainer.model.eval(), inputs), expected)
 
 
+@pytest.mark.slow
 def test_optuna_searches_over_losses(tmp_path):
     def space(trial):
         return {"loss": trial.suggest_categorical("loss", ["strict_m", "liberal_exp"])}
