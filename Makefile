@@ -47,8 +47,9 @@ test-lowest:  ## Run the default tests with the lowest versions that pyproject.t
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile
 
-docs: setup  ## Write the generated tables and the curves again.
+docs: setup  ## Write the generated tables and curves again, and the documentation site into site/.
 	$(BIN)/python docs/build.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 bench: setup  ## Measure time and memory of the losses beside their peers (half an hour).
 	$(BIN)/python benchmarks/losses.py results/benchmarks
@@ -56,4 +57,4 @@ bench: setup  ## Measure time and memory of the losses beside their peers (half 
 check: lint type test  ## What CI runs, less the slow tests.
 
 clean:  ## Remove what the build and the runs left.
-	rm -rf .venv .venv-lowest runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest site runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

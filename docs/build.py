@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_losses import get_spec, list_losses
+from hf_losses import get_spec, list_losses, markdown
 from hf_losses.losses.plots import digest, plot_losses
 from hf_losses.losses.table import as_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("docs/losses.svg", "docs/losses.png")
-DOCUMENTS = ("README.md", "docs/swap.md")
+DOCUMENTS = ("README.md", "docs/losses.md", "docs/results.md", "docs/speed.md", "docs/swap.md")
 RESULTS = ROOT / "results"
 
 
@@ -27,17 +27,22 @@ def tables() -> dict[str, dict[str, str]]:
     """The generated tables by document and by the name in their markers."""
     fashion = (RESULTS / "fashion_mnist_one_epoch" / "table.md").read_text(encoding="utf-8")
     return {
-        "README.md": {
-            "losses": as_markdown(list_losses()),
-            "fashion_mnist": fashion.strip(),
-            "which_loss": which_loss(),
-            "speed": speed(),
-        },
+        "README.md": {"losses_in_short": losses_in_short()},
+        "docs/losses.md": {"losses": as_markdown(list_losses())},
+        "docs/results.md": {"fashion_mnist": fashion.strip(), "which_loss": which_loss()},
+        "docs/speed.md": {"speed": speed()},
         "docs/swap.md": {
             "official_scripts": official_scripts(),
             "official_tests": official_tests(),
         },
     }
+
+
+def losses_in_short() -> str:
+    """Name, kind and formula of every loss."""
+    specs = map(get_spec, list_losses())
+    rows = [[f"`{spec.name}`", spec.kind, f"`{spec.full_formula}`"] for spec in specs]
+    return markdown.table(["name", "kind", "loss"], rows)
 
 
 def which_loss() -> str:
@@ -48,7 +53,7 @@ def which_loss() -> str:
     ]
     for path in sorted(RESULTS.glob("which_loss/*/results.json")):
         stage = json.loads(path.read_text(encoding="utf-8"))["statistics"]["stages"][-1]
-        link = f"[{path.parent.name}](results/which_loss/{path.parent.name}/table.md)"
+        link = f"[{path.parent.name}](../results/which_loss/{path.parent.name}/table.md)"
         for entry in stage["losses"]:
             found = entry["comparison"]
             cells = ["–", "–", "baseline"]

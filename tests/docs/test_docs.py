@@ -39,17 +39,19 @@ def test_a_changed_registry_makes_all_stale_and_a_build_makes_them_true(
 ):
     assert copied.main(["--check"]) == 1
     said = capsys.readouterr().err
-    assert all(f"stale: {name} " in said for name in (*copied.PICTURES, "README.md"))
+    assert all(
+        f"stale: {name} " in said for name in (*copied.PICTURES, "README.md", "docs/losses.md")
+    )
     assert copied.main([]) == 0
     assert copied.main(["--check"]) == 0
     assert f"`{eleventh_loss}`" in (copied.ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_edited_table_and_a_missing_picture_are_stale(copied):
-    readme = copied.ROOT / "README.md"
+    readme = copied.ROOT / "docs" / "losses.md"
     readme.write_text(readme.read_text(encoding="utf-8").replace("`1/p - 1`", "`1/p`"), "utf-8")
     (copied.ROOT / "docs" / "losses.png").unlink()
-    assert copied.stale() == ["docs/losses.png", "README.md"]
+    assert copied.stale() == ["docs/losses.png", "docs/losses.md"]
 
 
 def test_an_edited_table_of_the_official_scripts_is_stale(copied):
@@ -87,7 +89,7 @@ def test_how_a_run_of_a_script_is_told(build, run, shown):
 
 def test_a_readme_without_markers_is_an_error(copied):
     (copied.ROOT / "README.md").write_text("# hf_losses\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="losses:begin"):
+    with pytest.raises(SystemExit, match="losses_in_short:begin"):
         copied.main([])
 
 

@@ -1,4 +1,4 @@
-"""The README's own code does what it says."""
+"""The code of README and documents does what it says, and their links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,9 @@ import torch
 from hf_losses import get_loss
 from hf_losses.losses import registry
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+README = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -39,3 +41,15 @@ def test_a_loss_of_ones_own_is_differentiated_as_it_says(monkeypatch):
 @pytest.mark.parametrize("line", re.findall(r'get_loss\(("\w+"[^)]*)\)', README))
 def test_losses_that_the_readme_builds_exist(line):
     assert eval(f"get_loss({line})", {"get_loss": get_loss})
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#\s]+)", text)
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert not missing

@@ -1,0 +1,133 @@
+"""What MkDocs adds to the documents: the README as first page, a page per loss, the reference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+import hf_losses
+from hf_losses import get_spec, list_losses
+from hf_losses.citation import linked
+from hf_losses.losses.plots import plot_losses
+from hf_losses.losses.registry import LossSpec, neutral_loss
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("list", "plot", "run", "compare", "publish")
+# By kind: when to use such a loss, and when not.
+ADVICE = {
+    "neutral": (
+        "It is the baseline that every other loss is measured against. Begin with it.",
+        "",
+    ),
+    "strict": (
+        "Hard examples weigh more than under cross-entropy: in theory for clean labels of which "
+        "every one counts. Our own comparisons found no win (see [Results](../results.md)).",
+        "With noisy labels: a wrong label is a hard example that weighs ever more. Gradients are "
+        "larger than cross-entropy's, so look at the gradient norm and try a lower learning rate.",
+    ),
+    "liberal": (
+        "Hard examples weigh less than under cross-entropy: for labels of which some are wrong, "
+        "and for going on from a model that has learned already. Our own comparisons found no win "
+        "(see [Results](../results.md)).",
+        "From a cold start with many classes: an item of small p has hardly any gradient. Begin "
+        "with cross-entropy (`--loss_warmup_ratio 0.3`), or take a higher learning rate.",
+    ),
+    "robust": (
+        "For targets with outliers: large errors weigh less than under squared error.",
+        "Where large errors are what must be avoided.",
+    ),
+}
+
+
+def loss_page(spec: LossSpec) -> str:
+    """The page of a loss, from its record."""
+    use, avoid = ADVICE[spec.kind]
+    variable = "p" if spec.task == "classification" else "e"
+    lines = [f"# {spec.name}", "", f"A {spec.kind} {spec.task} loss.", ""]
+    lines += [f"![{spec.name} beside {neutral_loss(spec.task)}]({spec.name}.svg)", ""]
+    lines += ["## Formula", "", f"ℓ({variable}) = `{spec.full_formula}`", ""]
+    if spec.weight_formula:
+        lines += [
+            f"Its gradient with respect to the logits is cross-entropy's times w(p) = "
+            f"`{spec.weight_formula}`.",
+            "",
+        ]
+    for name, parameter in spec.parameters.items():
+        lines += [
+            f"- `{name}` = {parameter.default:g} (above {parameter.above:g}): {parameter.help}"
+        ]
+    lines += ["", "## When to use it", "", use, ""]
+    if avoid:
+        lines += ["## When not", "", avoid, ""]
+    lines += ["## Use", "", "```python", "from hf_losses import get_loss", ""]
+    lines += [f'loss = get_loss("{spec.name}")', "```", ""]
+    lines += [f'In a training: `--loss {spec.name}`, or `LossTrainer(…, loss="{spec.name}")`.', ""]
+    lines += ["## Source", "", linked(spec.reference) or "–", ""]
+    return "\n".join(lines)
+
+
+def index_of_losses() -> str:
+    """Links to the pages of all losses."""
+    names = [f"- [`{name}`]({name}.md): {get_spec(name).kind}" for name in list_losses()]
+    return "\n".join(["# A page for each loss", "", *names, ""])
+
+
+def python_reference() -> str:
+    """The public names, as their docstrings describe them."""
+    return "\n".join(
+        [
+            "# Python",
+            "",
+            *(
+                f"::: hf_losses.{place}.{name}\n"
+                for name, place in sorted(hf_losses._MODULES.items())
+            ),
+        ]
+    )
+
+
+def command_reference() -> str:
+    """The help texts of the command."""
+    lines = ["# Command line", ""]
+    for command in ("", *COMMANDS):
+        arguments = [sys.executable, "-m", "hf_losses", *command.split(), "--help"]
+        shown = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+        lines += [f"## hf-losses {command}".rstrip(), "", "```text", shown.rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the generated pages."""
+
+    def add(path: str, content: str | bytes) -> None:
+        files.append(File.generated(config, path, content=content))
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    add("index.md", readme.replace("](docs/", "]("))
+    for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY"):
+        add(f"{name}.md", (ROOT / f"{name}.md").read_text(encoding="utf-8"))
+    for path in sorted(ROOT.glob("results/which_loss/*/table.md")):
+        add(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
+    for path in sorted(ROOT.glob("results/**/*.png")):
+        add(str(path.relative_to(ROOT)), path.read_bytes())
+    add("losses/index.md", index_of_losses())
+    with tempfile.TemporaryDirectory() as folder:
+        for name in list_losses():
+            spec = get_spec(name)
+            add(f"losses/{name}.md", loss_page(spec))
+            picture = Path(folder) / f"{name}.svg"
+            plot_losses(list(dict.fromkeys([neutral_loss(spec.task), name])), picture)
+            add(f"losses/{name}.svg", picture.read_bytes())
+    add("reference/python.md", python_reference())
+    add("reference/command_line.md", command_reference())
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links out of docs/ lead to what `on_files` has added."""
+    return markdown.replace("](../results/", "](results/")
