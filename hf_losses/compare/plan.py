@@ -15,8 +15,8 @@ from typing import Any
 
 from hf_losses.files import write_json
 from hf_losses.losses import functional  # noqa: F401  (registers the losses)
-from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
-from hf_losses.messages import UsageError, nearest
+from hf_losses.losses.registry import get_spec, list_losses, match_losses, neutral_loss
+from hf_losses.messages import UsageError
 from hf_losses.metrics import direction
 
 PLAN = "plan.json"
@@ -103,6 +103,54 @@ class Plan:
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise UsageError(f"--tune {name}={low}:{high} is no range; give LOW:HIGH")
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages in their order, without the tuning."""
+        return ("screen", "confirm") if self.screen else ("main",)
+
+    @property
+    def tested_seeds(self) -> int:
+        """How many paired runs of every tested loss there are."""
+        return len(self.seeds_of(self.stages[-1]))
+
+    @property
+    def comparisons(self) -> int:
+        """How many losses are tested against the baseline."""
+        return self.top or len(self.losses) - 1
+
+    def minimizes(self, metric: str) -> bool:
+        """Whether a smaller value of the compared metric is the better one.
+
+        Args:
+            metric: The name by which the script calls it; empty where no run has finished yet.
+        """
+        if self.lower_is_better is not None:
+            return self.lower_is_better
+        return direction.lower_is_better(self.metric or metric)
+
+    def command(
+        self, loss: str, seed: int, parameters: Mapping[str, float], output_dir: Path
+    ) -> list[str]:
+        """The command of a run: program and arguments.
+
+        Args:
+            loss: A loss, perhaps with flags.
+            seed: The script's seed.
+            parameters: Values of the tuned flags.
+            output_dir: The run's folder.
+
+        Raises:
+            UsageError: If the launcher's program is missing.
+        """
+        program = [sys.executable]
+        if self.launcher:
+            program = [find_program(self.launcher[0]), *self.launcher[1:]]
+        name, *flags = shlex.split(loss)
+        for key, value in parameters.items():
+            flags += [f"--{key}", repr(value)]
+        flags += ["--seed", str(seed), "--output_dir", str(output_dir)]
+        return [*program, self.script, *self.arguments, "--loss", name, *flags]
+
     def seeds_of(self, stage: str) -> list[int]:
         """The seeds of a stage: `main`, `screen`, or `confirm`, which has none of the others."""
         first = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
@@ -149,11 +197,11 @@ def make_plan(
     command = shlex.split(launcher)
     if command:
         find_program(command[0])
-    found, baseline = expand(losses, baseline)
+    names, baseline = expand(losses, baseline)
     return Plan(
         script=script,
         arguments=list(arguments),
-        losses=found,
+        losses=names,
         baseline=baseline,
         launcher=command,
         tune=dict(map(parse_range, tune)),
@@ -182,20 +230,15 @@ def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]
         regression = not any(list_losses(name, task="classification") for name, *_ in entries)
         baseline = neutral_loss("regression" if regression else "classification")
     task = get_spec(shlex.split(baseline)[0]).task if baseline.strip() else ""
-    found = []
-    for name, *flags in entries:
-        names = list_losses(name, task=task)
-        if not names:
-            if not any(wildcard in name for wildcard in "*?["):
-                get_spec(name)  # Names what is unknown.
-            valid = list_losses(task=task)
-            raise UsageError(
-                f"no {task} loss matches {name!r}.{nearest(name, valid)} Choose from: "
-                f"{', '.join(valid)}; the baseline is {baseline}"
-            )
-        found += [shlex.join([match, *flags]) for match in names]
+    expanded = []
+    for pattern, *flags in entries:
+        try:
+            names = match_losses([pattern], task=task)
+        except UsageError as error:
+            raise UsageError(f"{error}; the baseline is {baseline}") from None
+        expanded += [shlex.join([name, *flags]) for name in names]
     baseline = shlex.join(shlex.split(baseline))
-    unique = list(dict.fromkeys(found))
+    unique = list(dict.fromkeys(expanded))
     return sorted(unique, key=lambda loss: loss != baseline), baseline
 
 
@@ -273,19 +316,6 @@ def read_plan(folder: Path) -> Plan:
         raise UsageError(f"{folder} holds no comparison: there is no {PLAN}") from None
     except (TypeError, json.JSONDecodeError) as error:
         raise UsageError(f"{path} cannot be read ({error}); begin anew in another folder") from None
-
-
-def lower_is_better(plan: Plan, metric: Mapping[str, str] | None) -> bool:
-    """Whether a smaller value of the compared metric is the better one.
-
-    Args:
-        plan: Says so, or not.
-        metric: The metric, where it is known.
-    """
-    if plan.lower_is_better is not None:
-        return plan.lower_is_better
-    name = plan.metric or (metric["name"] if metric else "")
-    return direction.lower_is_better(name)
 
 
 def find_program(name: str) -> str:
