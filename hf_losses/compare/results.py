@@ -9,14 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_losses.compare.plan import Plan
 from hf_losses.files import write_json
 from hf_losses.messages import UsageError
-
-if TYPE_CHECKING:
-    from hf_losses.compare.statistics import Statistics
 
 RESULTS = "results.json"
 # Only a run that wrote a valid result.json has these in its record.
@@ -221,15 +218,17 @@ def read_results(folder: Path) -> Results:
         raise UsageError(f"{path} cannot be read ({error}): {again}") from None
 
 
-def write_results(folder: Path, results: Results, statistics: Statistics | None = None) -> None:
+def write_results(
+    folder: Path, results: Results, statistics: Mapping[str, Any] | None = None
+) -> None:
     """Writes `results.json` of a comparison.
 
     Args:
         folder: The comparison's folder.
         results: The results.
-        statistics: What they show, where it is known.
+        statistics: The fields of `Statistics`, where it is known what the results show.
     """
     content = results.to_json()
     if statistics is not None:
-        content["statistics"] = asdict(statistics)
+        content["statistics"] = statistics
     write_json(folder / RESULTS, content)

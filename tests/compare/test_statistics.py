@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import asdict
 from statistics import NormalDist
 
 import numpy as np
@@ -12,12 +13,14 @@ from scipy import stats
 from hf_losses.compare import intervals
 from hf_losses.compare.intervals import bootstrap_interval
 from hf_losses.compare.p_values import holm, sign_flip_p, smallest_p
+from hf_losses.compare.plan import Plan
 from hf_losses.compare.power import (
     describe_design,
     detectable_difference,
     median_spread,
     seeds_needed,
 )
+from hf_losses.compare.results import Metric, Results, RunRecord
 from hf_losses.compare.speed import time_to_baseline
 from hf_losses.compare.statistics import compare, describe_spread, statistics
 
@@ -154,9 +157,8 @@ def test_the_detectable_difference_is_found_four_times_out_of_five(seeds, compar
 
 
 def test_spread_is_the_median_over_the_losses():
-    of = [{"sd": 0.1}, {"sd": 0.3}, {"sd": None}, {"sd": 9.0}]
-    assert median_spread(dict(enumerate(of))) == 0.3
-    assert median_spread({"a": {"sd": None}}) is None
+    assert median_spread([0.1, 0.3, None, 9.0]) == 0.3
+    assert median_spread([None]) is None
 
 
 # ---- Verdicts --------------------------------------------------------------------------------
@@ -260,8 +262,8 @@ def test_a_screening_tests_nothing():
 
 def run(seed, scores, seconds=10.0, **fields):
     history = [{"step": 10 * (i + 1), "accuracy": score} for i, score in enumerate(scores)]
-    given = {"seed": seed, "history": history, "steps": 10 * len(scores), "seconds": seconds}
-    return given | fields
+    measured = {"history": history, "steps": 10 * len(scores), "seconds": seconds}
+    return RunRecord("x", "main", seed, {}, **{"status": "finished", **measured, **fields})
 
 
 def test_time_to_the_baseline_by_hand():
@@ -280,7 +282,7 @@ def test_time_to_the_baseline_by_hand():
 
 def test_a_loss_that_seldom_gets_there_has_no_median():
     baseline = [run(seed, [0.5]) for seed in (1, 2, 3)]
-    loss = [run(1, [0.6]), run(2, [0.4]), run(3, [], status="failed", history=None, seconds=None)]
+    loss = [run(1, [0.6]), run(2, [0.4]), run(3, [], status="failed", history=(), seconds=None)]
     found = time_to_baseline(loss, baseline, "accuracy", False)
     assert (found.steps, found.seconds, found.reached, found.runs) == (None, None, 1, 3)
     assert time_to_baseline([run(1, [])], [run(1, [])], "accuracy", False) is None
@@ -292,27 +294,27 @@ def test_a_loss_that_seldom_gets_there_has_no_median():
 
 
 def make_results(stages, losses, value, **plan):
-    settings = {"seeds": None, "screen": None, "confirm": None, "top": None} | plan
     runs = []
     for stage, (names, seeds) in stages.items():
         for loss, seed in itertools.product(names, seeds):
             found = value(loss, seed)
             done = found is not None
             scores = {"accuracy": found, "cross_entropy": 0.5, "ece": seed / 100}
-            runs.append(
-                {
-                    **{"loss": loss, "stage": stage, "seed": seed, "value": found},
-                    "status": "finished" if done else "failed",
-                    "reason": None if done else "RuntimeError: no",
-                    "metrics": {"test": scores} if done else {},
-                    **{"history": [], "steps": None, "seconds": None},
-                }
-            )
-    return {
-        "plan": {"losses": losses, "baseline": losses[0], "lower_is_better": False} | settings,
-        "metric": {"set": "test", "name": "accuracy"},
-        "runs": runs,
-    }
+            ended = {"status": "failed", "reason": "RuntimeError: no"}
+            if done:
+                ended = {"status": "finished", "value": found, "metrics": {"test": scores}}
+            runs.append(RunRecord(loss, stage, seed, {}, **ended))
+    return Results(
+        Plan("x.py", [], losses, losses[0], lower_is_better=False, **plan),
+        task=None,
+        model=None,
+        metric=Metric("test", "accuracy"),
+        versions={},
+        hardware={},
+        same_everywhere=True,
+        tuned={},
+        runs=runs,
+    )
 
 
 def test_a_whole_comparison():
@@ -323,7 +325,7 @@ def test_a_whole_comparison():
 
     results = make_results({"main": (losses, range(1, 8))}, losses, value, seeds=8)
     found = statistics(results)
-    json.dumps(found, allow_nan=False)
+    json.dumps(asdict(found), allow_nan=False)
     (stage,) = found.stages
     assert stage.seeds == list(range(1, 9))
     assert [entry.loss for entry in stage.losses] == ["b", "y", "x"]

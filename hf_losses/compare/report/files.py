@@ -7,6 +7,7 @@ is `report.html` beside this file; it holds its pictures and asks no other serve
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def write_report(folder: Path) -> tuple[View, list[Path]]:
 
     results = read_results(folder)
     shown = statistics(results)
-    write_results(folder, results, shown)
+    write_results(folder, results, asdict(shown))
     view = view_of(results, shown)
     write_bytes(folder / TABLE, table_md(view).encode())
     pictures = draw(results, shown, folder)

@@ -210,8 +210,7 @@ def _rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
             "verdict": _verdict(result, stage) if stage.tested else NOTHING,
             f"{metric} ± sd": _text(result.mean, digits)
             + ("" if result.sd is None else f" ± {_text(result.sd, digits)}"),
-            "difference [95 % interval]": _text(comparison.difference, f"+{digits}")
-            + limits,
+            "difference [95 % interval]": _text(comparison.difference, f"+{digits}") + limits,
             "p": _p(comparison.p),
             "p (Holm)": _p(comparison.p_holm),
             "P(better)": _text(comparison.probability_better, ".2f"),
