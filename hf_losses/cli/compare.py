@@ -102,9 +102,9 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
     for package in (*PACKAGES, "optuna") if arguments.tune else PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"compare needs {package}: pip install 'hf-losses[compare]'")
-    given = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
-    plan = make_plan(jobs=arguments.jobs, **given)
-    environments(plan, arguments.jobs)  # Says now what it would say later.
+    settings = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
+    plan = make_plan(jobs=arguments.jobs, **settings)
+    environments(plan, arguments.jobs)  # Fails before the folder is made.
     folder = arguments.output_dir
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output_dir")
@@ -119,7 +119,7 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
     except Timeout:
         raise UsageError(f"another hf-losses compare is at work in {folder}") from None
     except RunsRefused:
-        if new:  # Nothing has come of it: the same folder shall serve the corrected command.
+        if new:  # No run succeeded: the corrected command must be able to use the same folder.
             for name in (PLAN, "tuning.db", ".lock"):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "runs", ignore_errors=True)

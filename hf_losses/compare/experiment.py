@@ -167,7 +167,7 @@ def compare(
         if stage == "confirm":
             say(f"Screening leaves: {', '.join(losses)}; they are compared on fresh seeds.")
         runs = stage_runs(plan, folder, stage, losses, records)
-        # The first seeds show the spread, and with it what the others can find.
+        # The spread on the first seeds shows what differences all seeds together can detect.
         pilot_seeds = plan.seeds_of(stage)[:PILOT_SEEDS]
         pilot = [run for run in runs if run.settings.seed in pilot_seeds]
         pool.run(single(run) for run in pilot)

@@ -1,4 +1,4 @@
-"""Runs commands, some at a time, each in a folder of its own; killed anywhere, it can go on.
+"""Runs commands in parallel, each in its own folder; killed at any point, it can be resumed.
 
 A run's folder belongs to its script. Beside it lie `NAME.log` (what the run printed), `NAME.json`
 (how it ended, written in one piece when it did) and, while it runs, `NAME.pid`.
@@ -28,7 +28,7 @@ POLL = 0.05  # Seconds between two looks at the running processes.
 GRACE = 10.0  # Seconds that a process gets to end by itself.
 LONGEST_REASON = 300
 ERROR = re.compile(r"[\w.]*(Error|Exception)\b|[\w. -]*error:")
-ALIKE = 3  # So many first runs that fail for the same reason end it all.
+ALIKE = 3  # The comparison ends if its first runs, this many, fail for the same reason.
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
@@ -55,15 +55,15 @@ Chain = Generator[Run, RunRecord, None]
 
 
 class RunsRefused(UsageError):
-    """No run has ended well, and what the first ones say would hold for all others too."""
+    """No run has succeeded, and the first ones failed for a reason that will hold for all others."""
 
 
 class Pool:
     """Runs chains: generators that yield a run, are sent its record, and yield the next.
 
     Args:
-        jobs: How many run at a time.
-        environments: What each place adds to the environment; as many as `jobs`.
+        jobs: Number of parallel runs.
+        environments: Environment variables of each of the parallel slots; as many as `jobs`.
         read: Reads the record of a run that exited with 0, from its folder and settings. Raises
             a ValueError if its result does not hold to the contract.
         done: Called with every record, those of earlier starts too (`new` is False for them).
@@ -90,7 +90,7 @@ class Pool:
         """Runs all chains to their ends, in their order.
 
         Args:
-            chains: They are started in this order, as places become free.
+            chains: Started in this order, as slots become free.
 
         Raises:
             RunsRefused: If the first run that ends does so by exit code 2 or without results that
@@ -171,16 +171,16 @@ class Pool:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Puts off Ctrl-C and SIGTERM until the block has ended."""
-    came: list[int] = []
+    """Defers SIGINT and SIGTERM until the block has ended."""
+    received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
+    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
     try:
         yield
     finally:
         for known, handler in before.items():
             signal.signal(known, handler)
-        for number in came:
+        for number in received:
             signal.raise_signal(number)
 
 
@@ -190,7 +190,7 @@ def single(run: Run) -> Chain:
 
 
 def stored(run: Run) -> RunRecord | None:
-    """The record of a run that has ended, in this start or an earlier one."""
+    """The record of a run that has ended, now or before the comparison was resumed."""
     path = run.beside("json")
     if not path.exists():
         return None
@@ -256,16 +256,16 @@ def _group(pid: int) -> list[Any]:
     """The processes of a process group."""
     import psutil
 
-    found = []
+    members = []
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, PermissionError):
             if os.getpgid(process.pid) == pid:
-                found.append(process)
-    return found
+                members.append(process)
+    return members
 
 
 def _alive(processes: Iterable[Any]) -> list[Any]:
-    """Those that still run when the time of grace is over."""
+    """The processes that still run after the grace period."""
     end = time.monotonic() + GRACE
     while alive := [process for process in processes if _runs(process)]:
         if time.monotonic() > end:

@@ -27,22 +27,22 @@ FIRST_SEED = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what a comparison finds; the same until it is complete.
+    """Everything that decides what a comparison measures; it stays fixed until it is complete.
 
     Attributes:
         script: The script.
-        arguments: Its own flags.
-        losses: A registered name each, perhaps followed by further flags of the script.
-        baseline: The one of them that the others are compared with.
+        arguments: Flags that are passed on to the script.
+        losses: Registered names, each perhaps followed by further flags of the script.
+        baseline: The loss that the others are compared with.
         launcher: What starts the script instead of this Python, such as `accelerate launch`.
-        seeds: Paired runs of every loss; None with `screen`.
-        screen: Runs of every loss that decide which are worth more.
-        confirm: Runs on fresh seeds of the baseline and the best losses.
-        top: How many those are.
-        tune: Lowest and highest value by the flag that is tuned.
-        trials: Runs of each loss that tune them.
-        metric: The compared metric; None is the one that the script names.
-        lower_is_better: None: known by its name.
+        seeds: Number of paired runs of every loss; None with `screen`.
+        screen: Number of screening runs of every loss.
+        confirm: Number of runs on fresh seeds of the baseline and the best losses.
+        top: Number of losses that are confirmed.
+        tune: Lowest and highest value of each tuned flag.
+        trials: Number of tuning runs of each loss.
+        metric: The compared metric; None for the one that the script names.
+        lower_is_better: None if the name of the metric decides it.
         threads: CPU threads of every run.
     """
 
@@ -79,14 +79,14 @@ class Plan:
 
     def _check_seeds(self) -> None:
         stages = {"screen": self.screen, "confirm": self.confirm, "top": self.top}
-        given = [name for name, value in stages.items() if value is not None]
-        if bool(given) == (self.seeds is not None):
+        staged = [name for name, value in stages.items() if value is not None]
+        if bool(staged) == (self.seeds is not None):
             raise UsageError("give either --seeds K, or --screen K --confirm K --top N")
         for name, value in {"seeds": self.seeds, **stages}.items():
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, got {value}")
-        if given and len(given) < 3:
-            missing = ", ".join(f"--{name}" for name in stages if name not in given)
+        if staged and len(staged) < 3:
+            missing = ", ".join(f"--{name}" for name in stages if name not in staged)
             raise UsageError(f"--screen, --confirm and --top go together; add {missing}")
         if self.top is not None and self.top >= len(self.losses) - 1:
             raise UsageError(
@@ -152,10 +152,10 @@ class Plan:
         return [*program, self.script, *self.arguments, "--loss", name, *flags]
 
     def seeds_of(self, stage: str) -> list[int]:
-        """The seeds of a stage: `main`, `screen`, or `confirm`, which has none of the others."""
-        first = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
+        """The seeds of `main`, `screen` or `confirm`; those of `confirm` follow those of `screen`."""
+        start = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
         count = {"main": self.seeds, "screen": self.screen, "confirm": self.confirm}[stage] or 0
-        return list(range(first, first + count))
+        return list(range(start, start + count))
 
     @property
     def runs(self) -> int:
@@ -179,7 +179,7 @@ def make_plan(
 
     Args:
         script: The script.
-        arguments: Its own flags.
+        arguments: Flags that are passed on to the script.
         losses: Names or wildcards, each perhaps followed by flags for the script.
         baseline: One of them; by default the baseline of the task.
         launcher: A command line.
@@ -243,7 +243,7 @@ def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]
 
 
 def parse_range(text: str) -> tuple[str, list[float]]:
-    """Reads `NAME=LOW:HIGH`; `learning_rate` alone has a range of its own.
+    """Reads `NAME=LOW:HIGH`; `learning_rate` alone has a default range.
 
     Args:
         text: What follows `--tune`.
@@ -270,10 +270,10 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
 
     Args:
         folder: Its folder; made if it is missing.
-        plan: The flags of now.
+        plan: The plan of the present command.
 
     Returns:
-        The plan to go on with: how many threads a run has stays as it was at the first start.
+        The plan to continue with; the number of threads stays that of the first start.
 
     Raises:
         ValueError: If the folder belongs to another comparison, or to something else.
@@ -319,7 +319,7 @@ def read_plan(folder: Path) -> Plan:
 
 
 def find_program(name: str) -> str:
-    """Where a launcher lies: beside this Python first, as in an environment not activated.
+    """The path of a launcher, looked for beside this Python first: its environment may be inactive.
 
     Args:
         name: Its name or path.
@@ -328,6 +328,6 @@ def find_program(name: str) -> str:
         ValueError: If there is none.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if found := shutil.which(name, path=path):
-        return found
+    if program := shutil.which(name, path=path):
+        return program
     raise UsageError(f"there is no program {name!r} for --launcher, which takes a command line")

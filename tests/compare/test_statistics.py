@@ -144,7 +144,9 @@ def test_what_seeds_can_show():
     assert detectable_difference(0.01, 6, 9) == math.inf
 
 
-@pytest.mark.parametrize(("seeds", "comparisons"), [(12, 2), (10, 1), (14, 9)])
+@pytest.mark.parametrize(
+    ("seeds", "comparisons"), [(12, 2), (10, 1), pytest.param(14, 9, marks=pytest.mark.slow)]
+)
 def test_the_detectable_difference_is_found_four_times_out_of_five(seeds, comparisons):
     # Of a family whose other losses differ in nothing, this is Holm's first step.
     true = detectable_difference(0.01, seeds, comparisons)
@@ -185,6 +187,7 @@ def no_intervals(monkeypatch):
     monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels collects garbage at every call.
 
 
+@pytest.mark.slow
 def test_no_difference_is_called_a_tie_at_the_nominal_rate(no_intervals):
     generator = np.random.default_rng(6)
     wrong = 0

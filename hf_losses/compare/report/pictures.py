@@ -24,7 +24,7 @@ from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 from hf_losses.losses.registry import list_losses
 
 OWN_STYLE = {**STYLE, "axes.titlelocation": "left", "legend.frameon": False}
-# Told apart by shape first; the colours differ in lightness too.
+# Distinguished by shape; the colours differ in lightness too.
 MARKERS: dict[str | None, dict[str, Any]] = {
     "better": {"marker": "^", "color": "#0B5FA5", "label": "better"},
     "worse": {"marker": "v", "color": "#B3261E", "label": "worse"},

@@ -7,7 +7,7 @@ import io
 from hf_losses.compare.report.words import View
 
 TERMINAL = 100  # Characters.
-# Left out of the table, where there is no room for them.
+# Columns that do not fit into a terminal.
 WIDE = ("p", "steps", "seconds", "NLL", "ECE")
 
 
