@@ -55,7 +55,7 @@ Chain = Generator[Run, RunRecord, None]
 
 
 class RunsRefused(UsageError):
-    """No run has succeeded, and the first ones failed for a reason that will hold for all others."""
+    """No run has succeeded, and the first ones failed for a reason that holds for all others."""
 
 
 class Pool:

@@ -152,7 +152,7 @@ class Plan:
         return [*program, self.script, *self.arguments, "--loss", name, *flags]
 
     def seeds_of(self, stage: str) -> list[int]:
-        """The seeds of `main`, `screen` or `confirm`; those of `confirm` follow those of `screen`."""
+        """The seeds of `main`, `screen` or `confirm`; `confirm` has none of those of `screen`."""
         start = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
         count = {"main": self.seeds, "screen": self.screen, "confirm": self.confirm}[stage] or 0
         return list(range(start, start + count))

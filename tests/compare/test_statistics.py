@@ -145,7 +145,8 @@ def test_what_seeds_can_show():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "comparisons"), [(12, 2), (10, 1), pytest.param(14, 9, marks=pytest.mark.slow)]
+    ("seeds", "comparisons"),
+    [(12, 2), (10, 1), pytest.param(14, 9, marks=pytest.mark.slow)],
 )
 def test_the_detectable_difference_is_found_four_times_out_of_five(seeds, comparisons):
     # Of a family whose other losses differ in nothing, this is Holm's first step.
