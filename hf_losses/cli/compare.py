@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hf_losses.compare.experiment import RESULTS, collect, compare, environments
-from hf_losses.compare.local_pool import Record, RunsRefused, stored
+from hf_losses.compare.experiment import collect, compare, environments
+from hf_losses.compare.local_pool import RunsRefused
 from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
-from hf_losses.compare.runs import planned_runs
-from hf_losses.files import write_json
+from hf_losses.compare.results import RESULTS, RunRecord, write_results
+from hf_losses.compare.runs import forget_failed
 from hf_losses.messages import UsageError
 
 INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
@@ -102,9 +102,9 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
     for package in (*PACKAGES, "optuna") if arguments.tune else PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"compare needs {package}: pip install 'hf-losses[compare]'")
-    given = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
-    plan = make_plan(jobs=arguments.jobs, **given)
-    environments(plan, arguments.jobs)  # Says now what it would say later.
+    settings = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
+    plan = make_plan(jobs=arguments.jobs, **settings)
+    environments(plan, arguments.jobs)  # Fails before the folder is made.
     folder = arguments.output_dir
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output_dir")
@@ -114,12 +114,12 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
     try:
         with lock:
             if arguments.retry_failed:
-                _forget_failed(plan, folder)
+                forget_failed(plan, folder)
             return _make_runs(plan, folder, arguments)
     except Timeout:
         raise UsageError(f"another hf-losses compare is at work in {folder}") from None
     except RunsRefused:
-        if new:  # Nothing has come of it: the same folder shall serve the corrected command.
+        if new:  # No run succeeded: the corrected command must be able to use the same folder.
             for name in (PLAN, "tuning.db", ".lock"):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "runs", ignore_errors=True)
@@ -145,7 +145,7 @@ def _make_runs(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Calla
                 say=display.say,
             )
     except KeyboardInterrupt:
-        write_json(folder / RESULTS, collect(folder))
+        write_results(folder, collect(folder))
         print(
             f"interrupted; finished runs are kept in {folder}. The same command continues, and "
             f"hf-losses report {shlex.quote(str(folder))} shows what there is.",
@@ -159,23 +159,16 @@ def _make_runs(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Calla
     return None
 
 
-def _forget_failed(plan: Plan, folder: Path) -> None:
-    """Removes the records of crashed runs; a trial's stays, since others were built on it."""
-    for run in planned_runs(plan, folder):
-        record = stored(run)
-        if record and record["status"] == "failed" and record["stage"] != "tune":
-            run.beside("json").unlink()
-
-
 def _report(arguments: argparse.Namespace) -> None:
-    from hf_losses.compare.report.files import read_results, text_table, write_report
+    from hf_losses.compare.report.files import write_report
+    from hf_losses.compare.report.terminal import text_table
 
     folder = arguments.folder
     # A published comparison has results.json alone.
     if (folder / PLAN).exists() or not (folder / RESULTS).exists():
-        write_json(folder / RESULTS, collect(folder))
-    files = write_report(folder)
-    print(text_table(read_results(folder)))
+        write_results(folder, collect(folder))
+    view, files = write_report(folder)
+    print(text_table(view))
     print(f"\nIn {folder}: {', '.join(path.name for path in files)}")
 
 
@@ -231,14 +224,14 @@ class Display:
         self._say_kept()
         self.console.print(text, markup=False)
 
-    def done(self, record: Record, new: bool) -> None:
+    def done(self, record: RunRecord, new: bool) -> None:
         """Shows a run that has ended.
 
         Args:
             record: Its record.
             new: False if an earlier start has made it.
         """
-        self.seconds.append(record["wall_seconds"])
+        self.seconds.append(record.wall_seconds)
         remaining = self.plan.runs - len(self.seconds)
         mean = sum(self.seconds) / len(self.seconds)
         left = timedelta(seconds=round(mean * remaining / self.jobs))
@@ -247,16 +240,14 @@ class Display:
             self.kept += 1
             return
         self._say_kept()
-        what = f"trial of {record['parameters']}" if record["stage"] == "tune" else ""
-        what = what or f"seed {record['seed']}"
-        if record["status"] == "finished":
-            metric = record["metric"]
-            how = f"{metric['name']} {record['value']:.4f} ({metric['set']})"
+        what = f"trial of {record.parameters}" if record.stage == "tune" else f"seed {record.seed}"
+        if record.finished and record.metric:
+            how = f"{record.metric.name} {record.value:.4f} ({record.metric.set})"
         else:
-            how = f"{record['status']}: {record['reason']}"
+            how = f"{record.status}: {record.reason}"
         self.console.print(
-            f"{len(self.seconds)}/{self.plan.runs} {record['loss']}, {what}: {how}, "
-            f"{record['wall_seconds']:.0f} s",
+            f"{len(self.seconds)}/{self.plan.runs} {record.loss}, {what}: {how}, "
+            f"{record.wall_seconds:.0f} s",
             markup=False,
         )
 

@@ -1,73 +1,64 @@
 """`hf-losses compare`: the same script with several losses, on the same seeds.
 
 The folder of a comparison holds `plan.json` (the flags), `runs/LOSS/seed-1` (a run's own folder),
-`seed-1.log`, `seed-1.json` (see `pool`), and what `report` makes of them.
+`seed-1.log`, `seed-1.json` (see `local_pool`), and what `report` makes of them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from hf_losses.compare.local_pool import Pool, Record, Run, single, stored
-from hf_losses.compare.plan import Plan, lower_is_better, read_plan
+from hf_losses.compare.local_pool import Pool, Run, single, stored
+from hf_losses.compare.plan import Plan, read_plan
+from hf_losses.compare.results import Facts, Metric, Results, RunRecord, RunSettings, Tuning
 from hf_losses.compare.runs import make_run, planned_runs, read_result
 from hf_losses.messages import UsageError
 
-RESULTS = "results.json"
-# What the record of a crashed run lacks.
-NOTHING: Record = {"value": None, "metrics": {}, "history": [], "steps": None, "seconds": None}
-FIRST = 3  # Seeds after which the spread is looked at.
+PILOT_SEEDS = 3  # Seeds after which the spread is estimated.
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """Everything a comparison has found so far; the content of `results.json` but `statistics`.
+def collect(folder: Path) -> Results:
+    """Everything a comparison has measured so far.
 
     Args:
         folder: The folder of a comparison.
 
     Returns:
-        A dict that does not depend on the order in which the runs ended.
+        Results that do not depend on the order in which the runs ended.
 
     Raises:
-        ValueError: If there is no comparison.
+        UsageError: If there is no comparison.
     """
     plan = read_plan(folder)
     records = [record for run in planned_runs(plan, folder) if (record := stored(run))]
-    finished = [record for record in records if "facts" in record]
-    facts = finished[0]["facts"] if finished else {}
-    tested = next((r["metric"] for r in finished if r["stage"] != "tune"), None)
-    tuned = {
-        loss: {"parameters": parameters, "value": value}
-        for loss in plan.losses
-        if plan.tune and (best := best_trial(plan, loss, records))
-        for parameters, value in [best]
-    }
-    return {
-        "plan": asdict(plan) | {"lower_is_better": lower_is_better(plan, tested)},
-        "task": facts.get("task"),
-        "model": facts.get("model"),
-        "metric": tested,
-        "versions": facts.get("versions") or {},
-        "hardware": facts.get("hardware") or {},
+    reported = [record.facts for record in records if record.facts]
+    facts = reported[0] if reported else Facts()
+    metrics = (record.metric for record in records if record.stage != "tune" and record.metric)
+    metric = next(metrics, None)
+    best = {loss: best_trial(plan, loss, records) for loss in plan.losses}
+    return Results(
+        plan=replace(plan, lower_is_better=plan.minimizes(metric.name if metric else "")),
+        task=facts.task,
+        model=facts.model,
+        metric=metric,
+        versions=facts.versions or {},
+        hardware=facts.hardware or {},
         # Runs of one comparison may have been made by several machines or installations.
-        "same_everywhere": all(
-            r["facts"][key] == facts.get(key) for r in finished for key in ("versions", "hardware")
+        same_everywhere=all(
+            (other.versions, other.hardware) == (facts.versions, facts.hardware)
+            for other in reported
         ),
-        "tuned": tuned,
-        "runs": [
-            NOTHING | {k: v for k, v in r.items() if k not in ("facts", "metric")} for r in records
-        ],
-    }
+        tuned={loss: tuning for loss, tuning in best.items() if tuning},
+        runs=records,
+    )
 
 
-def best_trial(
-    plan: Plan, loss: str, records: Iterable[Record]
-) -> tuple[dict[str, float], float] | None:
-    """The parameters that did best on the validation set, and their value.
+def best_trial(plan: Plan, loss: str, records: Iterable[RunRecord]) -> Tuning | None:
+    """The trial of a loss that did best on the validation set.
 
     Args:
         plan: The plan.
@@ -77,15 +68,14 @@ def best_trial(
     Returns:
         None if no trial of the loss finished.
     """
-    found = [r for r in records if r["stage"] == "tune" and r["loss"] == loss and _finished(r)]
-    if not found:
+    trials = [r for r in records if r.stage == "tune" and r.loss == loss and r.finished]
+    if not trials:
         return None
-    sign = -1 if lower_is_better(plan, found[0]["metric"]) else 1
-    best = max(found, key=lambda record: sign * record["value"])
-    return best["parameters"], best["value"]
+    best = max(trials, key=lambda trial: _score(plan, trial))
+    return Tuning(best.parameters, cast(float, best.value))
 
 
-def best_losses(plan: Plan, records: Sequence[Record]) -> list[str]:
+def best_losses(plan: Plan, records: Sequence[RunRecord]) -> list[str]:
     """The losses that the screening leaves: the baseline and the best ones by their mean.
 
     Args:
@@ -97,16 +87,21 @@ def best_losses(plan: Plan, records: Sequence[Record]) -> list[str]:
     """
     means = {}
     for loss in plan.losses:
-        of_loss = [r for r in records if r["stage"] == "screen" and r["loss"] == loss]
-        if loss != plan.baseline and of_loss and all(map(_finished, of_loss)):
-            sign = -1 if lower_is_better(plan, of_loss[0]["metric"]) else 1
-            means[loss] = sign * sum(r["value"] for r in of_loss) / len(of_loss)
+        of_loss = [r for r in records if r.stage == "screen" and r.loss == loss]
+        if loss != plan.baseline and of_loss and all(record.finished for record in of_loss):
+            means[loss] = sum(_score(plan, record) for record in of_loss) / len(of_loss)
     best = sorted(means, key=lambda loss: -means[loss])[: plan.top]
     return [loss for loss in plan.losses if loss == plan.baseline or loss in best]
 
 
+def _score(plan: Plan, record: RunRecord) -> float:
+    """The value of a finished run, with the sign that makes the larger one the better."""
+    value, metric = cast(float, record.value), cast(Metric, record.metric)
+    return -value if plan.minimizes(metric.name) else value
+
+
 def stage_runs(
-    plan: Plan, folder: Path, stage: str, losses: Sequence[str], records: Sequence[Record]
+    plan: Plan, folder: Path, stage: str, losses: Sequence[str], records: Sequence[RunRecord]
 ) -> list[Run]:
     """The runs of a stage, seed by seed, so that pairs are complete early.
 
@@ -114,15 +109,15 @@ def stage_runs(
         plan: The plan.
         folder: The comparison's folder.
         stage: `main`, `screen` or `confirm`.
-        losses: The losses in it.
+        losses: The losses in it; one that was to be tuned and has no finished trial is left out.
         records: Those of the tuning.
     """
-    parameters = {loss: best_trial(plan, loss, records) for loss in losses}
+    best = {loss: best_trial(plan, loss, records) for loss in losses}
     return [
-        make_run(plan, folder, loss, stage, seed, (parameters[loss] or ({}, 0))[0])
+        make_run(plan, folder, loss, stage, seed, tuning.parameters if tuning else {})
         for seed in plan.seeds_of(stage)
-        for loss in losses
-        if not plan.tune or parameters[loss]
+        for loss, tuning in best.items()
+        if tuning or not plan.tune
     ]
 
 
@@ -132,7 +127,7 @@ def compare(
     *,
     jobs: int,
     keep_models: bool,
-    progress: Callable[[Record, bool], None],
+    progress: Callable[[RunRecord, bool], None],
     say: Callable[[str], None],
 ) -> None:
     """Makes all runs that are not made yet.
@@ -152,43 +147,42 @@ def compare(
     from hf_losses.compare.power import describe_design
     from hf_losses.compare.statistics import describe_spread
 
-    records: list[Record] = []
+    records: list[RunRecord] = []
 
-    def done(record: Record, new: bool) -> None:
+    def done(record: RunRecord, new: bool) -> None:
         records.append(record)
         progress(record, new)
 
-    def read(place: Path, about: Mapping[str, Any]) -> Record:
-        return read_result(place, about, plan)
+    def read(run_folder: Path, settings: RunSettings) -> RunRecord:
+        return read_result(run_folder, settings, plan)
 
     pool = Pool(jobs, environments(plan, jobs), read, done, keep_models)
-    comparisons = plan.top or len(plan.losses) - 1
-    tested = len(plan.seeds_of("confirm" if plan.screen else "main"))
-    say(describe_design(comparisons, tested))
+    say(describe_design(plan.comparisons, plan.tested_seeds))
     if plan.tune:
         from hf_losses.compare.tuning import trials
 
         pool.run([trials(plan, folder, loss) for loss in plan.losses])
-    for stage in ("screen", "confirm") if plan.screen else ("main",):
+    for stage in plan.stages:
         losses = best_losses(plan, records) if stage == "confirm" else plan.losses
         if stage == "confirm":
             say(f"Screening leaves: {', '.join(losses)}; they are compared on fresh seeds.")
         runs = stage_runs(plan, folder, stage, losses, records)
-        # The first seeds show the spread, and with it what the others can find.
-        first = [run for run in runs if run.about["seed"] < plan.seeds_of(stage)[0] + FIRST]
-        pool.run(single(run) for run in first)
+        # The spread on the first seeds shows what differences all seeds together can detect.
+        pilot_seeds = plan.seeds_of(stage)[:PILOT_SEEDS]
+        pilot = [run for run in runs if run.settings.seed in pilot_seeds]
+        pool.run(single(run) for run in pilot)
         if stage != "confirm":
             values = {
                 loss: {
-                    r["seed"]: r["value"]
-                    for r in records
-                    if r["stage"] == stage and r["loss"] == loss and _finished(r)
+                    record.seed: record.value
+                    for record in records
+                    if (record.stage, record.loss) == (stage, loss) and record.value is not None
                 }
                 for loss in losses
             }
-            if text := describe_spread(values, plan.baseline, comparisons, tested):
+            if text := describe_spread(values, plan.baseline, plan.comparisons, plan.tested_seeds):
                 say(text)
-        pool.run(single(run) for run in runs[len(first) :])
+        pool.run(single(run) for run in runs[len(pilot) :])
 
 
 def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
@@ -203,15 +197,11 @@ def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
     """
     import torch
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = given.split(",") if given else list(map(str, range(torch.cuda.device_count())))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
     if not gpus or not torch.cuda.is_available():
         return [{"OMP_NUM_THREADS": str(plan.threads)}] * jobs
     if plan.launcher and jobs > len(gpus):
         raise UsageError(f"--jobs {jobs} leaves some without a GPU; there are {len(gpus)}")
     shares = [gpus[i::jobs] if plan.launcher else [gpus[i % len(gpus)]] for i in range(jobs)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
-
-
-def _finished(record: Record) -> bool:
-    return bool(record["status"] == "finished")

@@ -1,4 +1,4 @@
-"""Runs commands, some at a time, each in a folder of its own; killed anywhere, it can go on.
+"""Runs commands in parallel, each in its own folder; killed at any point, it can be resumed.
 
 A run's folder belongs to its script. Beside it lie `NAME.log` (what the run printed), `NAME.json`
 (how it ended, written in one piece when it did) and, while it runs, `NAME.pid`.
@@ -16,10 +16,11 @@ import subprocess
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hf_losses.compare.results import RunRecord, RunSettings
 from hf_losses.files import write_json
 from hf_losses.messages import UsageError
 
@@ -27,7 +28,7 @@ POLL = 0.05  # Seconds between two looks at the running processes.
 GRACE = 10.0  # Seconds that a process gets to end by itself.
 LONGEST_REASON = 300
 ERROR = re.compile(r"[\w.]*(Error|Exception)\b|[\w. -]*error:")
-ALIKE = 3  # So many first runs that fail for the same reason end it all.
+ALIKE = 3  # The comparison ends if its first runs, this many, fail for the same reason.
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
@@ -38,34 +39,33 @@ class Run:
     Attributes:
         folder: Its output folder.
         command: Program and arguments.
-        about: What its record says beside how it ended.
+        settings: Its loss, stage, seed and tuned parameters.
     """
 
     folder: Path
     command: Sequence[str]
-    about: Mapping[str, Any]
+    settings: RunSettings
 
     def beside(self, ending: str) -> Path:
         """The file `NAME.ending` beside the folder."""
         return self.folder.with_name(f"{self.folder.name}.{ending}")
 
 
-Record = dict[str, Any]
-Chain = Generator[Run, Record, None]
+Chain = Generator[Run, RunRecord, None]
 
 
 class RunsRefused(UsageError):
-    """No run has ended well, and what the first ones say would hold for all others too."""
+    """No run has succeeded, and the first ones failed for a reason that holds for all others."""
 
 
 class Pool:
     """Runs chains: generators that yield a run, are sent its record, and yield the next.
 
     Args:
-        jobs: How many run at a time.
-        environments: What each place adds to the environment; as many as `jobs`.
-        read: What a finished run's folder and `about` say as parts of its record. Raises a
-            ValueError if they do not say what they should.
+        jobs: Number of parallel runs.
+        environments: Environment variables of each of the parallel slots; as many as `jobs`.
+        read: Reads the record of a run that exited with 0, from its folder and settings. Raises
+            a ValueError if its result does not hold to the contract.
         done: Called with every record, those of earlier starts too (`new` is False for them).
         keep_models: Whether weights and checkpoints of finished runs stay on disk.
     """
@@ -74,8 +74,8 @@ class Pool:
         self,
         jobs: int,
         environments: Sequence[Mapping[str, str]],
-        read: Callable[[Path, Mapping[str, Any]], Record],
-        done: Callable[[Record, bool], None],
+        read: Callable[[Path, RunSettings], RunRecord],
+        done: Callable[[RunRecord, bool], None],
         keep_models: bool,
     ) -> None:
         """See the class."""
@@ -90,7 +90,7 @@ class Pool:
         """Runs all chains to their ends, in their order.
 
         Args:
-            chains: They are started in this order, as places become free.
+            chains: Started in this order, as slots become free.
 
         Raises:
             RunsRefused: If the first run that ends does so by exit code 2 or without results that
@@ -122,7 +122,7 @@ class Pool:
                     run.beside("pid").unlink(missing_ok=True)
                 self.running.clear()
 
-    def _advance(self, chain: Chain, record: Record | None) -> None:
+    def _advance(self, chain: Chain, record: RunRecord | None) -> None:
         """Sends a record, and starts the next run of the chain that has none yet."""
         while True:
             try:
@@ -136,32 +136,34 @@ class Pool:
                 process = start(run, self.environments[place])
                 self.running[place] = (run, chain, process, time.monotonic())
                 return
-            self.proved |= record["status"] != "failed"
+            self.proved |= record.status != "failed"
             self.done(record, False)
 
-    def _record(self, run: Run, code: int, seconds: float) -> Record:
-        found: Record = {"status": "failed"}
+    def _record(self, run: Run, code: int, seconds: float) -> RunRecord:
+        reason, record = "", None
         if code:
-            found["reason"] = failure(run.beside("log"), code)
+            reason = failure(run.beside("log"), code)
         else:
             try:
-                found = self.read(run.folder, run.about)
+                record = self.read(run.folder, run.settings)
             except ValueError as error:
-                found["reason"] = str(error)
-        self.proved |= found["status"] != "failed"
+                reason = str(error)
+        self.proved |= record is not None
         if not self.proved:
-            self.reasons.append(found["reason"])
+            self.reasons.append(reason)
             alike = len(self.reasons) >= ALIKE and len(set(self.reasons)) == 1
             if alike or (code in (0, 2) and len(self.reasons) == 1):
                 run.beside("pid").unlink(missing_ok=True)
-                message = f"{found['reason']}; the command was: {shlex.join(run.command)}"
+                message = f"{reason}; the command was: {shlex.join(run.command)}"
                 if alike:
                     message += f"\nIts log ends:\n{last_lines(run.beside('log'))}"
                 raise RunsRefused(message)
-        record = {**run.about, **found, "wall_seconds": round(seconds, 2)}
+        if record is None:
+            record = RunRecord(**vars(run.settings), status="failed", reason=reason)
+        record = replace(record, wall_seconds=round(seconds, 2))
         if not self.keep_models:
             remove_models(run.folder)
-        write_json(run.beside("json"), record)
+        write_json(run.beside("json"), record.to_json())
         run.beside("pid").unlink(missing_ok=True)
         self.done(record, True)
         return record
@@ -169,16 +171,16 @@ class Pool:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Puts off Ctrl-C and SIGTERM until the block has ended."""
-    came: list[int] = []
+    """Defers SIGINT and SIGTERM until the block has ended."""
+    received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
+    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
     try:
         yield
     finally:
         for known, handler in before.items():
             signal.signal(known, handler)
-        for number in came:
+        for number in received:
             signal.raise_signal(number)
 
 
@@ -187,10 +189,12 @@ def single(run: Run) -> Chain:
     yield run
 
 
-def stored(run: Run) -> Record | None:
-    """The record of a run that has ended, in this start or an earlier one."""
+def stored(run: Run) -> RunRecord | None:
+    """The record of a run that has ended, now or before the comparison was resumed."""
     path = run.beside("json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    return RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -252,16 +256,16 @@ def _group(pid: int) -> list[Any]:
     """The processes of a process group."""
     import psutil
 
-    found = []
+    members = []
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, PermissionError):
             if os.getpgid(process.pid) == pid:
-                found.append(process)
-    return found
+                members.append(process)
+    return members
 
 
 def _alive(processes: Iterable[Any]) -> list[Any]:
-    """Those that still run when the time of grace is over."""
+    """The processes that still run after the grace period."""
     end = time.monotonic() + GRACE
     while alive := [process for process in processes if _runs(process)]:
         if time.monotonic() > end:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_losses.files import write_json
-from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
-from hf_losses.messages import UsageError, nearest
+from hf_losses.losses.registry import get_spec, list_losses, match_losses, neutral_loss
+from hf_losses.messages import UsageError
 from hf_losses.metrics import direction
 
 PLAN = "plan.json"
@@ -26,22 +26,22 @@ FIRST_SEED = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what a comparison finds; the same until it is complete.
+    """Everything that decides what a comparison measures; it stays fixed until it is complete.
 
     Attributes:
         script: The script.
-        arguments: Its own flags.
-        losses: A registered name each, perhaps followed by further flags of the script.
-        baseline: The one of them that the others are compared with.
+        arguments: Flags that are passed on to the script.
+        losses: Registered names, each perhaps followed by further flags of the script.
+        baseline: The loss that the others are compared with.
         launcher: What starts the script instead of this Python, such as `accelerate launch`.
-        seeds: Paired runs of every loss; None with `screen`.
-        screen: Runs of every loss that decide which are worth more.
-        confirm: Runs on fresh seeds of the baseline and the best losses.
-        top: How many those are.
-        tune: Lowest and highest value by the flag that is tuned.
-        trials: Runs of each loss that tune them.
-        metric: The compared metric; None is the one that the script names.
-        lower_is_better: None: known by its name.
+        seeds: Number of paired runs of every loss; None with `screen`.
+        screen: Number of screening runs of every loss.
+        confirm: Number of runs on fresh seeds of the baseline and the best losses.
+        top: Number of losses that are confirmed.
+        tune: Lowest and highest value of each tuned flag.
+        trials: Number of tuning runs of each loss.
+        metric: The compared metric; None for the one that the script names.
+        lower_is_better: None if the name of the metric decides it.
         threads: CPU threads of every run.
     """
 
@@ -78,14 +78,14 @@ class Plan:
 
     def _check_seeds(self) -> None:
         stages = {"screen": self.screen, "confirm": self.confirm, "top": self.top}
-        given = [name for name, value in stages.items() if value is not None]
-        if bool(given) == (self.seeds is not None):
+        staged = [name for name, value in stages.items() if value is not None]
+        if bool(staged) == (self.seeds is not None):
             raise UsageError("give either --seeds K, or --screen K --confirm K --top N")
         for name, value in {"seeds": self.seeds, **stages}.items():
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, got {value}")
-        if given and len(given) < 3:
-            missing = ", ".join(f"--{name}" for name in stages if name not in given)
+        if staged and len(staged) < 3:
+            missing = ", ".join(f"--{name}" for name in stages if name not in staged)
             raise UsageError(f"--screen, --confirm and --top go together; add {missing}")
         if self.top is not None and self.top >= len(self.losses) - 1:
             raise UsageError(
@@ -102,11 +102,59 @@ class Plan:
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise UsageError(f"--tune {name}={low}:{high} is no range; give LOW:HIGH")
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages in their order, without the tuning."""
+        return ("screen", "confirm") if self.screen else ("main",)
+
+    @property
+    def tested_seeds(self) -> int:
+        """How many paired runs of every tested loss there are."""
+        return len(self.seeds_of(self.stages[-1]))
+
+    @property
+    def comparisons(self) -> int:
+        """How many losses are tested against the baseline."""
+        return self.top or len(self.losses) - 1
+
+    def minimizes(self, metric: str) -> bool:
+        """Whether a smaller value of the compared metric is the better one.
+
+        Args:
+            metric: The name by which the script calls it; empty where no run has finished yet.
+        """
+        if self.lower_is_better is not None:
+            return self.lower_is_better
+        return direction.lower_is_better(self.metric or metric)
+
+    def command(
+        self, loss: str, seed: int, parameters: Mapping[str, float], output_dir: Path
+    ) -> list[str]:
+        """The command of a run: program and arguments.
+
+        Args:
+            loss: A loss, perhaps with flags.
+            seed: The script's seed.
+            parameters: Values of the tuned flags.
+            output_dir: The run's folder.
+
+        Raises:
+            UsageError: If the launcher's program is missing.
+        """
+        program = [sys.executable]
+        if self.launcher:
+            program = [find_program(self.launcher[0]), *self.launcher[1:]]
+        name, *flags = shlex.split(loss)
+        for key, value in parameters.items():
+            flags += [f"--{key}", repr(value)]
+        flags += ["--seed", str(seed), "--output_dir", str(output_dir)]
+        return [*program, self.script, *self.arguments, "--loss", name, *flags]
+
     def seeds_of(self, stage: str) -> list[int]:
-        """The seeds of a stage: `main`, `screen`, or `confirm`, which has none of the others."""
-        first = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
+        """The seeds of `main`, `screen` or `confirm`; `confirm` has none of those of `screen`."""
+        start = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
         count = {"main": self.seeds, "screen": self.screen, "confirm": self.confirm}[stage] or 0
-        return list(range(first, first + count))
+        return list(range(start, start + count))
 
     @property
     def runs(self) -> int:
@@ -130,7 +178,7 @@ def make_plan(
 
     Args:
         script: The script.
-        arguments: Its own flags.
+        arguments: Flags that are passed on to the script.
         losses: Names or wildcards, each perhaps followed by flags for the script.
         baseline: One of them; by default the baseline of the task.
         launcher: A command line.
@@ -148,11 +196,11 @@ def make_plan(
     command = shlex.split(launcher)
     if command:
         find_program(command[0])
-    found, baseline = expand(losses, baseline)
+    names, baseline = expand(losses, baseline)
     return Plan(
         script=script,
         arguments=list(arguments),
-        losses=found,
+        losses=names,
         baseline=baseline,
         launcher=command,
         tune=dict(map(parse_range, tune)),
@@ -181,25 +229,20 @@ def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]
         regression = not any(list_losses(name, task="classification") for name, *_ in entries)
         baseline = neutral_loss("regression" if regression else "classification")
     task = get_spec(shlex.split(baseline)[0]).task if baseline.strip() else ""
-    found = []
-    for name, *flags in entries:
-        names = list_losses(name, task=task)
-        if not names:
-            if not any(wildcard in name for wildcard in "*?["):
-                get_spec(name)  # Names what is unknown.
-            valid = list_losses(task=task)
-            raise UsageError(
-                f"no {task} loss matches {name!r}.{nearest(name, valid)} Choose from: "
-                f"{', '.join(valid)}; the baseline is {baseline}"
-            )
-        found += [shlex.join([match, *flags]) for match in names]
+    expanded = []
+    for pattern, *flags in entries:
+        try:
+            names = match_losses([pattern], task=task)
+        except UsageError as error:
+            raise UsageError(f"{error}; the baseline is {baseline}") from None
+        expanded += [shlex.join([name, *flags]) for name in names]
     baseline = shlex.join(shlex.split(baseline))
-    unique = list(dict.fromkeys(found))
+    unique = list(dict.fromkeys(expanded))
     return sorted(unique, key=lambda loss: loss != baseline), baseline
 
 
 def parse_range(text: str) -> tuple[str, list[float]]:
-    """Reads `NAME=LOW:HIGH`; `learning_rate` alone has a range of its own.
+    """Reads `NAME=LOW:HIGH`; `learning_rate` alone has a default range.
 
     Args:
         text: What follows `--tune`.
@@ -226,10 +269,10 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
 
     Args:
         folder: Its folder; made if it is missing.
-        plan: The flags of now.
+        plan: The plan of the present command.
 
     Returns:
-        The plan to go on with: how many threads a run has stays as it was at the first start.
+        The plan to continue with; the number of threads stays that of the first start.
 
     Raises:
         ValueError: If the folder belongs to another comparison, or to something else.
@@ -274,21 +317,8 @@ def read_plan(folder: Path) -> Plan:
         raise UsageError(f"{path} cannot be read ({error}); begin anew in another folder") from None
 
 
-def lower_is_better(plan: Plan, metric: Mapping[str, str] | None) -> bool:
-    """Whether a smaller value of the compared metric is the better one.
-
-    Args:
-        plan: Says so, or not.
-        metric: The metric, where it is known.
-    """
-    if plan.lower_is_better is not None:
-        return plan.lower_is_better
-    name = plan.metric or (metric["name"] if metric else "")
-    return direction.lower_is_better(name)
-
-
 def find_program(name: str) -> str:
-    """Where a launcher lies: beside this Python first, as in an environment not activated.
+    """The path of a launcher, looked for beside this Python first: its environment may be inactive.
 
     Args:
         name: Its name or path.
@@ -297,6 +327,6 @@ def find_program(name: str) -> str:
         ValueError: If there is none.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if found := shutil.which(name, path=path):
-        return found
+    if program := shutil.which(name, path=path):
+        return program
     raise UsageError(f"there is no program {name!r} for --launcher, which takes a command line")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from statistics import median
-from typing import Any
 
 from hf_losses.compare.p_values import ALPHA, smallest_p
 
@@ -43,19 +42,19 @@ def detectable_difference(spread: float, seeds: int, comparisons: int) -> float:
     return float(effect) * spread
 
 
-def difference_spread(comparisons: Mapping[str, Mapping[str, Any]]) -> float | None:
+def median_spread(spreads: Iterable[float | None]) -> float | None:
     """The standard deviation of the paired differences, the median over the losses.
 
     The median, since a loss that fails to learn on some seeds has a spread of its own.
 
     Args:
-        comparisons: What `compare` returns.
+        spreads: Of every loss; None for a loss with fewer than two pairs.
 
     Returns:
         None if no loss has two pairs.
     """
-    found = [entry["sd"] for entry in comparisons.values() if entry["sd"] is not None]
-    return median(found) if found else None
+    known = [spread for spread in spreads if spread is not None]
+    return median(known) if known else None
 
 
 def describe_design(comparisons: int, seeds: int) -> str:

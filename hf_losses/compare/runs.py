@@ -17,14 +17,12 @@ import hashlib
 import json
 import math
 import re
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from hf_losses.compare.local_pool import Record, Run
-from hf_losses.compare.plan import TUNING_SEED, Plan, find_program
+from hf_losses.compare.local_pool import Run, stored
+from hf_losses.compare.plan import TUNING_SEED, Plan
+from hf_losses.compare.results import Facts, Metric, RunRecord, RunSettings
 from hf_losses.messages import UsageError, nearest
 
 
@@ -63,15 +61,8 @@ def make_run(
         trial: Number of the trial, for `tune`.
     """
     place = run_folder(folder, loss, f"seed-{seed}" if trial is None else f"trial-{trial}")
-    name, *flags = shlex.split(loss)
-    for key, value in parameters.items():
-        flags += [f"--{key}", repr(value)]
-    given = ["--loss", name, *flags, "--seed", str(seed), "--output_dir", str(place)]
-    start = [sys.executable]
-    if plan.launcher:
-        start = [find_program(plan.launcher[0]), *plan.launcher[1:]]
-    about = {"loss": loss, "stage": stage, "seed": seed, "parameters": dict(parameters)}
-    return Run(place, [*start, plan.script, *plan.arguments, *given], about)
+    settings = RunSettings(loss, stage, seed, dict(parameters))
+    return Run(place, plan.command(loss, seed, parameters, place), settings)
 
 
 def planned_runs(plan: Plan, folder: Path) -> list[Run]:
@@ -86,41 +77,53 @@ def planned_runs(plan: Plan, folder: Path) -> list[Run]:
         for loss in plan.losses
         for trial in range(plan.trials)
     ]
-    for stage in ("main", "screen", "confirm"):
+    for stage in plan.stages:
         for loss in plan.losses:
             runs += [make_run(plan, folder, loss, stage, s, {}) for s in plan.seeds_of(stage)]
     return runs
 
 
-def read_result(folder: Path, about: Mapping[str, Any], plan: Plan) -> Record:
-    """What a run that ended well has found.
+def forget_failed(plan: Plan, folder: Path) -> None:
+    """Removes the records of crashed runs; a trial's stays, since later trials were built on it.
 
     Args:
-        folder: Its folder.
-        about: Its stage.
-        plan: Which metric is compared.
+        plan: The plan.
+        folder: The comparison's folder.
+    """
+    for run in planned_runs(plan, folder):
+        record = stored(run)
+        if record and record.status == "failed" and record.stage != "tune":
+            run.beside("json").unlink()
+
+
+def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
+    """Reads the `result.json` of a run that exited with 0.
+
+    Args:
+        folder: The run's folder.
+        settings: The run's settings.
+        plan: The comparison's plan.
 
     Returns:
-        Status, value, metrics, history, steps and seconds, as in `results.json`, and the facts of
-        the run.
+        The run's record, without its `wall_seconds`.
 
     Raises:
-        ValueError: If `result.json` is missing or does not say what it should.
+        UsageError: If `result.json` is missing or does not say what it should.
     """
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         metrics = result["metrics"]
-        names = [name for name, found in metrics.items() if found]
+        names = [name for name, scores in metrics.items() if scores]
         name = plan.metric or result["metric"]
     except FileNotFoundError:
         raise UsageError("the script ended well, but wrote no result.json") from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"result.json does not hold to the contract: {error!r}") from None
-    first = "validation" if about["stage"] == "tune" else "test"
-    chosen = next((n for n in names if n.startswith(first)), None)
-    if chosen is None and (about["stage"] == "tune" or not names):
-        raise UsageError(f"result.json has metrics of {', '.join(names) or 'no set'}, not {first}")
+    prefix = "validation" if settings.stage == "tune" else "test"
+    chosen = next((n for n in names if n.startswith(prefix)), None)
+    if chosen is None and (settings.stage == "tune" or not names):
+        raise UsageError(f"result.json has metrics of {', '.join(names) or 'no set'}, not {prefix}")
     chosen = chosen or names[0]
     if name not in metrics[chosen]:
         valid = metrics[chosen]
@@ -132,14 +135,15 @@ def read_result(folder: Path, about: Mapping[str, Any], plan: Plan) -> Record:
     finite = isinstance(value, int | float) and math.isfinite(value)
     training = result.get("training") or {}
     runtime = training.get("runtime")
-    return {
-        "status": "finished" if finite else "diverged",
-        "reason": None if finite else f"{name} on the {chosen} set is not finite",
-        "value": value if finite else None,
-        "metric": {"set": chosen, "name": name},
-        "metrics": metrics,
-        "history": result.get("history") or [],
-        "steps": training.get("global_step"),
-        "seconds": runtime and round(runtime - (training.get("evaluation_runtime") or 0), 2),
-        "facts": {key: result.get(key) for key in ("task", "model", "versions", "hardware")},
-    }
+    return RunRecord(
+        **vars(settings),
+        status="finished" if finite else "diverged",
+        reason=None if finite else f"{name} on the {chosen} set is not finite",
+        value=value if finite else None,
+        metric=Metric(chosen, name),
+        metrics=metrics,
+        history=result.get("history") or [],
+        steps=training.get("global_step"),
+        seconds=runtime and round(runtime - (training.get("evaluation_runtime") or 0), 2),
+        facts=Facts(*(result.get(key) for key in ("task", "model", "versions", "hardware"))),
+    )

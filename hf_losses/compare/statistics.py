@@ -9,121 +9,196 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
 from hf_losses.compare.intervals import bootstrap_interval
 from hf_losses.compare.p_values import ALPHA, holm, sign_flip_p, smallest_p
-from hf_losses.compare.power import POWER, detectable_difference, difference_spread, seeds_needed
-from hf_losses.compare.speed import time_to_baseline
-
-VERDICTS = ("better", "worse", "tie", "incomplete")
+from hf_losses.compare.power import POWER, detectable_difference, median_spread, seeds_needed
+from hf_losses.compare.results import Metric, Results, RunRecord
+from hf_losses.compare.speed import TimeToBaseline, time_to_baseline
 
 CALIBRATION = ("cross_entropy", "ece")
 
 
-def statistics(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a comparison shows so far; the entry `statistics` of `results.json`.
+@dataclass(frozen=True)
+class Comparison:
+    """A loss against the baseline, on the same seeds; positive differences are better.
+
+    Attributes:
+        pairs: Seeds on which both have a value.
+        differences: By seed.
+        difference: Their mean; None without pairs.
+        sd: Their standard deviation; None for less than two pairs.
+        interval: 95 % by the BCa bootstrap; None for less than five pairs.
+        p: P value of the sign-flip test; None if seeds are missing, or in a screening.
+        p_holm: P value after Holm's correction.
+        probability_better: Share of the seeds with a better value, ties count half.
+        verdict: `better`, `worse`, `tie` or `incomplete`; None in a screening.
+    """
+
+    pairs: int
+    differences: Mapping[str, float]
+    difference: float | None
+    sd: float | None
+    interval: Sequence[float] | None
+    p: float | None
+    p_holm: float | None
+    probability_better: float | None
+    verdict: str | None
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """What the runs of a loss show in a stage.
+
+    Attributes:
+        loss: The loss, perhaps with flags.
+        mean: Of the compared metric; None without a finished run.
+        sd: Its standard deviation; None for less than two runs.
+        values: The metric by seed, of the finished runs.
+        failed: Why a run has no value, by seed.
+        missing: Seeds whose run has not been made.
+        cross_entropy: Mean on the compared set, where every finished run has it.
+        ece: Likewise the expected calibration error.
+        time_to_baseline: None without evaluations during training.
+        comparison: None for the baseline.
+    """
+
+    loss: str
+    mean: float | None
+    sd: float | None
+    values: Mapping[str, float]
+    failed: Mapping[str, str]
+    missing: Sequence[int]
+    cross_entropy: float | None
+    ece: float | None
+    time_to_baseline: TimeToBaseline | None
+    comparison: Comparison | None
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage of a comparison shows, and what its design can show.
+
+    Attributes:
+        stage: `main`, `screen` or `confirm`.
+        tested: Whether there are p values; not in a screening.
+        seeds: Those of the design.
+        comparisons: Losses tested against the baseline.
+        smallest_p: The smallest p value that the design can give.
+        seeds_needed: The fewest seeds with which a difference can be significant.
+        detectable_difference: The true difference that is found with a probability of `POWER`;
+            None if no difference is.
+        losses: The baseline, then the others, the best first.
+    """
+
+    stage: str
+    tested: bool
+    seeds: Sequence[int]
+    comparisons: int
+    smallest_p: float
+    seeds_needed: int
+    detectable_difference: float | None
+    losses: Sequence[LossResult]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a comparison shows: the entry `statistics` of `results.json`.
+
+    Attributes:
+        alpha: Level of significance.
+        power: Probability for which `detectable_difference` holds.
+        lower_is_better: Whether a smaller value of the metric is the better one.
+        stages: Those that have runs.
+    """
+
+    alpha: float
+    power: float
+    lower_is_better: bool
+    stages: Sequence[StageResult]
+
+
+def statistics(results: Results) -> Statistics:
+    """What a comparison shows so far.
 
     Args:
-        results: What `compare.collect` returns.
-
-    Returns:
-        `stages`, each with what it can find and its `losses`: mean, standard deviation, values by
-        seed, calibration, `time_to_baseline` and `comparison` with the baseline (None for that
-        itself). JSON types alone.
+        results: The results of its runs.
     """
-    plan = results["plan"]
-    names = ("screen", "confirm") if plan["screen"] else ("main",)
-    stages = [
-        _stage(results, name, [run for run in results["runs"] if run["stage"] == name])
-        for name in names
-    ]
-    return {
-        "alpha": ALPHA,
-        "power": POWER,
-        "lower_is_better": plan["lower_is_better"],
-        "stages": [stage for stage in stages if stage],
-    }
+    stages = (_stage(results, stage) for stage in results.plan.stages)
+    return Statistics(ALPHA, POWER, results.lower_is_better, [stage for stage in stages if stage])
 
 
-def _stage(
-    results: Mapping[str, Any], stage: str, runs: Sequence[Mapping[str, Any]]
-) -> dict[str, Any] | None:
+def _stage(results: Results, stage: str) -> StageResult | None:
+    runs = [run for run in results.runs if run.stage == stage]
     if not runs:
         return None
-    plan, baseline = results["plan"], results["plan"]["baseline"]
+    plan, metric = results.plan, results.metric
     tested = stage != "screen"
-    first = 1 + (plan["screen"] if stage == "confirm" else 0)
-    count = {"main": plan["seeds"], "screen": plan["screen"], "confirm": plan["confirm"]}[stage]
-    seeds = list(range(first, first + count))
+    seeds = plan.seeds_of(stage)
     # The confirmation leaves most losses out; the other stages have all of them.
-    in_it = [x for x in plan["losses"] if stage != "confirm" or any(r["loss"] == x for r in runs)]
-    by_loss = {loss: [run for run in runs if run["loss"] == loss] for loss in in_it}
+    losses = [x for x in plan.losses if stage != "confirm" or any(run.loss == x for run in runs)]
+    by_loss = {loss: [run for run in runs if run.loss == loss] for loss in losses}
     values = {
-        loss: {run["seed"]: run["value"] for run in of_loss if run["status"] == "finished"}
+        loss: {run.seed: run.value for run in of_loss if run.value is not None}
         for loss, of_loss in by_loss.items()
     }
     comparisons = compare(
-        values, baseline, seeds, lower_is_better=plan["lower_is_better"], tested=tested
+        values, plan.baseline, seeds, lower_is_better=results.lower_is_better, tested=tested
     )
-    metric = results["metric"]
-    losses = []
+    loss_results = []
     for loss, of_loss in by_loss.items():
-        found = list(values[loss].values())
-        done = {run["seed"] for run in of_loss}
-        losses.append(
-            {
-                "loss": loss,
-                "mean": fmean(found) if found else None,
-                "sd": stdev(found) if len(found) > 1 else None,
-                "values": {str(seed): value for seed, value in sorted(values[loss].items())},
-                "failed": {
-                    str(run["seed"]): run["reason"]
-                    for run in of_loss
-                    if run["status"] != "finished"
-                },
-                "missing": [seed for seed in seeds if seed not in done],
+        scores = list(values[loss].values())
+        ended = {run.seed for run in of_loss}
+        speed = None
+        if metric:
+            reference = by_loss.get(plan.baseline, [])
+            speed = time_to_baseline(of_loss, reference, metric.name, results.lower_is_better)
+        loss_results.append(
+            LossResult(
+                loss=loss,
+                mean=fmean(scores) if scores else None,
+                sd=stdev(scores) if len(scores) > 1 else None,
+                values={str(seed): value for seed, value in sorted(values[loss].items())},
+                failed={str(run.seed): run.reason or "" for run in of_loss if not run.finished},
+                missing=[seed for seed in seeds if seed not in ended],
                 **{name: _mean_of(of_loss, metric, name) for name in CALIBRATION},
-                "time_to_baseline": time_to_baseline(
-                    of_loss, by_loss.get(baseline, []), metric["name"], plan["lower_is_better"]
-                )
-                if metric
-                else None,
-                "comparison": comparisons.get(loss),
-            }
+                time_to_baseline=speed,
+                comparison=comparisons.get(loss),
+            )
         )
-    sign = 1 if plan["lower_is_better"] else -1
-    losses.sort(
-        key=lambda x: (
-            x["loss"] != baseline,
-            x["mean"] is None,
-            0 if x["mean"] is None else sign * x["mean"],
+    sign = 1 if results.lower_is_better else -1
+    loss_results.sort(
+        key=lambda result: (
+            result.loss != plan.baseline,
+            result.mean is None,
+            0 if result.mean is None else sign * result.mean,
         )
     )
-    tests = plan["top"] or len(plan["losses"]) - 1
-    spread = difference_spread(comparisons)
-    found_at = math.inf if spread is None else detectable_difference(spread, len(seeds), tests)
-    return {
-        "stage": stage,
-        "tested": tested,
-        "seeds": seeds,
-        "comparisons": tests,
-        "smallest_p": smallest_p(len(seeds), tests),
-        "seeds_needed": seeds_needed(tests),
-        "detectable_difference": found_at if math.isfinite(found_at) else None,
-        "losses": losses,
-    }
+    spread = median_spread(comparison.sd for comparison in comparisons.values())
+    detectable = math.inf
+    if spread is not None:
+        detectable = detectable_difference(spread, len(seeds), plan.comparisons)
+    return StageResult(
+        stage=stage,
+        tested=tested,
+        seeds=seeds,
+        comparisons=plan.comparisons,
+        smallest_p=smallest_p(len(seeds), plan.comparisons),
+        seeds_needed=seeds_needed(plan.comparisons),
+        detectable_difference=detectable if math.isfinite(detectable) else None,
+        losses=loss_results,
+    )
 
 
-def _mean_of(
-    runs: Sequence[Mapping[str, Any]], metric: Mapping[str, str] | None, name: str
-) -> float | None:
+def _mean_of(runs: Sequence[RunRecord], metric: Metric | None, name: str) -> float | None:
     """The mean of another metric on the compared set, over the runs that finished."""
     if not metric:
         return None
-    found = [run["metrics"][metric["set"]].get(name) for run in runs if run["status"] == "finished"]
-    return fmean(found) if found and None not in found else None
+    scores: list[Any] = [run.metrics[metric.set].get(name) for run in runs if run.finished]
+    return fmean(scores) if scores and None not in scores else None
 
 
 def compare(
@@ -133,7 +208,7 @@ def compare(
     *,
     lower_is_better: bool = False,
     tested: bool = True,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Comparison]:
     """Compares every loss with the baseline, seed by seed.
 
     Args:
@@ -146,42 +221,55 @@ def compare(
         tested: False gives no p values and no verdicts, as for a screening.
 
     Returns:
-        By loss, without the baseline: `pairs`, `differences` by seed (positive is better), their
-        mean `difference`, `sd`, `interval` (95 %, BCa bootstrap; None for less than five pairs),
-        `p`, `p_holm`, `probability_better` (share of the seeds, ties count half) and `verdict`.
+        By loss, without the baseline.
     """
     sign = -1.0 if lower_is_better else 1.0
     reference = values.get(baseline, {})
-    found: dict[str, dict[str, Any]] = {}
-    for loss, of_loss in values.items():
-        if loss == baseline:
-            continue
-        pairs = [seed for seed in seeds if seed in of_loss and seed in reference]
-        differences = [sign * (of_loss[seed] - reference[seed]) for seed in pairs]
-        found[loss] = {
-            "pairs": len(pairs),
-            "differences": {str(s): d for s, d in zip(pairs, differences, strict=True)},
-            "difference": fmean(differences) if pairs else None,
-            "sd": stdev(differences) if len(pairs) > 1 else None,
-            "interval": bootstrap_interval(differences),
-            "p": sign_flip_p(differences) if tested and len(pairs) == len(seeds) else None,
-            "p_holm": None,
-            "probability_better": fmean((d > 0) + (d == 0) / 2 for d in differences)
-            if pairs
-            else None,
-            "verdict": None,
-        }
-    if not tested or not found:
-        return found
-    p_values = [1.0 if entry["p"] is None else entry["p"] for entry in found.values()]
-    for entry, p_holm in zip(found.values(), holm(p_values), strict=True):
-        if entry["p"] is None:
-            entry["verdict"] = "incomplete"
-            continue
-        entry["p_holm"] = p_holm
-        better_or_worse = "better" if entry["difference"] > 0 else "worse"
-        entry["verdict"] = better_or_worse if p_holm <= ALPHA else "tie"
-    return found
+    comparisons = {
+        loss: _paired(of_loss, reference, seeds, sign, tested)
+        for loss, of_loss in values.items()
+        if loss != baseline
+    }
+    if not tested or not comparisons:
+        return comparisons
+    corrected = holm([1.0 if x.p is None else x.p for x in comparisons.values()])
+    return {
+        loss: _judged(comparison, p_holm)
+        for (loss, comparison), p_holm in zip(comparisons.items(), corrected, strict=True)
+    }
+
+
+def _paired(
+    values: Mapping[int, float],
+    reference: Mapping[int, float],
+    seeds: Sequence[int],
+    sign: float,
+    tested: bool,
+) -> Comparison:
+    """A comparison with the baseline's values, without verdict."""
+    pairs = [seed for seed in seeds if seed in values and seed in reference]
+    differences = [sign * (values[seed] - reference[seed]) for seed in pairs]
+    better = [(difference > 0) + (difference == 0) / 2 for difference in differences]
+    return Comparison(
+        pairs=len(pairs),
+        differences={str(seed): d for seed, d in zip(pairs, differences, strict=True)},
+        difference=fmean(differences) if pairs else None,
+        sd=stdev(differences) if len(pairs) > 1 else None,
+        interval=bootstrap_interval(differences),
+        p=sign_flip_p(differences) if tested and len(pairs) == len(seeds) else None,
+        p_holm=None,
+        probability_better=fmean(better) if pairs else None,
+        verdict=None,
+    )
+
+
+def _judged(comparison: Comparison, p_holm: float) -> Comparison:
+    """A comparison with its corrected p value and verdict."""
+    if comparison.p is None or comparison.difference is None:
+        return replace(comparison, verdict="incomplete")
+    better_or_worse = "better" if comparison.difference > 0 else "worse"
+    verdict = better_or_worse if p_holm <= ALPHA else "tie"
+    return replace(comparison, p_holm=p_holm, verdict=verdict)
 
 
 def describe_spread(
@@ -198,15 +286,16 @@ def describe_spread(
     Returns:
         Words; empty if no loss has two pairs or the design can show nothing.
     """
-    first = sorted({seed for of_loss in values.values() for seed in of_loss})
-    spread = difference_spread(compare(values, baseline, first, tested=False))
+    pilot_seeds = sorted({seed for of_loss in values.values() for seed in of_loss})
+    pilot = compare(values, baseline, pilot_seeds, tested=False)
+    spread = median_spread(comparison.sd for comparison in pilot.values())
     if spread is None:
         return ""
-    found_at = detectable_difference(spread, seeds, comparisons)
-    if not math.isfinite(found_at):
+    detectable = detectable_difference(spread, seeds, comparisons)
+    if not math.isfinite(detectable):
         return ""
     return (
-        f"By the first {len(first)} seeds, paired differences have a standard deviation of "
-        f"{spread:.2g}; {seeds} seeds find a true difference of {found_at:.2g} four times out of "
+        f"By the first {len(pilot_seeds)} seeds, paired differences have a standard deviation of "
+        f"{spread:.2g}; {seeds} seeds find a true difference of {detectable:.2g} four times out of "
         "five, and larger ones more often."
     )

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from hf_losses.compare.local_pool import Chain
-from hf_losses.compare.plan import TUNING_SEED, Plan, lower_is_better
+from hf_losses.compare.plan import TUNING_SEED, Plan
 from hf_losses.compare.runs import make_run
 
 STORE = "tuning.db"
@@ -15,8 +15,8 @@ STORE = "tuning.db"
 def trials(plan: Plan, folder: Path, loss: str) -> Chain:
     """The trials of one loss, one after the other, each on what the earlier ones have found.
 
-    A trial depends on the loss's earlier ones and its own number alone, so that a comparison which
-    was cut short goes on as it would have; the first trials of all losses are the same.
+    A trial depends on the loss's earlier ones and its own number alone, so that a resumed
+    comparison gives the same trials; the first trials of all losses are the same.
 
     Args:
         plan: The comparison's plan.
@@ -49,9 +49,9 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
             study.ask(space)
         trial = study.trials[number]
         record = yield make_run(plan, folder, loss, "tune", TUNING_SEED, trial.params, number)
-        if trial.state == TrialState.RUNNING:  # It may have been told before we were cut short.
-            if record["status"] == "finished":
-                sign = 1 if lower_is_better(plan, record["metric"]) else -1
-                study.tell(number, sign * record["value"])
+        if trial.state == TrialState.RUNNING:  # Optuna may already know its value.
+            if record.value is not None:
+                sign = 1 if plan.minimizes(record.metric.name if record.metric else "") else -1
+                study.tell(number, sign * record.value)
             else:
                 study.tell(number, state=TrialState.FAIL)

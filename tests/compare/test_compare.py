@@ -19,6 +19,7 @@ from hf_losses.compare import local_pool as pool
 from hf_losses.compare.experiment import best_losses, environments
 from hf_losses.compare.local_pool import failure
 from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
+from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
 from hf_losses.files import strict
 
@@ -225,16 +226,16 @@ def test_the_best_of_a_screening_are_tested_on_fresh_seeds(tmp_path, capfd):
 
 def test_a_loss_that_failed_is_not_among_the_best():
     plan = Plan("x.py", [], LOSSES, "cross_entropy", screen=2, confirm=2, top=1)
-    record = {"stage": "screen", "status": "finished", "metric": {"set": "test", "name": "mse"}}
-    found = [
-        record | {"loss": "strict_l", "value": 0.1},
-        record | {"loss": "strict_l", "status": "failed", "value": None},
-        record | {"loss": "liberal_exp", "value": 0.9},
-        record | {"loss": "cross_entropy", "value": 0.5},
-    ]
-    assert best_losses(plan, found) == ["cross_entropy", "liberal_exp"]
-    found[1] |= {"status": "finished", "value": 0.2}
-    assert best_losses(plan, found) == ["cross_entropy", "strict_l"]  # Of mse, less is more.
+
+    def record(loss, value):
+        status = "failed" if value is None else "finished"
+        return RunRecord(loss, "screen", 1, {}, status, value=value, metric=Metric("test", "mse"))
+
+    records = [record("strict_l", 0.1), record("strict_l", None)]
+    records += [record("liberal_exp", 0.9), record("cross_entropy", 0.5)]
+    assert best_losses(plan, records) == ["cross_entropy", "liberal_exp"]
+    records[1] = record("strict_l", 0.2)
+    assert best_losses(plan, records) == ["cross_entropy", "strict_l"]  # Of mse, less is more.
 
 
 TUNE = ("--tune", "learning_rate=0.1:0.5", "--trials", "6", "--seeds", "1")

@@ -11,7 +11,11 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from hf_losses.compare.report.files import text_table, write_report
+from hf_losses.compare.report.files import write_report
+from hf_losses.compare.report.terminal import text_table
+from hf_losses.compare.report.words import view_of
+from hf_losses.compare.results import Results
+from hf_losses.compare.statistics import statistics
 
 FLAGS = "liberal_parabolic --loss_warmup_ratio 0.3"
 PICTURES = [
@@ -99,7 +103,14 @@ FOUND = {  # By hand: differences of strict_l 0.010 and 0.012 in turn, of the ot
 
 def report(folder, results):
     (folder / "results.json").write_text(json.dumps(results))
-    return write_report(folder)
+    _, files = write_report(folder)
+    return files
+
+
+def terminal(content):
+    """The table for the terminal of the content of a `results.json`."""
+    results = Results.from_json(content)
+    return text_table(view_of(results, statistics(results)))
 
 
 def table_of(folder, heading):
@@ -227,7 +238,7 @@ def test_few_seeds_say_that_nothing_can_be_found(tmp_path):
     values = {"cross_entropy": [0.8, 0.7, 0.8], "strict_l": [0.9, 0.9, 0.95]}
     results = make_results(values, history=False)
     report(tmp_path, results)
-    for text in ((tmp_path / "table.md").read_text(encoding="utf-8"), text_table(results)):
+    for text in ((tmp_path / "table.md").read_text(encoding="utf-8"), terminal(results)):
         plain = " ".join(text.replace("`", "").split())
         assert "No loss can be told from cross_entropy with these seeds." in plain
         assert "no difference, however large, can be significant" in plain
@@ -236,7 +247,7 @@ def test_few_seeds_say_that_nothing_can_be_found(tmp_path):
 
 def test_a_tie_does_not_speak_for_what_is_incomplete():
     values = {"cross_entropy": [0.8, 0.7], "strict_l": [0.9, 0.6], "strict_m": [0.9, None]}
-    plain = " ".join(text_table(make_results(values)).split())
+    plain = " ".join(terminal(make_results(values)).split())
     assert "No loss that has all its seeds can be told from cross_entropy" in plain
     assert "runs are missing: strict_m." in plain
 
@@ -263,10 +274,10 @@ def test_failed_and_missing_runs_are_told_and_cannot_break_the_table(tmp_path):
     page = Page(tmp_path / "report.html")
     assert "script" not in [tag for tag, _ in page.tags]
     assert "a | b <script>x</script> `c` *d* more" in page.text
-    terminal = text_table(results)
-    assert "strict_m, main, seed 6 failed: ValueError: a | b <script>" in terminal
+    shown = terminal(results)
+    assert "strict_m, main, seed 6 failed: ValueError: a | b <script>" in shown
     assert "Not judged, since runs are missing: strict_m and strict_l_full --note a|b." in " ".join(
-        terminal.split()
+        shown.split()
     )
 
 
@@ -278,7 +289,7 @@ def test_no_run_finished(tmp_path):
     assert "No run has finished, so nothing was found." in text
     assert len(table_of(tmp_path, "Failed runs")) == 4
     assert not (tmp_path / "differences.png").exists()
-    assert "KeyError: x" in text_table(results)
+    assert "KeyError: x" in terminal(results)
 
 
 def test_no_history_leaves_pictures_out_and_old_ones_go(tmp_path):
@@ -304,7 +315,7 @@ def test_a_screening_only_chooses(tmp_path):
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "These seeds only chose which losses were confirmed." in text
     assert "--screen 4 --confirm 12 --top 1" in text
-    assert text_table(results).index("Screening.") < text_table(results).index("Confirmation.")
+    assert terminal(results).index("Screening.") < terminal(results).index("Confirmation.")
 
 
 def test_lower_is_better(tmp_path):
@@ -330,7 +341,7 @@ def test_lower_is_better(tmp_path):
 
 
 def test_terminal_table_is_narrow_and_loses_nothing():
-    text = text_table(make_results(FOUND))
+    text = terminal(make_results(FOUND))
     assert max(map(len, text.splitlines())) <= 100
     row = next(line for line in text.splitlines() if line.startswith("strict_l "))
     assert row.split()[-3:] == ["0.0156", "1.00", "better"]
@@ -338,7 +349,7 @@ def test_terminal_table_is_narrow_and_loses_nothing():
     assert "--loss_warmup_ratio" in text
     given = make_results(FOUND)
     before = copy.deepcopy(given)
-    text_table(given)
+    terminal(given)
     assert given == before
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import asdict
 from statistics import NormalDist
 
 import numpy as np
@@ -12,12 +13,14 @@ from scipy import stats
 from hf_losses.compare import intervals
 from hf_losses.compare.intervals import bootstrap_interval
 from hf_losses.compare.p_values import holm, sign_flip_p, smallest_p
+from hf_losses.compare.plan import Plan
 from hf_losses.compare.power import (
     describe_design,
     detectable_difference,
-    difference_spread,
+    median_spread,
     seeds_needed,
 )
+from hf_losses.compare.results import Metric, Results, RunRecord
 from hf_losses.compare.speed import time_to_baseline
 from hf_losses.compare.statistics import compare, describe_spread, statistics
 
@@ -141,7 +144,10 @@ def test_what_seeds_can_show():
     assert detectable_difference(0.01, 6, 9) == math.inf
 
 
-@pytest.mark.parametrize(("seeds", "comparisons"), [(12, 2), (10, 1), (14, 9)])
+@pytest.mark.parametrize(
+    ("seeds", "comparisons"),
+    [(12, 2), (10, 1), pytest.param(14, 9, marks=pytest.mark.slow)],
+)
 def test_the_detectable_difference_is_found_four_times_out_of_five(seeds, comparisons):
     # Of a family whose other losses differ in nothing, this is Holm's first step.
     true = detectable_difference(0.01, seeds, comparisons)
@@ -154,9 +160,8 @@ def test_the_detectable_difference_is_found_four_times_out_of_five(seeds, compar
 
 
 def test_spread_is_the_median_over_the_losses():
-    of = [{"sd": 0.1}, {"sd": 0.3}, {"sd": None}, {"sd": 9.0}]
-    assert difference_spread(dict(enumerate(of))) == 0.3
-    assert difference_spread({"a": {"sd": None}}) is None
+    assert median_spread([0.1, 0.3, None, 9.0]) == 0.3
+    assert median_spread([None]) is None
 
 
 # ---- Verdicts --------------------------------------------------------------------------------
@@ -189,7 +194,7 @@ def test_no_difference_is_called_a_tie_at_the_nominal_rate(no_intervals):
     wrong = 0
     for _ in range(500):
         found = compare(draw(generator), "loss0", SEEDS)
-        wrong += any(entry["verdict"] != "tie" for entry in found.values())
+        wrong += any(entry.verdict != "tie" for entry in found.values())
     # All nine share the baseline's noise: the rate is below 5 %, and 8 % is 3 deviations above.
     assert 0 < wrong / 500 < 0.08
 
@@ -197,7 +202,7 @@ def test_no_difference_is_called_a_tie_at_the_nominal_rate(no_intervals):
 def test_a_single_comparison_is_wrong_once_in_twenty(no_intervals):
     generator = np.random.default_rng(7)
     verdicts = [
-        compare(draw(generator, losses=1), "loss0", SEEDS)["loss1"]["verdict"] for _ in range(500)
+        compare(draw(generator, losses=1), "loss0", SEEDS)["loss1"].verdict for _ in range(500)
     ]
     assert 0.02 < 1 - verdicts.count("tie") / 500 < 0.08
     assert {"better", "worse"} < set(verdicts)
@@ -207,8 +212,8 @@ def test_a_single_comparison_is_wrong_once_in_twenty(no_intervals):
 def test_a_planted_difference_is_found_and_no_other(no_intervals, planted, verdict):
     generator = np.random.default_rng(8)
     found = [compare(draw(generator, planted), "loss0", SEEDS) for _ in range(60)]
-    assert np.mean([of["loss1"]["verdict"] == verdict for of in found]) > 0.8
-    others = [entry["verdict"] for of in found for loss, entry in of.items() if loss != "loss1"]
+    assert np.mean([of["loss1"].verdict == verdict for of in found]) > 0.8
+    others = [entry.verdict for of in found for loss, entry in of.items() if loss != "loss1"]
     assert others.count("tie") / len(others) > 0.97
 
 
@@ -219,18 +224,18 @@ def test_numbers_of_a_comparison_by_hand():
     }
     found = compare(values, "b", range(1, 7))["x"]
     differences = [0.1, 0.2, 0.0, -0.1, 0.1, 0.1]
-    assert list(found["differences"]) == ["1", "2", "3", "4", "5", "6"]
-    assert list(found["differences"].values()) == pytest.approx(differences)
-    assert found["difference"] == pytest.approx(np.mean(differences))
-    assert found["sd"] == pytest.approx(np.std(differences, ddof=1))
-    assert found["probability_better"] == pytest.approx(4.5 / 6)
-    assert found["p"] == found["p_holm"] == pytest.approx(by_enumeration(differences))
-    low, high = found["interval"]
-    assert low < found["difference"] < high
+    assert list(found.differences) == ["1", "2", "3", "4", "5", "6"]
+    assert list(found.differences.values()) == pytest.approx(differences)
+    assert found.difference == pytest.approx(np.mean(differences))
+    assert found.sd == pytest.approx(np.std(differences, ddof=1))
+    assert found.probability_better == pytest.approx(4.5 / 6)
+    assert found.p == found.p_holm == pytest.approx(by_enumeration(differences))
+    low, high = found.interval
+    assert low < found.difference < high
     other = compare(values, "b", range(1, 7), lower_is_better=True)["x"]
-    assert other["difference"] == pytest.approx(-found["difference"])
-    assert other["probability_better"] == pytest.approx(1.5 / 6)
-    assert other["p"] == found["p"]
+    assert other.difference == pytest.approx(-found.difference)
+    assert other.probability_better == pytest.approx(1.5 / 6)
+    assert other.p == found.p
 
 
 def test_a_missing_seed_makes_no_verdict_but_counts_in_the_correction():
@@ -240,20 +245,20 @@ def test_a_missing_seed_makes_no_verdict_but_counts_in_the_correction():
         "y": {seed: 0.9 for seed in SEEDS[1:]},
     }
     found = compare(values, "b", SEEDS)
-    assert found["y"]["verdict"] == "incomplete"
-    assert found["y"]["p"] is found["y"]["p_holm"] is None
-    assert found["y"]["pairs"] == 9
-    assert found["x"]["p_holm"] == pytest.approx(2 * found["x"]["p"])
+    assert found["y"].verdict == "incomplete"
+    assert found["y"].p is found["y"].p_holm is None
+    assert found["y"].pairs == 9
+    assert found["x"].p_holm == pytest.approx(2 * found["x"].p)
     del values["b"][3]
-    assert {e["verdict"] for e in compare(values, "b", SEEDS).values()} == {"incomplete"}
-    assert compare({"b": {}, "x": {}}, "b", SEEDS)["x"]["difference"] is None
+    assert {e.verdict for e in compare(values, "b", SEEDS).values()} == {"incomplete"}
+    assert compare({"b": {}, "x": {}}, "b", SEEDS)["x"].difference is None
 
 
 def test_a_screening_tests_nothing():
     values = {"b": dict.fromkeys(SEEDS, 0.5), "x": dict.fromkeys(SEEDS, 0.6)}
     found = compare(values, "b", SEEDS, tested=False)["x"]
-    assert found["p"] is found["p_holm"] is found["verdict"] is None
-    assert found["difference"] == pytest.approx(0.1)
+    assert found.p is found.p_holm is found.verdict is None
+    assert found.difference == pytest.approx(0.1)
 
 
 # ---- Time to the baseline --------------------------------------------------------------------
@@ -261,29 +266,29 @@ def test_a_screening_tests_nothing():
 
 def run(seed, scores, seconds=10.0, **fields):
     history = [{"step": 10 * (i + 1), "accuracy": score} for i, score in enumerate(scores)]
-    given = {"seed": seed, "history": history, "steps": 10 * len(scores), "seconds": seconds}
-    return given | fields
+    measured = {"history": history, "steps": 10 * len(scores), "seconds": seconds}
+    return RunRecord("x", "main", seed, {}, **{"status": "finished", **measured, **fields})
 
 
 def test_time_to_the_baseline_by_hand():
     baseline = [run(1, [0.1, 0.5, 0.4]), run(2, [0.2, 0.3, 0.6]), run(3, [0.5, 0.5, 0.5])]
     loss = [run(1, [0.5, 0.2, 0.9]), run(2, [0.1, 0.6, 0.1], seconds=30.0), run(3, [0.4, 0.4, 0.4])]
     found = time_to_baseline(loss, baseline, "accuracy", False)
-    assert found["by_seed"] == {"1": 10, "2": 20, "3": None}
-    assert (found["reached"], found["runs"]) == (2, 3)
-    assert found["steps"] == 20  # The median of 10, 20 and never.
-    assert found["seconds"] == pytest.approx(20.0)
+    assert found.by_seed == {"1": 10, "2": 20, "3": None}
+    assert (found.reached, found.runs) == (2, 3)
+    assert found.steps == 20  # The median of 10, 20 and never.
+    assert found.seconds == pytest.approx(20.0)
     own = time_to_baseline(baseline, baseline, "accuracy", False)
-    assert own["by_seed"] == {"1": 20, "2": 30, "3": 10}
+    assert own.by_seed == {"1": 20, "2": 30, "3": 10}
     lower = time_to_baseline(loss, baseline, "accuracy", True)
-    assert lower["by_seed"] == {"1": None, "2": 10, "3": 10}
+    assert lower.by_seed == {"1": None, "2": 10, "3": 10}
 
 
 def test_a_loss_that_seldom_gets_there_has_no_median():
     baseline = [run(seed, [0.5]) for seed in (1, 2, 3)]
-    loss = [run(1, [0.6]), run(2, [0.4]), run(3, [], status="failed", history=None, seconds=None)]
+    loss = [run(1, [0.6]), run(2, [0.4]), run(3, [], status="failed", history=(), seconds=None)]
     found = time_to_baseline(loss, baseline, "accuracy", False)
-    assert (found["steps"], found["seconds"], found["reached"], found["runs"]) == (None, None, 1, 3)
+    assert (found.steps, found.seconds, found.reached, found.runs) == (None, None, 1, 3)
     assert time_to_baseline([run(1, [])], [run(1, [])], "accuracy", False) is None
     nothing = [run(1, [math.nan]), run(2, [None])]
     assert time_to_baseline(nothing, nothing, "accuracy", False) is None
@@ -293,27 +298,27 @@ def test_a_loss_that_seldom_gets_there_has_no_median():
 
 
 def make_results(stages, losses, value, **plan):
-    settings = {"seeds": None, "screen": None, "confirm": None, "top": None} | plan
     runs = []
     for stage, (names, seeds) in stages.items():
         for loss, seed in itertools.product(names, seeds):
             found = value(loss, seed)
             done = found is not None
             scores = {"accuracy": found, "cross_entropy": 0.5, "ece": seed / 100}
-            runs.append(
-                {
-                    **{"loss": loss, "stage": stage, "seed": seed, "value": found},
-                    "status": "finished" if done else "failed",
-                    "reason": None if done else "RuntimeError: no",
-                    "metrics": {"test": scores} if done else {},
-                    **{"history": [], "steps": None, "seconds": None},
-                }
-            )
-    return {
-        "plan": {"losses": losses, "baseline": losses[0], "lower_is_better": False} | settings,
-        "metric": {"set": "test", "name": "accuracy"},
-        "runs": runs,
-    }
+            ended = {"status": "failed", "reason": "RuntimeError: no"}
+            if done:
+                ended = {"status": "finished", "value": found, "metrics": {"test": scores}}
+            runs.append(RunRecord(loss, stage, seed, {}, **ended))
+    return Results(
+        Plan("x.py", [], losses, losses[0], lower_is_better=False, **plan),
+        task=None,
+        model=None,
+        metric=Metric("test", "accuracy"),
+        versions={},
+        hardware={},
+        same_everywhere=True,
+        tuned={},
+        runs=runs,
+    )
 
 
 def test_a_whole_comparison():
@@ -324,18 +329,18 @@ def test_a_whole_comparison():
 
     results = make_results({"main": (losses, range(1, 8))}, losses, value, seeds=8)
     found = statistics(results)
-    json.dumps(found, allow_nan=False)
-    (stage,) = found["stages"]
-    assert stage["seeds"] == list(range(1, 9))
-    assert [entry["loss"] for entry in stage["losses"]] == ["b", "y", "x"]
-    _, y, x = stage["losses"]
-    assert y["failed"] == {"2": "RuntimeError: no"}
-    assert (x["missing"], y["missing"]) == ([8], [8])
-    assert x["mean"] == pytest.approx(0.6)
-    assert x["values"]["7"] == 0.6
-    assert x["ece"] == pytest.approx(0.04)
-    assert {x["comparison"]["verdict"], y["comparison"]["verdict"]} == {"incomplete"}
-    assert stage["losses"][0]["comparison"] is None
+    json.dumps(asdict(found), allow_nan=False)
+    (stage,) = found.stages
+    assert stage.seeds == list(range(1, 9))
+    assert [entry.loss for entry in stage.losses] == ["b", "y", "x"]
+    _, y, x = stage.losses
+    assert y.failed == {"2": "RuntimeError: no"}
+    assert (x.missing, y.missing) == ([8], [8])
+    assert x.mean == pytest.approx(0.6)
+    assert x.values["7"] == 0.6
+    assert x.ece == pytest.approx(0.04)
+    assert {x.comparison.verdict, y.comparison.verdict} == {"incomplete"}
+    assert stage.losses[0].comparison is None
 
 
 def test_only_what_was_confirmed_is_tested_and_corrected_for():
@@ -349,14 +354,14 @@ def test_only_what_was_confirmed_is_tested_and_corrected_for():
         confirm=12,
         top=1,
     )
-    screen, confirm = statistics(results)["stages"]
-    assert (screen["tested"], confirm["tested"]) == (False, True)
-    assert screen["seeds"] == [1, 2, 3]
-    assert confirm["seeds"] == list(range(4, 16))
-    assert [entry["loss"] for entry in confirm["losses"]] == ["b", "x"]
-    comparison = confirm["losses"][1]["comparison"]
-    assert comparison["p_holm"] == comparison["p"] == pytest.approx(2 / 2**12)
-    assert comparison["verdict"] == "better"
+    screen, confirm = statistics(results).stages
+    assert (screen.tested, confirm.tested) == (False, True)
+    assert screen.seeds == [1, 2, 3]
+    assert confirm.seeds == list(range(4, 16))
+    assert [entry.loss for entry in confirm.losses] == ["b", "x"]
+    comparison = confirm.losses[1].comparison
+    assert comparison.p_holm == comparison.p == pytest.approx(2 / 2**12)
+    assert comparison.verdict == "better"
 
 
 # ---- In words --------------------------------------------------------------------------------

@@ -14,14 +14,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
+from hf_losses.compare.results import Metric, Results
+from hf_losses.compare.speed import TimeToBaseline, is_number
+from hf_losses.compare.statistics import Statistics
 from hf_losses.files import write_bytes
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 from hf_losses.losses.registry import list_losses
 
 OWN_STYLE = {**STYLE, "axes.titlelocation": "left", "legend.frameon": False}
-# Told apart by shape first; the colours differ in lightness too.
+# Distinguished by shape; the colours differ in lightness too.
 MARKERS: dict[str | None, dict[str, Any]] = {
     "better": {"marker": "^", "color": "#0B5FA5", "label": "better"},
     "worse": {"marker": "v", "color": "#B3261E", "label": "worse"},
@@ -37,65 +40,67 @@ LABEL = 30  # Characters, after which the label of a loss goes on in a new line.
 TITLES = {"main": "", "screen": "Screening (not tested)", "confirm": "Confirmation on fresh seeds"}
 
 
-def differences_figure(results: Mapping[str, Any]) -> Any:
+def differences_figure(results: Results, statistics: Statistics) -> Any:
     """The paired differences to the baseline: mean and interval, each seed a faint dot.
 
     Args:
-        results: With `statistics`.
+        results: The results of the runs.
+        statistics: What they show.
 
     Returns:
         A figure with a panel per stage, or None if there is no pair.
     """
     panels = []
-    for stage in results["statistics"]["stages"]:
+    for stage in statistics.stages:
         rows = [
-            (entry["loss"], entry["comparison"])
-            for entry in stage["losses"]
-            if entry["comparison"] and entry["comparison"]["pairs"]
+            (entry.loss, entry.comparison)
+            for entry in stage.losses
+            if entry.comparison and entry.comparison.pairs
         ]
         if rows:
-            panels.append((stage, sorted(rows, key=lambda row: row[1]["difference"])))
+            panels.append((stage, sorted(rows, key=lambda row: row[1].difference or 0.0)))
     if not panels:
         return None
     figure, drawn = _stacked([len(rows) for _, rows in panels], sharex=True)
-    plan = results["plan"]
+    plan = results.plan
     for axes, (stage, rows) in zip(drawn, panels, strict=True):
         axes.axvline(0, color=BASELINE, linewidth=1.2)
-        for place, (_, found) in enumerate(rows):
-            style = {k: v for k, v in MARKERS[found["verdict"]].items() if k != "label"}
-            if found["interval"]:
-                axes.plot(found["interval"], [place] * 2, color=style["color"], linewidth=2.2)
-            axes.plot(found["difference"], place, markersize=8, markeredgewidth=2, **style)
-            seeds = list(found["differences"].values())
+        for place, (_, comparison) in enumerate(rows):
+            style = {k: v for k, v in MARKERS[comparison.verdict].items() if k != "label"}
+            if comparison.interval:
+                axes.plot(comparison.interval, [place] * 2, color=style["color"], linewidth=2.2)
+            axes.plot(comparison.difference, place, markersize=8, markeredgewidth=2, **style)
+            seeds = list(comparison.differences.values())
             below = [place - 0.26] * len(seeds)
             axes.plot(seeds, below, "o", color=style["color"], alpha=0.4, ms=4, mew=0)
         _rows(axes, [loss for loss, _ in rows])
-        axes.set_title(TITLES[stage["stage"]])
-    sign = f"baseline minus loss in {_metric(results)}" if plan["lower_is_better"] else ""
+        axes.set_title(TITLES[stage.stage])
+    sign = f"baseline minus loss in {_metric(results)}" if plan.lower_is_better else ""
     sign = sign or f"difference in {_metric(results)}"
-    drawn[-1].set_xlabel(f"worse ←  {sign} against {plan['baseline']}  → better")
-    used = [v for v in MARKERS if any(f["verdict"] == v for _, rows in panels for _, f in rows)]
+    drawn[-1].set_xlabel(f"worse ←  {sign} against {plan.baseline}  → better")
+    used = [v for v in MARKERS if any(f.verdict == v for _, rows in panels for _, f in rows)]
     _legend(figure, [{**MARKERS[verdict], "linewidth": 2.2} for verdict in used])
     return figure
 
 
-def curves_figure(results: Mapping[str, Any]) -> Any:
+def curves_figure(results: Results, statistics: Statistics) -> Any:
     """The compared metric on the validation set during training, a panel per loss.
 
     Args:
-        results: With `statistics`.
+        results: The results of the runs.
+        statistics: What they show.
 
     Returns:
         A figure; None if no run of a loss was evaluated while it trained. What was confirmed is
         shown by its confirmation, the other losses by their screening.
     """
-    baseline = results["plan"]["baseline"]
+    baseline = results.plan.baseline
     panels: dict[str, tuple[str, dict[int, list[float]], dict[int, list[float]]]] = {}
-    for stage in reversed(results["statistics"]["stages"]):
-        name = stage["stage"]
+    for stage in reversed(statistics.stages):
+        name = stage.stage
         reference = _course(results, name, baseline)
-        for entry in stage["losses"]:
-            loss = entry["loss"]
+        for entry in stage.losses:
+            loss = entry.loss
             course = _course(results, name, loss)
             if course and loss != baseline and loss not in panels:
                 title = f"{loss} (screening)" if name == "screen" else loss
@@ -126,7 +131,7 @@ def curves_figure(results: Mapping[str, Any]) -> Any:
         axes.locator_params(axis="x", nbins=4, integer=True)
         axes.locator_params(axis="y", nbins=5)
     figure.supxlabel("optimizer step", fontsize=10)
-    figure.supylabel(f"{results['metric']['name']} on the validation set", fontsize=10)
+    figure.supylabel(f"{cast(Metric, results.metric).name} on the validation set", fontsize=10)
     entries: list[dict[str, Any]] = [
         {"color": LOSS, "linewidth": 2, "label": "mean of the loss; band: lowest to highest seed"}
     ]
@@ -137,30 +142,30 @@ def curves_figure(results: Mapping[str, Any]) -> Any:
     return figure
 
 
-def time_figure(results: Mapping[str, Any]) -> Any:
+def time_figure(results: Results, statistics: Statistics) -> Any:
     """The steps that each loss takes to the baseline's best value on the validation set.
 
     Args:
-        results: With `statistics`.
+        results: The results of the runs.
+        statistics: What they show.
 
     Returns:
         A figure; None if no run was evaluated while it trained. Of two stages it shows the
         confirmation.
     """
-    for stage in reversed(results["statistics"]["stages"]):
-        rows = [entry for entry in stage["losses"] if entry["time_to_baseline"]]
+    for stage in reversed(statistics.stages):
+        rows = [(x.loss, x.time_to_baseline) for x in stage.losses if x.time_to_baseline]
         if rows:
             break
     else:
         return None
 
-    def median(entry: Mapping[str, Any]) -> float:
-        steps = entry["time_to_baseline"]["steps"]
-        return math.inf if steps is None else float(steps)
+    def median(time: TimeToBaseline) -> float:
+        return math.inf if time.steps is None else float(time.steps)
 
-    rows.sort(key=lambda entry: (median(entry), -entry["time_to_baseline"]["reached"]))
+    rows.sort(key=lambda row: (median(row[1]), -row[1].reached))
     rows.reverse()  # The first row is drawn lowest.
-    reached = [s for e in rows for s in e["time_to_baseline"]["by_seed"].values() if s is not None]
+    reached = [s for _, time in rows for s in time.by_seed.values() if s is not None]
     edge = 1.1 * max(reached, default=1)
     figure, (axes,) = _stacked([len(rows)], sharex=False)
     entries: dict[str, dict[str, Any]] = {
@@ -172,8 +177,8 @@ def time_figure(results: Mapping[str, Any]) -> Any:
             "linestyle": "none",
         },
     }
-    for place, entry in enumerate(rows):
-        steps = entry["time_to_baseline"]["by_seed"].values()
+    for place, (_, time) in enumerate(rows):
+        steps = time.by_seed.values()
         there = [step for step in steps if step is not None]
         axes.plot(there, _spread(there, place), **entries["a seed"])
         if never := len(steps) - len(there):
@@ -182,47 +187,48 @@ def time_figure(results: Mapping[str, Any]) -> Any:
             axes.annotate(
                 f"{never} of {len(steps)}", (edge, place), va="center", fontsize=9, **note
             )
-        if math.isfinite(median(entry)):
-            axes.plot(median(entry), place, **entries["median"])
+        if math.isfinite(median(time)):
+            axes.plot(median(time), place, **entries["median"])
     axes.axvline(edge, color=MARKERS["worse"]["color"], linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 1.04 * edge)
     ticks = [tick for tick in axes.get_xticks() if 0 <= tick < 0.95 * edge]
     axes.set_xticks([*ticks, edge], [*(f"{tick:g}" for tick in ticks), "never"])
-    _rows(axes, [entry["loss"] for entry in rows])
-    baseline = results["plan"]["baseline"]
+    _rows(axes, [loss for loss, _ in rows])
+    baseline = results.plan.baseline
     axes.set_xlabel(f"optimizer steps to what {baseline} reaches at its best with the same seed")
     _legend(figure, [{**style, "label": label} for label, style in entries.items()])
     return figure
 
 
-def weights_figure(results: Mapping[str, Any]) -> Any:
+def weights_figure(results: Results) -> Any:
     """The compared losses themselves, each beside its gradient weight or slope.
 
     Args:
-        results: What `compare.collect` returns.
+        results: The results of the runs.
 
     Returns:
         A figure, or None if none of them is registered here. Losses that differ in flags of the
         script alone are drawn once, with default parameters.
     """
-    names = [label.split()[0] for label in results["plan"]["losses"]]
+    names = [label.split()[0] for label in results.plan.losses]
     known = [name for name in dict.fromkeys(names) if name in list_losses()]
     return loss_figure(known) if known else None
 
 
-FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+FIGURES: dict[str, Callable[[Results, Statistics], Any]] = {
     "differences.png": differences_figure,
     "learning_curves.png": curves_figure,
     "time_to_baseline.png": time_figure,
-    "gradient_weights.png": weights_figure,
+    "gradient_weights.png": lambda results, statistics: weights_figure(results),
 }
 
 
-def draw(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def draw(results: Results, statistics: Statistics, folder: Path) -> dict[str, str]:
     """Writes the pictures that there is something for, and removes old ones of the others.
 
     Args:
-        results: With `statistics`.
+        results: The results of the runs.
+        statistics: What they show.
         folder: Where to.
 
     Returns:
@@ -239,7 +245,7 @@ def draw(results: Mapping[str, Any], folder: Path) -> dict[str, str]:
     # "default": the user's own matplotlib settings must not change a picture.
     with matplotlib.style.context(["default", OWN_STYLE]):
         for name, make in FIGURES.items():
-            if (figure := make(results)) is None:
+            if (figure := make(results, statistics)) is None:
                 continue
             picture = io.BytesIO()
             figure.savefig(picture, format="png", metadata={"Software": None})
@@ -277,13 +283,13 @@ def _legend(figure: Any, entries: Iterable[Mapping[str, Any]]) -> None:
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=9)
 
 
-def _course(results: Mapping[str, Any], stage: str, loss: str) -> dict[int, list[float]]:
+def _course(results: Results, stage: str, loss: str) -> dict[int, list[float]]:
     """The metric of every seed, by the steps at which all finished runs were evaluated."""
-    metric = (results["metric"] or {}).get("name")
+    metric = results.metric.name if results.metric else ""
     runs = [
-        {entry["step"]: entry[metric] for entry in run["history"] if _number(entry.get(metric))}
-        for run in results["runs"]
-        if (run["stage"], run["loss"], run["status"]) == (stage, loss, "finished")
+        {entry["step"]: entry[metric] for entry in run.history if is_number(entry.get(metric))}
+        for run in results.runs
+        if (run.stage, run.loss, run.status) == (stage, loss, "finished")
     ]
     values = defaultdict(list)
     for run in runs:
@@ -294,10 +300,6 @@ def _course(results: Mapping[str, Any], stage: str, loss: str) -> dict[int, list
 
 def _mean(course: Mapping[int, list[float]]) -> tuple[list[int], list[float]]:
     return list(course), list(map(fmean, course.values()))
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _spread(steps: list[Any], place: int) -> list[float]:
@@ -312,9 +314,9 @@ def _spread(steps: list[Any], place: int) -> list[float]:
     return heights
 
 
-def _metric(results: Mapping[str, Any]) -> str:
-    metric = results["metric"]
-    return f"{metric['name']} ({metric['set']})"
+def _metric(results: Results) -> str:
+    metric = cast(Metric, results.metric)
+    return f"{metric.name} ({metric.set})"
 
 
 def _wrapped(label: str, width: int) -> str:

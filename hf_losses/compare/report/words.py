@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hf_losses.compare.plan import Plan
 from hf_losses.compare.power import describe_design
+from hf_losses.compare.results import Metric, Results
+from hf_losses.compare.speed import TimeToBaseline
+from hf_losses.compare.statistics import Comparison, LossResult, StageResult, Statistics
 from hf_losses.metrics.direction import lower_is_better
 
 NOTHING = "–"
+NOT_COMPARED = Comparison(0, {}, None, None, None, None, None, None, None)
+NO_TIME = TimeToBaseline(None, None, 0, 0, {})
 # Columns that hold words; the others hold numbers.
 WORDS = ("loss", "verdict", "stage", "status", "reason")
 # Title and note.
@@ -37,193 +43,231 @@ COLUMNS = (
 )
 
 
-def view_of(results: Mapping[str, Any]) -> dict[str, Any]:
+Row = Mapping[str, str]  # Text by column.
+
+
+@dataclass(frozen=True)
+class StageView:
+    """What the report says of a stage.
+
+    Attributes:
+        title: Its heading.
+        note: What the reader must know of it; may be empty.
+        rows: A row for each loss.
+        seeds: A row for each seed.
+    """
+
+    title: str
+    note: str
+    rows: Sequence[Row]
+    seeds: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that the table and the report say.
+
+    Attributes:
+        title: The heading.
+        lead: Model, metric and seeds.
+        found: Sentences in which names stand in backquotes.
+        design: Likewise, what the design can show.
+        stages: In their order.
+        failed: A row for each run without a value.
+        tuned: A row for the best trial of each loss.
+        command: The command that makes the same comparison.
+        versions: The libraries.
+        hardware: The machine.
+    """
+
+    title: str
+    lead: Sequence[str]
+    found: Sequence[str]
+    design: Sequence[str]
+    stages: Sequence[StageView]
+    failed: Sequence[Row]
+    tuned: Sequence[Row]
+    command: str
+    versions: str
+    hardware: str
+
+
+def view_of(results: Results, statistics: Statistics) -> View:
     """Everything that the table and the report say.
 
     Args:
-        results: With `statistics`.
-
-    Returns:
-        Text by where it stands: `title`, `lead`, `found` and `design` (sentences in which names
-        stand in backquotes), `stages` with their tables, `failed`, `tuned`, `command`, `versions`,
-        `hardware`. A table is a list of rows, text by column.
+        results: The results of the runs.
+        statistics: What they show.
     """
-    plan, stages = results["plan"], results["statistics"]["stages"]
+    plan, metric = results.plan, results.metric
     digits = _digits(results)
-    metric = results["metric"]
-    others = len(plan["losses"]) - 1
-    task = results["task"] or Path(plan["script"]).stem
-    seeds = f"{plan['seeds']} seeds"
-    if plan["screen"]:
-        seeds = f"{plan['screen']} seeds to choose {plan['top']}, {plan['confirm']} to test them"
-    direction = "lower" if plan["lower_is_better"] else "higher"
-    return {
-        "title": f"{task}: {others} loss{'es' * (others > 1)} against {plan['baseline']}",
-        "lead": [
-            f"model `{results['model'] or 'not told'}`",
-            f"{metric['name']} on the {metric['set']} set ({direction} is better)"
-            if metric
-            else "no run has finished",
-            seeds,
+    others = len(plan.losses) - 1
+    task = results.task or Path(plan.script).stem
+    seeds = f"{plan.seeds} seeds"
+    if plan.screen:
+        seeds = f"{plan.screen} seeds to choose {plan.top}, {plan.confirm} to test them"
+    direction = "lower" if results.lower_is_better else "higher"
+    compared = "no run has finished"
+    if metric:
+        compared = f"{metric.name} on the {metric.set} set ({direction} is better)"
+    return View(
+        title=f"{task}: {others} loss{'es' * (others > 1)} against {plan.baseline}",
+        lead=[f"model `{results.model or 'not told'}`", compared, seeds],
+        found=_found(results, statistics),
+        design=_design(results, statistics, digits),
+        stages=[
+            StageView(
+                *STAGES[stage.stage], _rows(results, stage, digits), _seed_rows(stage, digits)
+            )
+            for stage in statistics.stages
         ],
-        "found": _found(results),
-        "design": _design(results, digits),
-        "stages": [
-            {
-                "title": STAGES[stage["stage"]][0],
-                "note": STAGES[stage["stage"]][1],
-                "rows": _rows(results, stage, digits),
-                "seeds": [
-                    {"seed": seed}
-                    | {
-                        entry["loss"]: "failed"
-                        if seed in entry["failed"]
-                        else _text(entry["values"].get(seed), digits)
-                        for entry in stage["losses"]
-                    }
-                    for seed in map(str, stage["seeds"])
-                ],
-            }
-            for stage in stages
+        failed=[
+            {key: str(getattr(run, key)) for key in ("loss", "stage", "seed", "status", "reason")}
+            for run in results.runs
+            if not run.finished
         ],
-        "failed": [
-            {key: str(run[key]) for key in ("loss", "stage", "seed", "status", "reason")}
-            for run in results["runs"]
-            if run["status"] in ("failed", "diverged")
-        ],
-        "tuned": [
+        tuned=[
             {
                 "loss": loss,
-                **{name: f"{value:.4g}" for name, value in found["parameters"].items()},
-                "validation": _text(found["value"], digits),
+                **{name: f"{value:.4g}" for name, value in tuning.parameters.items()},
+                "validation": _text(tuning.value, digits),
             }
-            for loss, found in results["tuned"].items()
+            for loss, tuning in results.tuned.items()
         ],
-        "command": _command(plan, metric),
-        "versions": ", ".join(f"{name} {value}" for name, value in results["versions"].items()),
-        "hardware": _hardware(results),
-    }
+        command=_command(plan, metric),
+        versions=", ".join(f"{name} {value}" for name, value in results.versions.items()),
+        hardware=_hardware(results),
+    )
 
 
-def _found(results: Mapping[str, Any]) -> list[str]:
+def _seed_rows(stage: StageResult, digits: str) -> list[Row]:
+    """The value of every loss, seed by seed."""
+
+    def cell(result: LossResult, seed: str) -> str:
+        return "failed" if seed in result.failed else _text(result.values.get(seed), digits)
+
+    return [
+        {"seed": seed} | {result.loss: cell(result, seed) for result in stage.losses}
+        for seed in map(str, stage.seeds)
+    ]
+
+
+def _found(results: Results, statistics: Statistics) -> list[str]:
     """What was found, in sentences; names of losses stand in backquotes."""
-    if not any(run["status"] == "finished" for run in results["runs"]):
+    if not any(run.finished for run in results.runs):
         return ["No run has finished, so nothing was found."]
-    tested = [stage for stage in results["statistics"]["stages"] if stage["tested"]]
+    tested = [stage for stage in statistics.stages if stage.tested]
     if not tested:
         return ["Nothing is tested yet."]
-    baseline = f"`{results['plan']['baseline']}`"
-    by_verdict: dict[str, list[str]] = {}
-    for entry in tested[0]["losses"]:
-        if entry["comparison"]:
-            by_verdict.setdefault(entry["comparison"]["verdict"], []).append(f"`{entry['loss']}`")
-    found = []
+    baseline = f"`{results.plan.baseline}`"
+    by_verdict: dict[str | None, list[str]] = {}
+    for result in tested[0].losses:
+        if result.comparison:
+            by_verdict.setdefault(result.comparison.verdict, []).append(f"`{result.loss}`")
+    sentences = []
     for verdict in ("better", "worse"):
         if losses := by_verdict.get(verdict):
             are = "are" if len(losses) > 1 else "is"
-            found.append(f"{_listed(losses)} {are} {verdict} than {baseline}.")
+            sentences.append(f"{_listed(losses)} {are} {verdict} than {baseline}.")
     if losses := by_verdict.get("tie"):
         who = f"{_listed(losses)} cannot"
-        if not found:
+        if not sentences:
             complete = " that has all its seeds" if "incomplete" in by_verdict else ""
             who = f"No loss{complete} can"
-        found.append(f"{who} be told from {baseline} with these seeds.")
+        sentences.append(f"{who} be told from {baseline} with these seeds.")
     if losses := by_verdict.get("incomplete"):
-        found.append(f"Not judged, since runs are missing: {_listed(losses)}.")
-    return found
+        sentences.append(f"Not judged, since runs are missing: {_listed(losses)}.")
+    return sentences
 
 
-def _design(results: Mapping[str, Any], digits: str) -> list[str]:
+def _design(results: Results, statistics: Statistics, digits: str) -> list[str]:
     """What the design can show."""
-    plan, given = results["plan"], results["statistics"]
-    comparisons = plan["top"] or len(plan["losses"]) - 1
-    sentences = [describe_design(comparisons, plan["confirm"] or plan["seeds"])]
-    for stage in given["stages"]:
-        if stage["tested"] and stage["detectable_difference"] is not None:
+    sentences = [describe_design(results.plan.comparisons, results.plan.tested_seeds)]
+    for stage in statistics.stages:
+        if stage.tested and stage.detectable_difference is not None:
             sentences.append(
                 "By the spread of these runs, a true difference of "
-                f"{_text(stage['detectable_difference'], digits)} is found {given['power']:.0%} "
+                f"{_text(stage.detectable_difference, digits)} is found {statistics.power:.0%} "
                 "of the time, and larger ones more often."
             )
     return sentences
 
 
-def _rows(
-    results: Mapping[str, Any], stage: Mapping[str, Any], digits: str
-) -> list[dict[str, str]]:
+def _rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
     """The table of a stage: text by column, without the columns that hold nothing."""
-    metric = (results["metric"] or {}).get("name", "metric")
+    metric = results.metric.name if results.metric else "metric"
     rows = []
-    for entry in stage["losses"]:
-        found, time = entry["comparison"] or {}, entry["time_to_baseline"] or {}
-        sd = entry["sd"]
-        low, high = found.get("interval") or (None, None)
-        limits = (
-            "" if low is None else f" [{_text(low, '+' + digits)}, {_text(high, '+' + digits)}]"
-        )
-        reached = f" ({time['reached']}/{time['runs']})" if time else ""
+    for result in stage.losses:
+        comparison = result.comparison or NOT_COMPARED
+        time = result.time_to_baseline or NO_TIME
+        limits = ""
+        if comparison.interval:
+            low, high = (_text(limit, f"+{digits}") for limit in comparison.interval)
+            limits = f" [{low}, {high}]"
+        reached = f" ({time.reached}/{time.runs})" if result.time_to_baseline else ""
         row = {
-            "loss": entry["loss"],
-            "verdict": _verdict(entry, stage) if stage["tested"] else NOTHING,
-            f"{metric} ± sd": _text(entry["mean"], digits)
-            + ("" if sd is None else f" ± {_text(sd, digits)}"),
-            "difference [95 % interval]": _text(found.get("difference"), "+" + digits) + limits,
-            "p": _p(found.get("p")),
-            "p (Holm)": _p(found.get("p_holm")),
-            "P(better)": _text(found.get("probability_better"), ".2f"),
-            "steps": _text(time.get("steps"), "g") + reached,
-            "seconds": _text(time.get("seconds"), ".1f"),
-            "NLL": _text(entry["cross_entropy"], ".4f"),
-            "ECE": _text(entry["ece"], ".4f"),
+            "loss": result.loss,
+            "verdict": _verdict(result, stage) if stage.tested else NOTHING,
+            f"{metric} ± sd": _text(result.mean, digits)
+            + ("" if result.sd is None else f" ± {_text(result.sd, digits)}"),
+            "difference [95 % interval]": _text(comparison.difference, f"+{digits}") + limits,
+            "p": _p(comparison.p),
+            "p (Holm)": _p(comparison.p_holm),
+            "P(better)": _text(comparison.probability_better, ".2f"),
+            "steps": _text(time.steps, "g") + reached,
+            "seconds": _text(time.seconds, ".1f"),
+            "NLL": _text(result.cross_entropy, ".4f"),
+            "ECE": _text(result.ece, ".4f"),
         }
         rows.append(row)
     kept = [column for column in rows[0] if any(row[column] != NOTHING for row in rows)]
     return [{column: row[column] for column in kept} for row in rows]
 
 
-def _verdict(entry: Mapping[str, Any], stage: Mapping[str, Any]) -> str:
+def _verdict(result: LossResult, stage: StageResult) -> str:
     """The verdict; of what lacks seeds, which and why."""
-    lacks = [f"{len(entry[key])} {key}" for key in ("failed", "missing") if entry[key]]
-    of_seeds = f" of {len(stage['seeds'])} seeds" if lacks else ""
-    if entry["comparison"] is None:
+    without_value = {"failed": len(result.failed), "missing": len(result.missing)}
+    lacks = [f"{count} {why}" for why, count in without_value.items() if count]
+    of_seeds = f" of {len(stage.seeds)} seeds" if lacks else ""
+    if result.comparison is None:
         return "baseline" + (f": {', '.join(lacks)}{of_seeds}" if lacks else "")
-    verdict = str(entry["comparison"]["verdict"])
+    verdict = str(result.comparison.verdict)
     if verdict != "incomplete":
         return verdict
     return f"incomplete: {', '.join(lacks) + of_seeds if lacks else 'the baseline lacks seeds'}"
 
 
-def _command(plan: Mapping[str, Any], metric: Mapping[str, str] | None) -> str:
+def _command(plan: Plan, metric: Metric | None) -> str:
     """The command that makes the same comparison; the folder is any."""
-    words = ["hf-losses", "compare", "--losses", *plan["losses"], "--baseline", plan["baseline"]]
+    words = ["hf-losses", "compare", "--losses", *plan.losses, "--baseline", plan.baseline]
     for name in ("seeds", "screen", "confirm", "top", "metric"):
-        if plan[name] is not None:
-            words += [f"--{name}", str(plan[name])]
-    if metric and plan["lower_is_better"] != lower_is_better(metric["name"]):
-        words.append("--lower_is_better" if plan["lower_is_better"] else "--no-lower_is_better")
-    if plan["tune"]:
-        ranges = [f"{name}={low!r}:{high!r}" for name, (low, high) in plan["tune"].items()]
-        words += ["--tune", *ranges, "--trials", str(plan["trials"])]
-    if plan["launcher"]:
-        words += ["--launcher", shlex.join(plan["launcher"])]
-    words += ["--output_dir", "FOLDER", "--", plan["script"], *plan["arguments"]]
+        if (value := getattr(plan, name)) is not None:
+            words += [f"--{name}", str(value)]
+    if metric and plan.lower_is_better != lower_is_better(metric.name):
+        words.append("--lower_is_better" if plan.lower_is_better else "--no-lower_is_better")
+    if plan.tune:
+        ranges = [f"{name}={low!r}:{high!r}" for name, (low, high) in plan.tune.items()]
+        words += ["--tune", *ranges, "--trials", str(plan.trials)]
+    if plan.launcher:
+        words += ["--launcher", shlex.join(plan.launcher)]
+    words += ["--output_dir", "FOLDER", "--", plan.script, *plan.arguments]
     return shlex.join(words)
 
 
-def _hardware(results: Mapping[str, Any]) -> str:
-    given = results["hardware"]
-    parts = [str(given["gpu"])] if given.get("gpu") else []
-    if given.get("cpu_count"):
-        parts.append(f"{given['cpu_count']} CPU cores")
+def _hardware(results: Results) -> str:
+    hardware = results.hardware
+    parts = [str(hardware["gpu"])] if hardware.get("gpu") else []
+    if hardware.get("cpu_count"):
+        parts.append(f"{hardware['cpu_count']} CPU cores")
     text = ", ".join(parts)
-    if not results.get("same_everywhere", True):
+    if not results.same_everywhere:
         text += "; runs differ in versions or hardware, and these are those of the first"
     return text.removeprefix("; ")
 
 
-def _digits(results: Mapping[str, Any]) -> str:
+def _digits(results: Results) -> str:
     """How values of the metric are written: four decimals up to 1, fewer for large ones."""
-    values = [run["value"] for run in results["runs"] if run["value"] is not None]
+    values = [run.value for run in results.runs if run.value is not None]
     largest = max(map(abs, values), default=1) or 1
     return f"z.{max(0, 4 - math.ceil(math.log10(largest)))}f"  # z: a zero has no sign.
 

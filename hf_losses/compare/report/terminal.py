@@ -1,0 +1,54 @@
+"""What a comparison found, as a table for the terminal."""
+
+from __future__ import annotations
+
+import io
+
+from hf_losses.compare.report.words import View
+
+TERMINAL = 100  # Characters.
+# Columns that do not fit into a terminal.
+WIDE = ("p", "steps", "seconds", "NLL", "ECE")
+
+
+def text_table(view: View) -> str:
+    """The table of a comparison for a terminal, and what was found.
+
+    Args:
+        view: What the table says.
+
+    Returns:
+        Text without a final line break, 100 characters wide.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=TERMINAL, color_system=None, file=io.StringIO())
+    with console.capture() as capture:
+        for stage in view.stages:
+            if len(view.stages) > 1:
+                console.print(Text(f"{stage.title}. {stage.note}"))
+            columns = [column for column in stage.rows[0] if column not in WIDE]
+            columns.sort(key=lambda column: column == "verdict")
+            table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+            total = 0
+            for column in columns:
+                cells = [column, *(row[column] for row in stage.rows)]
+                if wraps := column in ("loss", "verdict"):
+                    cells = " ".join(cells).split()
+                width = max(map(len, cells))
+                table.add_column(column, no_wrap=not wraps, min_width=width)
+                total += width + 2
+            console.width = max(TERMINAL, total)
+            for row in stage.rows:
+                table.add_row(*(Text(row[column]) for column in columns))
+            console.print(table)
+            console.width = TERMINAL
+            console.print()
+        for run in view.failed:
+            about = f"{run['loss']}, {run['stage']}, seed {run['seed']} {run['status']}"
+            console.print(Text(f"{about}: {run['reason']}"))
+        console.print(Text(" ".join([*view.found, *view.design]).replace("`", "")))
+    return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())

@@ -1,0 +1,234 @@
+"""What a comparison holds: the record of every run, and the content of `results.json`.
+
+The fields are those of the files, in the files' order. Only this module reads and writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_losses.compare.plan import Plan
+from hf_losses.files import write_json
+from hf_losses.messages import UsageError
+
+RESULTS = "results.json"
+# Only a run that wrote a valid result.json has these in its record.
+MEASURED = ("value", "metric", "metrics", "history", "steps", "seconds", "facts")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The compared metric: its evaluation set and its name."""
+
+    set: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a script reports about itself; None where it reports nothing.
+
+    Attributes:
+        task: Name of the task.
+        model: Name of the model.
+        versions: Version by library.
+        hardware: Such as `cpu_count` and `gpu`.
+    """
+
+    task: str | None = None
+    model: str | None = None
+    versions: Mapping[str, str] | None = None
+    hardware: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What distinguishes a run from the others of its comparison.
+
+    Attributes:
+        loss: A loss, perhaps with flags.
+        stage: `main`, `screen`, `confirm` or `tune`.
+        seed: The script's seed.
+        parameters: Values of the tuned flags.
+    """
+
+    loss: str
+    stage: str
+    seed: int
+    parameters: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunRecord(RunSettings):
+    """How a run ended.
+
+    Attributes:
+        status: `finished`; `diverged` if the metric is not finite; `failed` if the script crashed
+            or wrote no valid result.
+        reason: Why it has no value; None for a finished run.
+        value: The compared metric; None unless the run finished.
+        metric: Which metric that is; None for a failed run.
+        metrics: All metrics by evaluation set.
+        history: Evaluations during training, each with `step` and its metrics.
+        steps: Optimizer steps.
+        seconds: Of training, without evaluation.
+        facts: None for a failed run.
+        wall_seconds: Duration of the whole process.
+    """
+
+    status: str
+    reason: str | None = None
+    value: float | None = None
+    metric: Metric | None = None
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    steps: int | None = None
+    seconds: float | None = None
+    facts: Facts | None = None
+    wall_seconds: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has a value."""
+        return self.status == "finished"
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the run's own file."""
+        content = asdict(self)
+        if self.facts is None:
+            content = {key: value for key, value in content.items() if key not in MEASURED}
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> RunRecord:
+        """Reads what `to_json` returned, or an entry of `runs` in `results.json`."""
+        metric, facts = content.get("metric"), content.get("facts")
+        nested = {"metric": metric and Metric(**metric), "facts": facts and Facts(**facts)}
+        return cls(**{**content, **nested})
+
+    def entry(self) -> dict[str, Any]:
+        """The run's entry in `results.json`: the metric and the facts stand there once for all."""
+        content = asdict(self)
+        del content["metric"], content["facts"]
+        leading = ("value", "metrics", "history", "steps", "seconds")
+        return {key: content[key] for key in leading} | content
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The best trial of a loss: its parameters and its value on the validation set."""
+
+    parameters: Mapping[str, float]
+    value: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a comparison has measured so far.
+
+    Attributes:
+        plan: The plan, in which `lower_is_better` is decided.
+        task: Name of the task, where a run reports it.
+        model: Name of the model, where a run reports it.
+        metric: The compared metric; None until a run has finished.
+        versions: Version by library, of the first run.
+        hardware: Hardware of the first run.
+        same_everywhere: Whether all runs report the same versions and hardware.
+        tuned: The best trial by loss.
+        runs: In the order of the plan, whatever the order in which they ended.
+    """
+
+    plan: Plan
+    task: str | None
+    model: str | None
+    metric: Metric | None
+    versions: Mapping[str, str]
+    hardware: Mapping[str, Any]
+    same_everywhere: bool
+    tuned: Mapping[str, Tuning]
+    runs: Sequence[RunRecord]
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller value of the compared metric is the better one."""
+        return bool(self.plan.lower_is_better)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `results.json` without its statistics."""
+        return {
+            "plan": asdict(self.plan),
+            "task": self.task,
+            "model": self.model,
+            "metric": self.metric and asdict(self.metric),
+            "versions": self.versions,
+            "hardware": self.hardware,
+            "same_everywhere": self.same_everywhere,
+            "tuned": {loss: asdict(tuning) for loss, tuning in self.tuned.items()},
+            "runs": [run.entry() for run in self.runs],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Results:
+        """Reads the content of `results.json`; its statistics follow from the runs.
+
+        Raises:
+            KeyError: If a field is missing.
+            TypeError: If a field is of another type, or unknown.
+            UsageError: If the plan is invalid.
+        """
+        metric = content["metric"]
+        return cls(
+            plan=Plan(**content["plan"]),
+            task=content["task"],
+            model=content["model"],
+            metric=metric and Metric(**metric),
+            versions=content["versions"],
+            hardware=content["hardware"],
+            same_everywhere=content.get("same_everywhere", True),
+            tuned={loss: Tuning(**tuning) for loss, tuning in content["tuned"].items()},
+            runs=[RunRecord.from_json(run) for run in content["runs"]],
+        )
+
+
+def read_results(folder: Path) -> Results:
+    """Reads `results.json` of a comparison.
+
+    Args:
+        folder: The comparison's folder.
+
+    Raises:
+        UsageError: If it is missing or does not hold the results of a comparison.
+    """
+    path = folder / RESULTS
+    again = "hf-losses compare writes it, and hf-losses report again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not {"plan", "runs"} <= set(content):
+            raise UsageError("it holds no comparison")
+        return Results.from_json(content)
+    except FileNotFoundError:
+        raise UsageError(f"{folder} holds no {RESULTS}: {again}") from None
+    except KeyError as error:
+        raise UsageError(f"{path} cannot be read (it lacks {error}): {again}") from None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}): {again}") from None
+
+
+def write_results(
+    folder: Path, results: Results, statistics: Mapping[str, Any] | None = None
+) -> None:
+    """Writes `results.json` of a comparison.
+
+    Args:
+        folder: The comparison's folder.
+        results: The results.
+        statistics: The fields of `Statistics`, where it is known what the results show.
+    """
+    content = results.to_json()
+    if statistics is not None:
+        content["statistics"] = statistics
+    write_json(folder / RESULTS, content)
