@@ -27,8 +27,8 @@ ADVICE = {
     "strict": (
         "Hard examples weigh more than under cross-entropy: in theory for clean labels of which "
         "every one counts. Our own comparisons found no win (see [Results](../results.md)).",
-        "With noisy labels: a wrong label is a hard example that weighs ever more. The gradients of "
-        "hard examples are larger than under cross-entropy: look at the gradient norm.",
+        "With noisy labels: a wrong label is a hard example that weighs ever more. Hard examples "
+        "have larger gradients than under cross-entropy: look at the gradient norm.",
     ),
     "liberal": (
         "Hard examples weigh less than under cross-entropy: for labels of which some are wrong, "

@@ -316,7 +316,7 @@ def test_the_weights_of_turns_decide_what_is_trained(run, tiny, tmp_path):
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             logits = AutoModelForCausalLM.from_pretrained(out)(ids).logits.double()
-        own = torch.nn.classification.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+        own = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
         losses += own[-len(tokenizer(learned, add_special_tokens=False)["input_ids"]) :].tolist()
     expected = math.exp(sum(losses) / len(losses))
     assert found["metrics"]["validation"]["perplexity"] == pytest.approx(expected, rel=1e-5)
@@ -468,7 +468,7 @@ def test_metrics_are_those_of_the_saved_model_row_by_row(run, files, tiny, tmp_p
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
         right.append(logits.argmax(-1) == answer)
-        losses.append(torch.nn.classification.cross_entropy(logits, answer, reduction="none"))
+        losses.append(torch.nn.functional.cross_entropy(logits, answer, reduction="none"))
     found = result["metrics"]["validation"]
     assert 0 < found["token_accuracy"] < 1
     assert found["token_accuracy"] == pytest.approx(torch.cat(right).float().mean().item())

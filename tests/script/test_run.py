@@ -142,7 +142,7 @@ from transformers import Trainer
 class MyTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         _, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        loss = torch.nn.classification.cross_entropy(outputs.logits, inputs["labels"])
+        loss = torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 """
 CROSS_ENCODER = """

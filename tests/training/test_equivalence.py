@@ -198,7 +198,7 @@ def test_two_processes_evaluate_as_one(two_processes, tmp_path):
 def all_evaluations(folder, batch):
     """The last batch has 8 rows, 5, 2 (none for the second process), or there are 3 in all."""
     tasks = {
-        task: (*TASKS[task], "strict_l", torch.nn.classification.cross_entropy)
+        task: (*TASKS[task], "strict_l", torch.nn.functional.cross_entropy)
         for task in ("bert", "vit", "bert-token", "multi-label")
     }
     tasks["regression"] = (

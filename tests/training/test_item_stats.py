@@ -486,7 +486,7 @@ def test_bad_steps_are_an_error(steps, tmp_path):
 
 def test_a_loss_without_a_known_weight_is_an_error(tmp_path):
     def mine(logits, labels):
-        return torch.nn.classification.cross_entropy(logits, labels)
+        return torch.nn.functional.cross_entropy(logits, labels)
 
     for loss in (mine, torch.nn.MultiMarginLoss()):
         args = tiny.arguments(tmp_path, loss_stats_steps=1)

@@ -110,8 +110,8 @@ def test_yes_or_no_labels_may_be_integers(outputs_, build):
     "loss",
     [
         nn.CrossEntropyLoss(),
-        nn.classification.cross_entropy,
-        lambda logits, labels: nn.classification.cross_entropy(logits, labels, reduction="none"),
+        nn.functional.cross_entropy,
+        lambda logits, labels: nn.functional.cross_entropy(logits, labels, reduction="none"),
         nn.KLDivLoss(reduction="batchmean"),
     ],
     ids=["module", "function", "one value each", "batchmean"],
@@ -225,9 +225,9 @@ def test_a_mean_over_no_item_is_zero(build):
     data = tiny.texts(8, label)
     model = tiny.bert(BertForTokenClassification)
     settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 1}
-    trainer = build(model, data, nn.classification.cross_entropy, **settings)
+    trainer = build(model, data, nn.functional.cross_entropy, **settings)
     logits, labels = outputs(model, data)
-    right = nn.classification.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
+    right = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
     assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
@@ -344,13 +344,13 @@ class OtherName(Line):
 class NeedsLabels(Line):
     def forward(self, input_ids, attention_mask, labels):
         (scores,) = super().forward(input_ids, attention_mask)
-        return nn.classification.cross_entropy(scores, labels) * 99, scores
+        return nn.functional.cross_entropy(scores, labels) * 99, scores
 
 
 class NeedsLabelsDict(Line):
     def forward(self, input_ids, attention_mask, labels):
         (scores,) = super().forward(input_ids, attention_mask)
-        return {"loss": nn.classification.cross_entropy(scores, labels) * 99, "scores": scores}
+        return {"loss": nn.functional.cross_entropy(scores, labels) * 99, "scores": scores}
 
 
 @pytest.mark.parametrize("model", [NoneFirst, OtherName, NeedsLabels, NeedsLabelsDict])

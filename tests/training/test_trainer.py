@@ -132,8 +132,8 @@ def test_optuna_searches_over_losses(tmp_path):
     [
         nn.CrossEntropyLoss(),
         nn.CrossEntropyLoss(reduction="none"),
-        nn.classification.cross_entropy,
-        lambda logits, labels: nn.classification.cross_entropy(logits, labels, reduction="none"),
+        nn.functional.cross_entropy,
+        lambda logits, labels: nn.functional.cross_entropy(logits, labels, reduction="none"),
     ],
     ids=["module", "unreduced-module", "function", "unreduced-function"],
 )
