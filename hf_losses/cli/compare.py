@@ -27,7 +27,7 @@ INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
 PACKAGES = ("statsmodels", "matplotlib")
 
 
-def add_commands(commands: Any) -> None:
+def add_command(commands: Any) -> None:
     """Adds both commands.
 
     Args:
