@@ -33,7 +33,7 @@ def main():
         whole = time.perf_counter() - start
         runs = json.loads(Path(folder, "x", "results.json").read_text())["runs"]
     of_runs = sum(run["wall_seconds"] for run in runs)
-    found = {
+    report = {
         "runs": len(runs),
         "seconds_of_runs": round(of_runs, 2),
         "seconds_of_compare": round(whole, 2),
@@ -46,8 +46,8 @@ def main():
         },
         "hardware": {"cpu_count": os.cpu_count()},
     }
-    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    target.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hf_losses.compare.experiment import collect, compare, environments
+from hf_losses.compare.experiment import LOCK, collect, compare, discard, environments
 from hf_losses.compare.local_pool import RunsRefused
 from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.results import RESULTS, RunRecord, write_results
@@ -110,7 +108,7 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
         raise UsageError(f"{folder} is a file; choose another --output_dir")
     new = not (folder / PLAN).exists()
     plan = open_folder(folder, plan)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         with lock:
             if arguments.retry_failed:
@@ -120,11 +118,7 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
         raise UsageError(f"another hf-losses compare is at work in {folder}") from None
     except RunsRefused:
         if new:  # No run succeeded: the corrected command must be able to use the same folder.
-            for name in (PLAN, "tuning.db", ".lock"):
-                (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / "runs", ignore_errors=True)
-            with suppress(OSError):
-                folder.rmdir()
+            discard(folder)
         raise
 
 

@@ -7,17 +7,21 @@ The folder of a comparison holds `plan.json` (the flags), `runs/LOSS/seed-1` (a 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from hf_losses.compare.local_pool import Pool, Run, single, stored
-from hf_losses.compare.plan import Plan, read_plan
+from hf_losses.compare.plan import PLAN, Plan, read_plan
 from hf_losses.compare.results import Facts, Metric, Results, RunRecord, RunSettings, Tuning
 from hf_losses.compare.runs import make_run, planned_runs, read_result
+from hf_losses.compare.tuning import STORE, trials
 from hf_losses.messages import UsageError
 
+LOCK = ".lock"
 PILOT_SEEDS = 3  # Seeds after which the spread is estimated.
 
 
@@ -159,8 +163,6 @@ def compare(
     pool = Pool(jobs, environments(plan, jobs), read, done, keep_models)
     say(describe_design(plan.comparisons, plan.tested_seeds))
     if plan.tune:
-        from hf_losses.compare.tuning import trials
-
         pool.run([trials(plan, folder, loss) for loss in plan.losses])
     for stage in plan.stages:
         losses = best_losses(plan, records) if stage == "confirm" else plan.losses
@@ -183,6 +185,19 @@ def compare(
             if text := describe_spread(values, plan.baseline, plan.comparisons, plan.tested_seeds):
                 say(text)
         pool.run(single(run) for run in runs[len(pilot) :])
+
+
+def discard(folder: Path) -> None:
+    """Removes a comparison in which no run succeeded, and its folder if nothing else is in it.
+
+    Args:
+        folder: The comparison's folder.
+    """
+    for name in (PLAN, STORE, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:

@@ -54,6 +54,16 @@ class Run:
 Chain = Generator[Run, RunRecord, None]
 
 
+@dataclass(frozen=True)
+class Running:
+    """A run whose process has been started."""
+
+    run: Run
+    chain: Chain
+    process: subprocess.Popen[bytes]
+    started: float  # Seconds of the monotonic clock.
+
+
 class RunsRefused(UsageError):
     """No run has succeeded, and the first ones failed for a reason that holds for all others."""
 
@@ -79,10 +89,10 @@ class Pool:
         keep_models: bool,
     ) -> None:
         """See the class."""
-        self.free = list(range(jobs))
+        self.free_slots = list(range(jobs))
         self.environments, self.read, self.done = environments, read, done
         self.keep_models = keep_models
-        self.running: dict[int, tuple[Run, Chain, Any, float]] = {}
+        self.running: dict[int, Running] = {}  # By slot.
         self.proved = False  # Whether a run has ended well.
         self.reasons: list[str] = []  # Why runs failed before one did.
 
@@ -101,25 +111,26 @@ class Pool:
         try:
             while not exhausted or self.running:
                 with uninterrupted():  # A process that has just started must not get lost.
-                    while self.free and not exhausted:
+                    while self.free_slots and not exhausted:
                         chain = next(waiting, None)
                         exhausted = chain is None
                         if chain is not None:
                             self._advance(chain, None)
-                    for place, (run, chain, process, started) in list(self.running.items()):
-                        if (code := process.poll()) is not None:
-                            del self.running[place]
-                            self.free.append(place)
-                            seconds = time.monotonic() - started
-                            self._advance(chain, self._record(run, code, seconds))
-                if not self.free or (exhausted and self.running):
+                    for slot, running in list(self.running.items()):
+                        if (code := running.process.poll()) is not None:
+                            del self.running[slot]
+                            self.free_slots.append(slot)
+                            seconds = time.monotonic() - running.started
+                            record = self._record(running.run, code, seconds)
+                            self._advance(running.chain, record)
+                if not self.free_slots or (exhausted and self.running):
                     time.sleep(POLL)
         finally:
             with uninterrupted():
-                for run, _, process, _ in self.running.values():
-                    end_tree(process.pid)
-                    process.poll()
-                    run.beside("pid").unlink(missing_ok=True)
+                for running in self.running.values():
+                    end_tree(running.process.pid)
+                    running.process.poll()
+                    running.run.beside("pid").unlink(missing_ok=True)
                 self.running.clear()
 
     def _advance(self, chain: Chain, record: RunRecord | None) -> None:
@@ -131,10 +142,10 @@ class Pool:
                 return
             record = stored(run)
             if record is None:
-                self.free.sort()
-                place = self.free.pop(0)
-                process = start(run, self.environments[place])
-                self.running[place] = (run, chain, process, time.monotonic())
+                self.free_slots.sort()
+                slot = self.free_slots.pop(0)
+                process = start(run, self.environments[slot])
+                self.running[slot] = Running(run, chain, process, time.monotonic())
                 return
             self.proved |= record.status != "failed"
             self.done(record, False)
