@@ -75,6 +75,14 @@ def test_every_module_imports_what_its_package_may(module):
         assert others <= {"torch", "matplotlib", "rich"}
 
 
+def test_nothing_lies_outside_the_packages_of_the_table():
+    files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    folders = {path.relative_to(PACKAGE).parts[0] for path in files if path.parent != PACKAGE}
+    assert folders == set(MAY_IMPORT)
+    top_level = {path.stem for path in files if path.parent == PACKAGE}
+    assert top_level == FLOOR | {"__init__", "__main__", "py"}  # py.typed
+
+
 def test_there_is_no_circle():
     graph = {module: imports(module)[0] - {"__init__"} for module in FILES if module != "__init__"}
     graphlib.TopologicalSorter(graph).prepare()
