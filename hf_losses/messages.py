@@ -13,6 +13,10 @@ class UsageError(ValueError):
     """
 
 
+class MissingExtra(UsageError, ImportError):
+    """A package of one of the extras is not installed; the message says how to install it."""
+
+
 def nearest(value: str, valid: Iterable[str]) -> str:
     """Says which of the valid names is meant, for the end of an error message.
 

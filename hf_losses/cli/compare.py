@@ -19,7 +19,7 @@ from hf_losses.compare.local_pool import RunsRefused
 from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.results import RESULTS, RunRecord, write_results
 from hf_losses.compare.runs import forget_failed
-from hf_losses.messages import UsageError
+from hf_losses.messages import MissingExtra, UsageError
 
 INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
 PACKAGES = ("statsmodels", "matplotlib")
@@ -99,7 +99,7 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
 
     for package in (*PACKAGES, "optuna") if arguments.tune else PACKAGES:
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"compare needs {package}: pip install 'hf-losses[compare]'")
+            raise MissingExtra(f"compare needs {package}: pip install 'hf-losses[compare]'")
     settings = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
     plan = make_plan(jobs=arguments.jobs, **settings)
     environments(plan, arguments.jobs)  # Fails before the folder is made.

@@ -8,6 +8,7 @@ from pathlib import Path
 from hf_losses.compare.local_pool import Chain
 from hf_losses.compare.plan import TUNING_SEED, Plan
 from hf_losses.compare.runs import make_run
+from hf_losses.messages import MissingExtra
 
 STORE = "tuning.db"
 
@@ -33,7 +34,7 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
         import optuna
         from optuna.trial import TrialState
     except ImportError as error:
-        raise ImportError("--tune needs Optuna: pip install 'hf-losses[compare]'") from error
+        raise MissingExtra("--tune needs Optuna: pip install 'hf-losses[compare]'") from error
     optuna.logging.set_verbosity(logging.WARNING)
     space: dict[str, optuna.distributions.BaseDistribution] = {
         name: optuna.distributions.FloatDistribution(low, high, log=low > 0 and high >= 10 * low)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hf_losses.citation import PAPER, PAPER_CITATION
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
 from hf_losses.losses.registry import get_spec
-from hf_losses.messages import UsageError
+from hf_losses.messages import MissingExtra, UsageError
 from hf_losses.training.loss.items import check_targets
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class CrossEncoderLoss(nn.Module):
         try:
             from sentence_transformers.cross_encoder import CrossEncoder
         except ImportError as error:
-            raise ImportError(
+            raise MissingExtra(
                 "CrossEncoderLoss needs sentence-transformers: "
                 "pip install 'hf-losses[integrations]'"
             ) from error

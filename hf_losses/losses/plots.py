@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hf_losses.files import whole
 from hf_losses.losses.registry import LossSpec, get_spec, list_losses, neutral_loss
-from hf_losses.messages import UsageError
+from hf_losses.messages import MissingExtra, UsageError
 
 FORMATS = ("png", "svg")
 
@@ -143,7 +143,7 @@ def loss_figure(names: Sequence[str]) -> Any:
         from matplotlib.figure import Figure
         from matplotlib.lines import Line2D
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'hf-losses[plots]'") from error
+        raise MissingExtra("pictures need matplotlib: pip install 'hf-losses[plots]'") from error
 
     # "default", here and below: the user's own matplotlib settings must not change the picture.
     with matplotlib.style.context(["default", STYLE]):

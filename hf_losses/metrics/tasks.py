@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from hf_losses.messages import UsageError, nearest
+from hf_losses.messages import MissingExtra, UsageError, nearest
 
 # What each configuration reports; the first is the one by which models are chosen.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -147,7 +147,7 @@ class EntityMetric(evaluate.Metric):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         """See the class."""
         if importlib.util.find_spec("seqeval") is None:
-            raise ImportError("entities are counted by seqeval: pip install 'hf-losses[tokens]'")
+            raise MissingExtra("entities are counted by seqeval: pip install 'hf-losses[tokens]'")
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:

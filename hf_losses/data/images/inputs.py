@@ -21,7 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_losses.data.images.dataset import ImageData
 from hf_losses.data.images.pictures import Images
-from hf_losses.messages import UsageError, nearest
+from hf_losses.messages import MissingExtra, UsageError, nearest
 from hf_losses.options import option
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "randaugment")
@@ -212,7 +212,7 @@ def build_augmentation(
     try:
         from kornia.augmentation.auto import RandAugment
     except ImportError as error:
-        raise ImportError("randaugment needs Kornia: pip install 'hf-losses[images]'") from error
+        raise MissingExtra("randaugment needs Kornia: pip install 'hf-losses[images]'") from error
     randaugment = RandAugment(n=2, m=9)
 
     def crop_flip_randaugment(image: PIL.Image.Image, rng: np.random.Generator) -> Tensor:
