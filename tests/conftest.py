@@ -13,13 +13,13 @@ from hf_losses import register_loss
 from hf_losses.hub import upload
 from hf_losses.losses import registry
 
-# The same examples on every run, and no verdict on how fast the machine is.
+# The same examples on every run, and no deadline, which a slow machine would miss.
 hypothesis.settings.register_profile(
     "tests", derandomize=True, database=None, deadline=None, max_examples=25
 )
 hypothesis.settings.load_profile("tests")
 
-# A shell ignores Ctrl-C for what it starts in the background, and so would every script here.
+# A shell starts background jobs with SIGINT ignored, and every script started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors here are tiny, and the tests may run in several processes.
@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def eleventh_loss(monkeypatch):
-    """A loss that a user registers, forgotten again after the test."""
+    """A loss that a user registers, unregistered after the test."""
     monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
 
     @register_loss(
@@ -47,7 +47,7 @@ def eleventh_loss(monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The stand-in as this process's Hub; waits are written down, not waited for."""
+    """A local stand-in for the Hub; waits are recorded rather than waited for."""
     with Hub() as hub:
         hub.waits, hub.waits_of_client = [], []
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)

@@ -1,4 +1,4 @@
-"""Imports go one way, every file has a room, and the losses need torch alone."""
+"""Packages import in one direction, files are short, and the losses need only torch."""
 
 import ast
 import graphlib
@@ -16,7 +16,7 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 FLOOR = {"files", "messages", "citation", "markdown", "options", "lazy"}
-# What each package may import, beside itself and the floor.
+# What each package may import in addition to itself and the floor.
 MAY_IMPORT = {
     "losses": set(),
     "data": {"losses"},
@@ -34,14 +34,14 @@ LINES = 400
 FILES_IN_A_PACKAGE = 12
 
 
-def room_of(module):
-    """The package that a module stands in; a file of the top level is its own."""
+def package_of(module):
+    """The top-level package of a module, or the module itself if it is at the top level."""
     return module.split(".")[0]
 
 
 def imports(module):
-    """The modules of the package that a file names anywhere, and other packages."""
-    ours, others = set(), set()
+    """The modules of `hf_losses` and the third-party packages that a module imports anywhere."""
+    internal, external = set(), set()
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -55,24 +55,24 @@ def imports(module):
                 parts = rest.split(".")
                 while parts and not {".".join(parts), ".".join([*parts, "__init__"])} & {*FILES}:
                     parts.pop()
-                found = ".".join(parts)
-                ours.add(found if found in FILES else f"{found}.__init__".removeprefix("."))
+                name = ".".join(parts)
+                internal.add(name if name in FILES else f"{name}.__init__".removeprefix("."))
             elif package not in sys.stdlib_module_names:
-                others.add(package)
-    return ours, others
+                external.add(package)
+    return internal, external
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if m not in ("__init__", "__main__")])
 def test_every_module_imports_what_its_package_may(module):
-    room = room_of(module)
-    ours, others = imports(module)
-    rooms = {room_of(name) for name in ours} - {"__init__"}
-    if room in FLOOR:
-        assert not ours | others
+    package = package_of(module)
+    internal, external = imports(module)
+    imported = {package_of(name) for name in internal} - {"__init__"}
+    if package in FLOOR:
+        assert not internal | external
     else:
-        assert rooms <= MAY_IMPORT[room] | FLOOR | {room}
-    if room == "losses":
-        assert others <= {"torch", "matplotlib", "rich"}
+        assert imported <= MAY_IMPORT[package] | FLOOR | {package}
+    if package == "losses":
+        assert external <= {"torch", "matplotlib", "rich"}
 
 
 def test_nothing_lies_outside_the_packages_of_the_table():
@@ -83,7 +83,7 @@ def test_nothing_lies_outside_the_packages_of_the_table():
     assert top_level == FLOOR | {"__init__", "__main__", "py"}  # py.typed
 
 
-def test_there_is_no_circle():
+def test_no_import_is_circular():
     graph = {module: imports(module)[0] - {"__init__"} for module in FILES if module != "__init__"}
     graphlib.TopologicalSorter(graph).prepare()
 
