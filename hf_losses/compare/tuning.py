@@ -46,8 +46,17 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
     for number in range(plan.trials):
         if number >= len(study.trials):
             # A sampler's state is not in the store: a seed of its own makes each trial repeatable.
-            study.sampler = optuna.samplers.TPESampler(seed=number)
-            study.ask(space)
+            sampler = optuna.samplers.TPESampler(seed=number)
+            # Asked in memory and stored whole: killed within `ask`, the store would keep a trial
+            # without parameters.
+            draft = optuna.create_study(sampler=sampler)
+            draft.add_trials(study.trials)
+            params = draft.ask(space).params
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=TrialState.RUNNING, params=params, distributions=space
+                )
+            )
         trial = study.trials[number]
         record = yield make_run(plan, folder, loss, "tune", TUNING_SEED, trial.params, number)
         if trial.state == TrialState.RUNNING:  # Optuna may already know its value.
