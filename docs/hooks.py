@@ -46,7 +46,7 @@ ADVICE = {
 
 def loss_page(spec: LossSpec) -> str:
     """The page of a loss, from its record."""
-    use, avoid = ADVICE[spec.kind]
+    use, avoid = ADVICE.get(spec.kind, ("See its source.", ""))
     variable = "p" if spec.task == "classification" else "e"
     lines = [f"# {spec.name}", "", f"A {spec.kind} {spec.task} loss.", ""]
     lines += [f"![{spec.name} beside {neutral_loss(spec.task)}]({spec.name}.svg)", ""]

@@ -34,6 +34,10 @@ TIMEOUT = 120.0
 _HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
+class HubUnreachable(UsageError, OSError):
+    """The Hub did not answer, however often it was asked; the message says how to go on later."""
+
+
 def upload(
     folder: str | os.PathLike[str],
     repo: str,
@@ -227,5 +231,5 @@ def explained(repo: str, then: str) -> Iterator[None]:
         if status in ways_out:
             message += f": {ways_out[status]}"
         refused = isinstance(cause, ValueError) or (status and not _may_pass(cause))
-        kind = ValueError if refused else OSError
+        kind = UsageError if refused else HubUnreachable
         raise kind(f"{message.rstrip('.')}. {then}" if then else message) from error

@@ -71,3 +71,14 @@ def test_what_a_user_did_is_one_line_and_a_bug_a_traceback(tmp_path, tiny):
     assert done.returncode == 1
     assert "ValueError: a bug of a library" in done.stderr
     assert "Traceback" in done.stderr
+
+
+def test_a_missing_token_is_one_line(tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    train = write(tmp_path / "train.csv", rows(32, 0))
+    flags = ["--train_file", train, "--validation_file", train, "--model_name_or_path", tiny]
+    done = start(tmp_path, "glue", *flags, "--use_cpu", "--push_to_hub")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "no Hugging Face token" in done.stderr
