@@ -19,7 +19,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
-# A shell starts background jobs with SIGINT ignored, and every script started here would inherit that.
+# A shell starts background jobs with SIGINT ignored, which every script here would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors here are tiny, and the tests may run in several processes.

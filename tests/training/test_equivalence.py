@@ -124,7 +124,7 @@ def two_processes(tmp_path_factory):
         [sys.executable, *launch, "--rdzv-endpoint=localhost:0", __file__, str(file)],
         check=True,
         timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(tiny.__file__).parent)},
         stdout=subprocess.DEVNULL,
     )
     return torch.load(file)
