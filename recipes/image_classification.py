@@ -31,7 +31,7 @@ from hf_losses.metrics.tasks import METRICS, GlueMetric
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.scratch import build_config
 from hf_losses.options import CORES, option
-from hf_losses.training import outputs as output
+from hf_losses.training import outputs
 from hf_losses.training.loss.class_weights import early_loss
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
@@ -134,7 +134,7 @@ def main(argv=None):
         elif Path(model_name).is_dir():
             base_model, model_name = None, Path(model_name).resolve().name
         loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
-        output.prepare(args, "image_classification", source.name, data, model_name, loss)
+        outputs.prepare(args, "image_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         processor, model = load_model(options, data)
         inputs = training_inputs(data, processor, changes, args.seed)
@@ -165,7 +165,7 @@ def main(argv=None):
     training, metrics = {}, {}
     if args.do_train:
         if trainer.is_world_process_zero():
-            output.clear(args)
+            outputs.clear(args)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()
@@ -174,15 +174,15 @@ def main(argv=None):
         metrics[name] = found.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = images.images.names()
-            output.write_predictions(args, name, rows, found.predictions, data.classes)
+            outputs.write_predictions(args, name, rows, found.predictions, data.classes)
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
-        facts |= {"pipeline_tag": "image-classification", "dataset": output.dataset_facts(data)}
+        facts |= {"pipeline_tag": "image-classification", "dataset": outputs.dataset_facts(data)}
         facts |= {"from_scratch": scratch, "classes": data.classes, "skipped_images": data.skipped}
-        output.write_result(trainer, metrics, training, METRICS["classification"], {}, **facts)
+        outputs.write_result(trainer, metrics, training, METRICS["classification"], {}, **facts)
     if args.push_to_hub:
         trainer.push_to_hub()
-    output.end(trainer)
+    outputs.end(trainer)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from transformers import HfArgumentParser, PrinterCallback
 from transformers.utils import logging
 
 from hf_losses import LossTrainer
-from hf_losses.data.text.dataset import TextArguments
+from hf_losses.data import TextArguments
 from hf_losses.losses.registry import neutral_loss
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import METRICS, GlueMetric
@@ -169,10 +169,11 @@ def main(argv=None):
                     load_if_exists=True,
                     catch=Exception,
                 )
+        glue = Path(__file__).with_name("glue.py")  # A copy of this file may stand alone.
         studies.report(
             study,
             folder,
-            os.path.relpath(Path(__file__).with_name("glue.py")),
+            os.path.relpath(glue) if glue.is_file() else glue.name,
             {name: value for name, value in flags.items() if name not in FOR_TRIALS},
             metric,
             task=source.name,

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,10 @@ def test_every_public_name_exists_and_no_other():
         assert getattr(hf_losses, name).__module__.startswith("hf_losses.")
     with pytest.raises(AttributeError, match="no attribute 'get_los'"):
         _ = hf_losses.get_los
+
+
+@pytest.mark.parametrize("package", ["data", "training"])
+def test_what_a_package_exports_exists(package):
+    module = importlib.import_module(f"hf_losses.{package}")
+    for name in module.__all__:
+        assert getattr(module, name).__module__.startswith(f"hf_losses.{package}.")

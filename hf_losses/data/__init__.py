@@ -1,1 +1,68 @@
 """Data: sentences, words with tags, images and chats, read, checked and made inputs of a model."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_losses.data.chats.dataset import ChatArguments, Conversations
+    from hf_losses.data.images.dataset import ImageArguments, ImageData
+    from hf_losses.data.images.inputs import (
+        AugmentationArguments,
+        ModelInputs,
+        NewEpoch,
+        training_inputs,
+    )
+    from hf_losses.data.movie_reviews import load_movie_reviews
+    from hf_losses.data.text.dataset import TextArguments, TextData
+    from hf_losses.data.tokens.conll import read_conll, write_conll
+    from hf_losses.data.tokens.dataset import TokenArguments, TokenData
+    from hf_losses.data.tokens.pieces import join_pieces, make_pieces
+
+# By name: where it stands. Imported with the first use.
+_MODULES = {
+    "AugmentationArguments": "data.images.inputs",
+    "ChatArguments": "data.chats.dataset",
+    "Conversations": "data.chats.dataset",
+    "ImageArguments": "data.images.dataset",
+    "ImageData": "data.images.dataset",
+    "ModelInputs": "data.images.inputs",
+    "NewEpoch": "data.images.inputs",
+    "TextArguments": "data.text.dataset",
+    "TextData": "data.text.dataset",
+    "TokenArguments": "data.tokens.dataset",
+    "TokenData": "data.tokens.dataset",
+    "join_pieces": "data.tokens.pieces",
+    "load_movie_reviews": "data.movie_reviews",
+    "make_pieces": "data.tokens.pieces",
+    "read_conll": "data.tokens.conll",
+    "training_inputs": "data.images.inputs",
+    "write_conll": "data.tokens.conll",
+}
+
+__all__ = [
+    "AugmentationArguments",
+    "ChatArguments",
+    "Conversations",
+    "ImageArguments",
+    "ImageData",
+    "ModelInputs",
+    "NewEpoch",
+    "TextArguments",
+    "TextData",
+    "TokenArguments",
+    "TokenData",
+    "join_pieces",
+    "load_movie_reviews",
+    "make_pieces",
+    "read_conll",
+    "training_inputs",
+    "write_conll",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"hf_losses.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_losses import get_loss
-from hf_losses.losses.registry import get_spec, list_losses
+from hf_losses.losses.registry import get_spec, match_losses
 from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
@@ -46,18 +46,12 @@ class SearchArguments:
             kind: `classification` or `regression`.
 
         Raises:
-            ValueError: If nothing of that kind matches one of them.
+            UsageError: If nothing of that kind matches one of them.
         """
-        valid, found = list_losses(task=kind), []
-        for pattern in self.losses or ["*"]:
-            names = list_losses(pattern, task=kind)
-            if not names:
-                raise UsageError(
-                    f"--losses: no {kind} loss matches {pattern!r}.{nearest(pattern, valid)} "
-                    f"Choose from: {', '.join(valid)}; or give a wildcard, such as '*_l*'"
-                )
-            found += names
-        return list(dict.fromkeys(found))
+        try:
+            return match_losses(self.losses or ["*"], task=kind)
+        except UsageError as error:
+            raise UsageError(f"--losses: {error}; or give a wildcard, such as '*_l*'") from None
 
     def ranges(self, losses: list[str]) -> dict[str, list[float]]:
         """Lowest and highest value of `learning_rate` and of every `LOSS.PARAMETER`.
@@ -66,7 +60,7 @@ class SearchArguments:
             losses: The losses of the search.
 
         Raises:
-            ValueError: If a range is none, or a loss does not take the parameter or its values.
+            UsageError: If a range is none, or a loss does not take the parameter or its values.
         """
         found = {"learning_rate": self.learning_rate_range}
         for loss in losses:

@@ -31,7 +31,8 @@ from transformers import AutoModelForSequenceClassification, HfArgumentParser
 from hf_losses import register_loss
 from hf_losses.losses import registry
 
-tiny, files, run = test_glue.tiny, test_glue.files, test_glue.run
+tiny, files = test_glue.tiny, test_glue.files
+RECIPE, FLAGS = test_glue.RECIPE, test_glue.FLAGS
 
 CONFIGS = RECIPES / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.iterdir())

@@ -45,6 +45,25 @@ def test_it_shows_its_flags(name, tmp_path):
     assert "--learning_rate" in done.stdout
 
 
+FEW = ("--max_train_samples", "64", "--max_eval_samples", "32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("glue", "search")])
+def test_it_trains_without_arguments_but_few_rows(name, tmp_path):
+    done = start(tmp_path, name, *FEW, "--num_train_epochs", "1", "--use_cpu")
+    assert done.returncode == 0, done.stderr
+    (result,) = tmp_path.glob("runs/**/result.json")
+    assert json.loads(result.read_text())["training"]["global_step"] > 0
+
+
+@pytest.mark.slow
+def test_a_search_far_from_the_other_recipes_names_the_next_one(tmp_path):
+    done = start(tmp_path, "search", *FEW, "--n_trials", "1", "--losses", "strict_l", "--use_cpu")
+    assert done.returncode == 0, done.stderr
+    assert "\n\npython glue.py --loss strict_l" in done.stdout
+
+
 def test_it_trains(tmp_path, tiny):
     done = start(
         tmp_path,

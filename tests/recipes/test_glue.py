@@ -46,6 +46,7 @@ GOOD = ["good", "fine", "great", "bright"]
 BAD = ["bad", "dull", "poor", "weak"]
 NEUTRAL = ["a", "the", "film", "story", "cast", "plot", "end", "very"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+RECIPE, FLAGS = glue, ("--learning_rate", "5e-3")
 
 
 def sentence(rng, good):
@@ -119,43 +120,6 @@ def files(tmp_path):
         *("--train_file", write(data / "train.csv", rows(64, 0))),
         *("--validation_file", write(data / "validation.csv", rows(20, 1))),
     ]
-
-
-@pytest.fixture
-def run(tmp_path, tiny, monkeypatch):
-    """Runs the recipe on the tiny model in an empty folder; returns the result and the output."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, name="out", model=tiny):
-        out = tmp_path / name
-        glue.main(
-            [
-                *("--model_name_or_path", model, "--output_dir", str(out), "--use_cpu"),
-                *("--disable_tqdm", "true", "--learning_rate", "5e-3", *arguments),
-            ]
-        )
-        # Strict JSON: no NaN, no infinity.
-        return json.loads((out / "result.json").read_text(), parse_constant=pytest.fail), out
-
-    return run
-
-
-@pytest.fixture
-def refused(run, tmp_path, capsys):
-    """Runs the recipe with a mistake; returns the message after one line of usage."""
-
-    def refused(*arguments, **options):
-        with pytest.raises(SystemExit) as stop:
-            run(*arguments, **options)
-        assert stop.value.code == 2
-        assert not (tmp_path / "out").exists()
-        lines = capsys.readouterr().err.splitlines()
-        (start,) = [i for i, line in enumerate(lines) if line.startswith("usage: ")]
-        assert "error: " in lines[start + 1]
-        assert len(lines) == start + 2
-        return lines[start + 1].partition("error: ")[2]
-
-    return refused
 
 
 # ---- What it does ------------------------------------------------------------------------------

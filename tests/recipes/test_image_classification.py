@@ -41,6 +41,7 @@ from hf_losses.data.images import pictures as images  # noqa: E402
 from hf_losses.training import outputs as output  # noqa: E402
 
 CLASSES = ["blue", "green", "red"]
+RECIPE, FLAGS = image_classification, ("--dataloader_num_workers", "0")
 
 
 def picture(label, rng, size=(12, 10)):
@@ -103,42 +104,6 @@ def photos(tmp_path):
         *("--train_dir", folder(data / "train", 48)),
         *("--validation_dir", folder(data / "validation", 18, seed=1)),
     ]
-
-
-@pytest.fixture
-def run(tmp_path, tiny, monkeypatch):
-    """Runs the recipe in an empty folder; returns the result and the output folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, name="out", model=tiny, workers=0):
-        out = tmp_path / name
-        image_classification.main(
-            [
-                *(("--model_name_or_path", model) if model else ()),
-                *("--output_dir", str(out), "--use_cpu", "--disable_tqdm", "true"),
-                *("--dataloader_num_workers", str(workers), *arguments),
-            ]
-        )
-        # Strict JSON: no NaN, no infinity.
-        return json.loads((out / "result.json").read_text(), parse_constant=pytest.fail), out
-
-    return run
-
-
-@pytest.fixture
-def refused(run, tmp_path, capsys):
-    """Runs the recipe with a mistake; returns the message after one line of usage."""
-
-    def refused(*arguments, **options):
-        with pytest.raises(SystemExit) as stop:
-            run(*arguments, **options)
-        assert stop.value.code == 2
-        assert not (tmp_path / "out").exists()
-        shown = capsys.readouterr().err
-        assert "Traceback" not in shown
-        return shown.rpartition("usage: ")[2].partition(" error: ")[2]
-
-    return refused
 
 
 # ---- What it does ------------------------------------------------------------------------------
@@ -358,7 +323,7 @@ def test_workers_and_resuming_do_not_change_the_weights(run, photos):
         *("--per_device_train_batch_size", "12", "--learning_rate", "1e-3"),
     ]
     _, out = run(*arguments)
-    _, by_two = run(*arguments, name="by-two", workers=2)
+    _, by_two = run(*arguments, "--dataloader_num_workers", "2", name="by-two")
     last = out / "checkpoint-12"
     (out / "checkpoint-3").rename(out / "kept")
     expected = (out / "model.safetensors").read_bytes()

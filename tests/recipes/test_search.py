@@ -58,24 +58,6 @@ def run(tmp_path, tiny, monkeypatch):
     logging.enable_progress_bar()
 
 
-@pytest.fixture
-def refused(run, tmp_path, capsys):
-    """Runs the recipe with a mistake; returns the message after one line of usage."""
-
-    def refused(*flags, **options):
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        with pytest.raises(SystemExit) as stop:
-            run(*flags, **options)
-        assert stop.value.code == 2
-        after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        assert after.keys() == before.keys()
-        usage, message = capsys.readouterr().err.splitlines()[-2:]
-        assert usage.startswith("usage: search.py")
-        return message.partition("error: ")[2]
-
-    return refused
-
-
 def result(folder):
     # Strict JSON: no NaN, no infinity.
     return json.loads((folder / "search.json").read_text(), parse_constant=pytest.fail)

@@ -51,6 +51,7 @@ PARTS = ["ham", "##burg", "##ham"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TAGS = ["B-LOC", "B-PER", "I-PER", "O"]
 ZERO_WIDTH = "\u200b"
+RECIPE, FLAGS = token_classification, ("--learning_rate", "5e-3")
 
 
 def sentence(rng):
@@ -160,43 +161,6 @@ def files(tmp_path):
         *("--train_file", write(data / "train.conll", rows(64, 0))),
         *("--validation_file", write(data / "dev.conll", rows(20, 1))),
     ]
-
-
-@pytest.fixture
-def run(tmp_path, tiny, monkeypatch):
-    """Runs the recipe on the tiny model in an empty folder; returns the result and the output."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, name="out", model=tiny):
-        out = tmp_path / name
-        token_classification.main(
-            [
-                *("--model_name_or_path", model, "--output_dir", str(out), "--use_cpu"),
-                *("--disable_tqdm", "true", "--learning_rate", "5e-3", *arguments),
-            ]
-        )
-        # Strict JSON: no NaN, no infinity.
-        return json.loads((out / "result.json").read_text(), parse_constant=pytest.fail), out
-
-    return run
-
-
-@pytest.fixture
-def refused(run, tmp_path, capsys):
-    """Runs the recipe with a mistake; returns the message after one line of usage."""
-
-    def refused(*arguments, **options):
-        with pytest.raises(SystemExit) as stop:
-            run(*arguments, **options)
-        assert stop.value.code == 2
-        assert not (tmp_path / "out").exists()
-        lines = capsys.readouterr().err.splitlines()
-        (start,) = [i for i, line in enumerate(lines) if line.startswith("usage: ")]
-        assert "error: " in lines[start + 1]
-        assert len(lines) == start + 2
-        return lines[start + 1].partition("error: ")[2]
-
-    return refused
 
 
 def predictions(out):
