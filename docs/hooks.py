@@ -79,16 +79,11 @@ def index_of_losses() -> str:
 
 def python_reference() -> str:
     """The public names, as their docstrings describe them."""
-    return "\n".join(
-        [
-            "# Python",
-            "",
-            *(
-                f"::: hf_losses.{place}.{name}\n"
-                for name, place in sorted(hf_losses._MODULES.items())
-            ),
-        ]
-    )
+    lines = ["# Python", ""]
+    for name, module in sorted(hf_losses._MODULES.items()):
+        lines += [f"::: hf_losses.{module}.{name}", "    options:"]
+        lines += [f"      heading: hf_losses.{name}", ""]
+    return "\n".join(lines)
 
 
 def command_reference() -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import psutil
 import pytest
 from filelock import FileLock
@@ -21,6 +22,7 @@ from hf_losses.compare.local_pool import failure
 from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
 from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
+from hf_losses.compare.tuning import trials
 from hf_losses.files import strict
 
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))
@@ -278,6 +280,27 @@ def test_tuning_that_was_killed_goes_on_as_it_would_have(tuned, tmp_path):
     process.communicate()
     assert main(arguments) == 0
     assert timeless(folder) == timeless(tuned)
+
+
+def test_a_trial_that_was_killed_while_it_was_made_is_made_again_as_it_was(tmp_path, monkeypatch):
+    ranges = {"learning_rate": [0.1, 0.5], "weight_decay": [0.0, 0.2]}
+    plan = Plan("x.py", [], LOSSES, "cross_entropy", seeds=1, tune=ranges, trials=1)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    expected = next(trials(plan, tmp_path / "whole", "strict_l")).settings
+    sample = optuna.samplers.TPESampler.sample_independent
+
+    def killed(self, study, trial, name, distribution):
+        if name == "weight_decay":
+            raise KeyboardInterrupt
+        return sample(self, study, trial, name, distribution)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.samplers.TPESampler, "sample_independent", killed)
+        with pytest.raises(KeyboardInterrupt):
+            next(trials(plan, tmp_path / "killed", "strict_l"))
+    assert next(trials(plan, tmp_path / "killed", "strict_l")).settings == expected
+    assert len(expected.parameters) == 2
 
 
 # ---- What goes wrong in a run ----------------------------------------------------------------
