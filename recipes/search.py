@@ -33,7 +33,7 @@ from hf_losses.models.pretrained import find_model, load_text_classifier
 from hf_losses.options import option
 from hf_losses.search import study as studies
 from hf_losses.search.space import SearchArguments
-from hf_losses.training.outputs import dataset_facts
+from hf_losses.training.outputs import check_folder, dataset_facts
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, parse
 
 
@@ -118,6 +118,7 @@ def main(argv=None):
         losses = search.expand(data.kind)
         space = search.ranges(losses)
         args.output_dir = args.output_dir or f"runs/search/{source.name}-seed{args.seed}"
+        check_folder(args.output_dir)
         tokenizer, _ = load_text_classifier(path, data.classes, options)
         logging.set_verbosity_error()  # Every trial loads it again and would report the same.
         logging.disable_progress_bar()

@@ -7,7 +7,9 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,7 +84,8 @@ def prepare(
         target: What the model learns, in words; without: the data's classes, or a number.
 
     Raises:
-        ValueError: If there is nothing to resume or to predict, or an unfinished run in the way.
+        UsageError: If there is nothing to resume or to predict, an unfinished run is in the way, or
+            nothing can be written to the output folder.
     """
     if args.do_predict and not data.sets("test"):
         raise UsageError(f"--do_predict needs a test set; see {data.options}")
@@ -98,7 +101,29 @@ def prepare(
             "true, remove that folder, or choose another --output_dir"
         )
     if args.process_index == 0:
+        check_folder(args.output_dir)
         _announce(args, task, data, model, loss, target)
+
+
+def check_folder(folder: str) -> None:
+    """Raises a UsageError unless files can be written to a folder; what it makes, it removes.
+
+    Args:
+        folder: An output folder, which need not be there yet.
+    """
+    path = Path(folder).absolute()
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to the folder {folder!r} ({error.strerror}); choose another --output_dir"
+        ) from error
+    finally:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()
 
 
 def _announce(

@@ -9,6 +9,9 @@ import pytest
 import test_glue
 from test_glue import RECIPES, rows, write
 
+from hf_losses.messages import UsageError
+from hf_losses.training.outputs import check_folder
+
 tiny = test_glue.tiny
 NAMES = sorted(path.stem for path in RECIPES.glob("*.py"))
 
@@ -90,6 +93,25 @@ def test_what_a_user_did_is_one_line_and_a_bug_a_traceback(tmp_path, tiny):
     assert done.returncode == 1
     assert "ValueError: a bug of a library" in done.stderr
     assert "Traceback" in done.stderr
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    for folder in ("file", "file/below"):
+        with pytest.raises(UsageError, match="choose another --output_dir"):
+            check_folder(folder)
+    check_folder("new/below")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_folder_of_a_file_is_refused_by_the_recipe(tmp_path, tiny):
+    train = write(tmp_path / "train.csv", rows(32, 0))
+    flags = ["--train_file", train, "--validation_file", train, "--model_name_or_path", tiny]
+    done = start(tmp_path, "glue", *flags, "--use_cpu", "--output_dir", "train.csv")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "cannot write to the folder 'train.csv' (File exists)" in done.stderr
 
 
 def test_a_missing_token_is_one_line(tmp_path, tiny, monkeypatch):
