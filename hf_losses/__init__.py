@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hf_losses.lazy import attributes
 
 if TYPE_CHECKING:
     from hf_losses.hub.saved_run import load_loss
@@ -62,8 +63,4 @@ _MODULES = {
     "register_loss": "losses.registry",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"hf_losses.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = attributes(__name__, _MODULES)

@@ -1,10 +1,13 @@
-"""Modules that are loaded when they are first used: `hf-losses list` shall not wait for torch."""
+"""What is loaded when it is first used: `hf-losses list` shall not wait for torch."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 
 def lazy(name: str) -> ModuleType:
@@ -30,3 +33,19 @@ def lazy(name: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` for a package whose public names are imported with their first use.
+
+    Args:
+        package: Its `__name__`.
+        modules: By public name, the module below `hf_losses` that it stands in.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name in modules:
+            return getattr(importlib.import_module(f"hf_losses.{modules[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return __getattr__
