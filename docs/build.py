@@ -103,7 +103,8 @@ def speed() -> str:
 
 def _matrix(what: str, cases: dict[str, Any], cell: Callable[..., str]) -> list[str]:
     """A table of peers by cases; losses that do the same work share a row."""
-    alike = [name for name in list_losses(task="classification") if not get_spec(name).is_full]
+    measured = {name for own in cases.values() for name in own["default"]}
+    alike = [name for name in list_losses() if name in measured and not get_spec(name).is_full]
     rows = {f"the {len(alike)} sparse losses": alike}
     for own in cases.values():
         rows |= {name: [name] for name in list(own["default"])[1:] if name not in alike}

@@ -18,35 +18,10 @@ from hf_losses.losses.registry import LossSpec, neutral_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("list", "plot", "run", "compare", "publish")
-# By kind: when to use such a loss, and when not.
-ADVICE = {
-    "neutral": (
-        "It is the baseline that every other loss is measured against. Begin with it.",
-        "",
-    ),
-    "strict": (
-        "Hard examples weigh more than under cross-entropy: in theory for clean labels of which "
-        "every one counts. Our own comparisons found no win (see [Results](../results.md)).",
-        "With noisy labels: a wrong label is a hard example that weighs ever more. Hard examples "
-        "have larger gradients than under cross-entropy: look at the gradient norm.",
-    ),
-    "liberal": (
-        "Hard examples weigh less than under cross-entropy: for labels of which some are wrong, "
-        "and for going on from a model that has learned already. Our own comparisons found no win "
-        "(see [Results](../results.md)).",
-        "From a cold start with many classes: an item of small p has hardly any gradient. Begin "
-        "with cross-entropy (`--loss_warmup_ratio 0.3`), or take a higher learning rate.",
-    ),
-    "robust": (
-        "For targets with outliers: large errors weigh less than under squared error.",
-        "Where large errors are what must be avoided.",
-    ),
-}
 
 
 def loss_page(spec: LossSpec) -> str:
     """The page of a loss, from its record."""
-    use, avoid = ADVICE.get(spec.kind, ("See its source.", ""))
     variable = "p" if spec.task == "classification" else "e"
     lines = [f"# {spec.name}", "", f"A {spec.kind} {spec.task} loss.", ""]
     lines += [f"![{spec.name} beside {neutral_loss(spec.task)}]({spec.name}.svg)", ""]
@@ -58,12 +33,9 @@ def loss_page(spec: LossSpec) -> str:
             "",
         ]
     for name, parameter in spec.parameters.items():
-        lines += [
-            f"- `{name}` = {parameter.default:g} (above {parameter.above:g}): {parameter.help}"
-        ]
-    lines += ["", "## When to use it", "", use, ""]
-    if avoid:
-        lines += ["## When not", "", avoid, ""]
+        lines += [f"- `{name}` = {parameter.default:g} ({parameter.bound}): {parameter.help}"]
+    lines += ["", "## When to use it", "", linked(spec.use), ""]
+    lines += ["## When not", "", linked(spec.avoid), ""]
     lines += ["## Use", "", "```python", "from hf_losses import get_loss", ""]
     lines += [f'loss = get_loss("{spec.name}")', "```", ""]
     lines += [f'In a training: `--loss {spec.name}`, or `LossTrainer(…, loss="{spec.name}")`.', ""]

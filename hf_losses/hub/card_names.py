@@ -10,6 +10,7 @@ KINDS = {
     "cross-entropy",
     "liberal": "the gradient weight rises with p; hard examples weigh less than under "
     "cross-entropy",
+    "mixed": "the gradient weight first rises with p and then falls",
     "robust": "large errors weigh less than under squared error",
 }
 

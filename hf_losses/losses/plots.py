@@ -42,18 +42,21 @@ COLORS = {
     "neutral": ("#000000",),
     "strict": ("#6E1023", "#D7301F", "#F59B00", "#DE7FBA", "#6A3D9A", "#8C8C8C", "#4D4D00"),
     "liberal": ("#0B3C8C", "#1C9AD6", "#00796B", "#7CB342", "#A88BD8", "#8C6D1F", "#555555"),
+    "mixed": ("#B8860B", "#6A3D9A", "#00796B"),
     "robust": ("#6E1023", "#1C9AD6", "#F59B00", "#00796B", "#DE7FBA", "#6A3D9A", "#8C8C8C"),
 }
 LINES: dict[str, dict[str, Any]] = {
     "neutral": {"linestyle": (0, (4.9, 1.45)), "linewidth": 3.2},
     "strict": {"linestyle": "-", "linewidth": 1.7},
     "liberal": {"linestyle": (0, (7, 1.2, 1.5, 1.2)), "linewidth": 1.9},
+    "mixed": {"linestyle": (0, (1, 1.2)), "linewidth": 2.2},
     "robust": {"linestyle": "-", "linewidth": 1.7},
 }
 HEADINGS = {
     "neutral": "Reference",
     "strict": "Strict: hard examples weigh more",
     "liberal": "Liberal: hard examples weigh less",
+    "mixed": "Mixed: the weight rises and falls",
     "robust": "Robust: large errors weigh less",
 }
 # What a task's two panels are called, and their common axis.

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from hf_losses import citation
 from hf_losses.messages import UsageError, nearest
 
-KINDS = ("neutral", "strict", "liberal", "robust")
+KINDS = ("neutral", "strict", "liberal", "mixed", "robust")
 TASKS = ("classification", "regression")
+PAPER = f"Noel et al. 2023, {citation.PAPER}"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,13 +29,30 @@ class LossParameter:
 
     Attributes:
         default: Value used when the user gives none.
-        above: Exclusive lower bound.
         help: What it does, in one sentence.
+        above: Exclusive lower bound, if there is one.
+        minimum: Inclusive lower bound, if there is one.
     """
 
     default: float
-    above: float
     help: str
+    above: float | None = None
+    minimum: float | None = None
+
+    @property
+    def bound(self) -> str:
+        """The lower bound in words, such as `above 0`; empty without one."""
+        if self.minimum is not None:
+            return f"at least {self.minimum:g}"
+        return "" if self.above is None else f"above {self.above:g}"
+
+    def allows(self, value: float) -> bool:
+        """Whether a value is finite and within the bounds."""
+        return (
+            math.isfinite(value)
+            and (self.above is None or value > self.above)
+            and (self.minimum is None or value >= self.minimum)
+        )
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,9 @@ class LossSpec:
         name: What users type.
         task: `classification` or `regression`.
         kind: `strict` when the gradient weight w falls as p rises (hard examples weigh more than
-            under cross-entropy), `liberal` when it rises, `neutral` for the task's baseline,
-            `robust` for regression losses that weigh large errors less than squared error does.
+            under cross-entropy), `liberal` when it rises, `mixed` when it does both, `neutral` for
+            the task's baseline, `robust` for regression losses that weigh large errors less than
+            squared error does. Parameters are at their defaults.
         formula: The loss in Python syntax: of `p`, the probability of the true class, or of `e`,
             prediction minus target. Parameters appear by name.
         function: `function(x, **parameters) -> (value, derivative)`, both element-wise in x, the
@@ -61,6 +82,8 @@ class LossSpec:
             slowly where there are many classes.
         parameters: The loss's own parameters by name.
         reference: Where the formula comes from.
+        use: When to use the loss, in one sentence, with a source.
+        avoid: Where it fails, in one sentence, with a source.
     """
 
     name: str
@@ -74,6 +97,8 @@ class LossSpec:
     wrong_class_function: Callable[..., Any] | None = None
     parameters: Mapping[str, LossParameter] = field(default_factory=dict, hash=False)
     reference: str = ""
+    use: str = ""
+    avoid: str = ""
 
     def __post_init__(self) -> None:
         """Freezes the parameters and checks kind and task."""
@@ -92,6 +117,11 @@ class LossSpec:
     def is_full(self) -> bool:
         """Whether every class, not only the true one, contributes its own margin."""
         return bool(self.wrong_class_formula)
+
+    @property
+    def is_of_paper(self) -> bool:
+        """Whether it is one of the paper's eight losses."""
+        return self.reference.startswith(PAPER)
 
     @property
     def has_max_weight(self) -> bool:
@@ -127,11 +157,9 @@ class LossSpec:
         values = {}
         for name, parameter in self.parameters.items():
             value = as_number(self.name, name, given.get(name, parameter.default))
-            if not parameter.above < value < float("inf"):
-                raise UsageError(
-                    f"loss {self.name!r}: {name} must be finite and greater than "
-                    f"{parameter.above:g}, got {value!r}"
-                )
+            if not parameter.allows(value):
+                limits = " and ".join(filter(None, ("finite", parameter.bound)))
+                raise UsageError(f"loss {self.name!r}: {name} must be {limits}, got {value!r}")
             values[name] = value
         return values
 
@@ -196,7 +224,7 @@ def register_loss(
 
     Args:
         name: What users will type; must be new.
-        kind: One of `strict`, `liberal`, `neutral`, `robust`.
+        kind: One of `strict`, `liberal`, `mixed`, `neutral`, `robust`.
         formula: See `LossSpec.formula`.
         task: `classification` (a function of the margin) or `regression` (of the error).
         **record: Any other field of `LossSpec`.
@@ -252,7 +280,7 @@ def list_losses(
 
     Args:
         pattern: Shell wildcard, such as `liberal_*`.
-        kind: Only `strict`, `liberal`, `neutral` or `robust` ones.
+        kind: Only `strict`, `liberal`, `mixed`, `neutral` or `robust` ones.
         task: Only those for `classification` or `regression`.
 
     Returns:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from hf_losses import markdown
 from hf_losses.citation import linked
-from hf_losses.losses.registry import TASKS, LossSpec, get_spec
+from hf_losses.losses.registry import KINDS, TASKS, LossSpec, get_spec
 
 CAPTIONS = {
     "classification": "Classification: p is the probability of the true class, q that of a wrong "
-    "one (sums run over the wrong classes); the gradient weight is w(p) = p·|ℓ′(p)|.",
+    "one (sums run over the wrong classes); the gradient weight is w(p) = p·|ℓ′(p)|. "
+    "By kind; `paper` marks the eight of Noel et al. 2023.",
     "regression": "Regression: e is prediction minus target.",
 }
 
@@ -32,10 +33,13 @@ def as_json(names: Sequence[str]) -> str:
             "name": spec.name,
             "task": spec.task,
             "kind": spec.kind,
+            "paper": spec.is_of_paper,
             "formula": spec.full_formula,
             "weight": spec.weight_formula or None,
             "parameters": {name: vars(parameter) for name, parameter in spec.parameters.items()},
             "reference": spec.reference,
+            "use": spec.use,
+            "avoid": spec.avoid,
         }
         for spec in map(get_spec, names)
     ]
@@ -85,7 +89,7 @@ def as_text(names: Sequence[str]) -> str:
     with console.capture() as capture:
         for task, specs in _by_task(names):
             records = [_record(spec) for spec in specs]
-            whole = ("name", "kind", *_formulas(records[0]))
+            whole = ("name", "kind", "paper", *_formulas(records[0]))
             wide = console.width >= _least_width(records, whole)
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, leading=not wide)
             for header in records[0] if wide else ("name", "loss"):
@@ -102,23 +106,28 @@ FORMATS = {"text": as_text, "markdown": as_markdown, "json": as_json}
 
 def _by_task(names: Sequence[str]) -> list[tuple[str, list[LossSpec]]]:
     specs = [get_spec(name) for name in names]
+    specs.sort(key=lambda spec: KINDS.index(spec.kind))
     tasks = [(task, [spec for spec in specs if spec.task == task]) for task in TASKS]
     return [(task, of_task) for task, of_task in tasks if of_task]
 
 
 def _record(spec: LossSpec) -> dict[str, str]:
     """A row of a table: text by column."""
-    formulas = {"ℓ(e)": spec.formula}
+    columns = {"ℓ(e)": spec.formula}
     if spec.task == "classification":
-        formulas = {"ℓ(p)": spec.full_formula, "w(p)": spec.weight_formula}
+        columns = {
+            "paper": "yes" if spec.is_of_paper else "",
+            "ℓ(p)": spec.full_formula,
+            "w(p)": spec.weight_formula,
+        }
     parameters = [
-        f"{name}={parameter.default:g} (above {parameter.above:g}): {parameter.help}"
+        f"{name}={parameter.default:g} ({parameter.bound}): {parameter.help}"
         for name, parameter in spec.parameters.items()
     ]
     return {
         "name": spec.name,
         "kind": spec.kind,
-        **formulas,
+        **columns,
         "parameters": "; ".join(parameters),
         "reference": spec.reference,
     }
@@ -141,4 +150,5 @@ def _block(record: dict[str, str]) -> tuple[str, str]:
     """A row of two columns, for a narrow terminal."""
     lines = [f"{column} = {record[column]}" for column in _formulas(record) if record[column]]
     lines += [record[column] for column in ("parameters", "reference") if record[column]]
-    return f"{record['name']}\n{record['kind']}", "\n".join(lines)
+    kind = record["kind"] + " (paper)" * bool(record.get("paper"))
+    return f"{record['name']}\n{kind}", "\n".join(lines)

@@ -65,8 +65,9 @@ class SearchArguments:
         found = {"learning_rate": self.learning_rate_range}
         for loss in losses:
             for name, own in get_spec(loss).parameters.items():
-                scale = own.default - own.above
-                found[f"{loss}.{name}"] = [own.above + scale / 5, own.above + scale * 5]
+                lowest = own.above if own.minimum is None else own.minimum
+                scale = own.default - (lowest or 0.0)
+                found[f"{loss}.{name}"] = [own.default - 0.8 * scale, own.default + 4 * scale]
         for text in self.loss_ranges or []:
             name, _, bounds = text.partition("=")
             loss, _, parameter = name.partition(".")

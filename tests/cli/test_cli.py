@@ -51,9 +51,7 @@ def test_in_a_pipe_each_loss_is_one_whole_line(capsys):
     for spec in map(get_spec, list_losses()):
         (line,) = [line for line in lines if line.split()[:1] == [spec.name]]
         shown = [spec.kind, spec.full_formula, spec.weight_formula, spec.reference]
-        shown += [
-            f"{name}={p.default:g} (above {p.above:g})" for name, p in spec.parameters.items()
-        ]
+        shown += [f"{name}={p.default:g} ({p.bound})" for name, p in spec.parameters.items()]
         assert all(text in line for text in shown), line
 
 
@@ -101,13 +99,26 @@ def test_json_is_the_registry(capsys):
         "name": "strict_m_power",
         "task": "classification",
         "kind": "strict",
+        "paper": True,
         "formula": "p**(-alpha) - 1",
         "weight": "alpha*p**(-alpha)",
         "parameters": {
-            "alpha": {"default": 0.5, "above": 0.0, "help": "power of 1/p; 1 gives strict_m"}
+            "alpha": {
+                "default": 0.5,
+                "help": "power of 1/p; 1 gives strict_m",
+                "above": 0.0,
+                "minimum": None,
+            }
         },
         "reference": "Noel et al. 2023, arXiv:2303.09935 (ParamMLoss)",
+        "use": get_spec("strict_m_power").use,
+        "avoid": get_spec("strict_m_power").avoid,
     }
+    assert [name for name, loss in losses.items() if not loss["paper"]] == [
+        "cross_entropy",
+        *("liberal_exp", "gce", "dft", "poly1", "focal"),
+        *list_losses(task="regression"),
+    ]
     assert losses["strict_l_full"]["formula"] == get_spec("strict_l_full").full_formula
     assert losses["strict_l_full"]["weight"] is None
 
@@ -117,14 +128,17 @@ def test_markdown_has_a_row_per_loss_and_links(capsys):
     assert [row.split("`")[1] for row in rows if row.startswith("| `")] == list_losses()
     (row,) = [row for row in rows if row.startswith("| `strict_m_power`")]
     assert row == (
-        "| `strict_m_power` | strict | `p**(-alpha) - 1` | `alpha*p**(-alpha)` "
+        "| `strict_m_power` | strict | yes | `p**(-alpha) - 1` | `alpha*p**(-alpha)` "
         "| alpha=0.5 (above 0): power of 1/p; 1 gives strict_m "
         "| Noel et al. 2023, [arXiv:2303.09935](https://arxiv.org/abs/2303.09935) (ParamMLoss) |"
     )
 
 
-def test_a_new_loss_is_listed_and_drawn_at_once(capsys, tmp_path, eleventh_loss):
-    assert eleventh_loss in names_in(output(capsys, "list"))
+def test_a_new_loss_is_listed_by_its_kind_and_drawn_at_once(capsys, tmp_path, eleventh_loss):
+    names = [name for name in names_in(output(capsys, "list")) if name in list_losses()]
+    assert (
+        names.index(eleventh_loss) == names.index("liberal_parabolic") - 1
+    )  # The last strict one.
     output(capsys, "plot", "--output", str(tmp_path / "a.svg"))
     assert f'id="{eleventh_loss}-weight"' in (tmp_path / "a.svg").read_text(encoding="utf-8")
 

@@ -13,8 +13,12 @@ from mpmath import mp, mpf
 
 from hf_losses import get_loss, get_spec, list_losses
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "reference" / "losses.json").read_text())
-CASES = GOLDEN["cases"]
+REFERENCE = Path(__file__).parents[1] / "reference"
+# The paper's losses with liberal_exp, and those beside them: the same cases.
+GOLDEN, BESIDE = (
+    json.loads((REFERENCE / name).read_text()) for name in ("losses.json", "losses_beside.json")
+)
+CASES = [a | b for a, b in zip(GOLDEN["cases"], BESIDE["cases"], strict=True)]
 CLASSIFICATION = variants("classification")
 REGRESSION = variants("regression")
 
@@ -37,8 +41,11 @@ def errors(name, case, dtype, **options):
     exact = float(case[name]["loss"])
     exact_gradient = torch.tensor([float(g) for g in case[name]["gradient"]], dtype=torch.float64)
     allowed = TOLERANCE[dtype] * (1 + max(map(abs, case["logits"])))
-    of_gradient = (gradient.double() - exact_gradient).abs().max() / exact_gradient.abs().max()
-    return abs(loss.item() / exact - 1) / allowed, of_gradient.item() / allowed
+    tiny = torch.finfo(dtype).tiny
+    of_value = abs(loss.item() - exact) / (allowed * exact + tiny)
+    largest = exact_gradient.abs().max().item()
+    of_gradient = (gradient.double() - exact_gradient).abs().max().item()
+    return of_value, of_gradient / (allowed * largest + tiny)
 
 
 def heaviest(name, case):
@@ -51,12 +58,17 @@ def heaviest(name, case):
     return weight(true, min(pays))
 
 
-def test_golden_file_holds_only_losses_that_exist():
+def test_golden_files_hold_every_loss():
     names = set(CASES[0]) - {"logits", "label"}
     assert len(CASES) == 32
-    assert len(names) == 10
-    assert names <= set(list_losses(task="classification"))
-    assert get_loss("strict_m_power").params["alpha"] == GOLDEN["strict_m_power.alpha"]
+    assert len(names) == 14
+    assert names == set(list_losses(task="classification"))
+    for golden in (GOLDEN, BESIDE):
+        for key in golden.keys() - {"cases"}:
+            name, parameter = key.split(".")
+            assert get_loss(name).params[parameter] == golden[key]
+    for a, b in zip(GOLDEN["cases"], BESIDE["cases"], strict=True):
+        assert (a["logits"], a["label"]) == (b["logits"], b["label"])
 
 
 GOLDEN_NAMES = pytest.mark.parametrize("name", sorted(set(CASES[0]) - {"logits", "label"}))
@@ -138,13 +150,72 @@ def test_kind_says_how_the_weight_moves_with_p(name, params):
     ]
     pairs = list(itertools.pairwise(weights))
     holds = {
-        "strict": lambda a, b: a > b,
-        "liberal": lambda a, b: a < b,
-        "neutral": lambda a, b: abs(a / b - 1) < 1e-30,
+        "strict": all(a > b for a, b in pairs),
+        "liberal": all(a < b for a, b in pairs),
+        "neutral": all(abs(a / b - 1) < 1e-30 for a, b in pairs),
+        "mixed": any(a / b - 1 > 1e-30 for a, b in pairs)
+        and any(1 - a / b > 1e-30 for a, b in pairs),
     }
-    assert {kind for kind in holds if all(holds[kind](*pair) for pair in pairs)} == {
-        get_spec(name).kind
-    }
+    assert [kind for kind in holds if holds[kind]] == [get_spec(name).kind]
+
+
+def test_focal_weighs_like_cross_entropy_at_0_then_more_then_nothing():
+    (loss,) = parts("focal")
+    weights = [weight(loss, sigmoid(mpf(m))) for m in (-60, mp.log(mpf(1) / 9), 60)]
+    assert [float(w) for w in weights] == pytest.approx([1, 1.2245, 0], abs=1e-4)
+
+
+@DTYPES
+@pytest.mark.parametrize("epsilon", [-1.0, -0.5])
+def test_a_negative_epsilon_makes_poly1_strict_and_keeps_its_gradient_exact(epsilon, dtype):
+    spec = get_spec("poly1")
+    (loss,) = parts("poly1", epsilon=epsilon)
+    margins = torch.tensor(MARGINS, dtype=dtype)
+    values, slopes = spec.function(margins, epsilon=epsilon)
+    for m, value, slope in zip(MARGINS, values.tolist(), slopes.tolist(), strict=True):
+        with digits(100):
+            exact, exact_slope = bounded(loss, m)
+        allowed = TOLERANCE[dtype] * (1 + abs(m))
+        # -ln p - (1 - p) cancels near certainty.
+        assert abs(value - exact) <= allowed * (abs(exact) + sigmoid(mpf(-m))), m
+        assert abs(slope - exact_slope) <= allowed * abs(exact_slope) + torch.finfo(dtype).tiny, m
+    falls = [weight(loss, sigmoid(mpf(m) / 4)) for m in range(-80, 81)]
+    assert falls == sorted(falls, reverse=True)
+
+
+FAMILY = [-1.0, -0.5, 0.175, 0.7, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("power", FAMILY)
+def test_one_line_of_losses_runs_from_strict_m_through_cross_entropy_to_dft(power):
+    """(1 - p^λ)/λ: strict_m at -1, strict_m_power/alpha below 0, gce above 0, dft at 1."""
+    m = torch.linspace(-9, 9, 37, dtype=torch.float64)
+    p = torch.sigmoid(m)
+    expected = (1 - p**power) / power
+    if power < 0:
+        value = get_spec("strict_m_power").function(m, alpha=-power)[0] / -power
+    else:
+        value = get_spec("gce").function(m, q=power)[0]
+    torch.testing.assert_close(value, expected)
+    for same, name in ((-1.0, "strict_m"), (1.0, "dft")):
+        if power == same:
+            torch.testing.assert_close(get_spec(name).function(m)[0], expected)
+
+
+def test_gce_with_a_tiny_q_is_cross_entropy():
+    m = torch.linspace(-9, 9, 37, dtype=torch.float64)
+    for ours, theirs in zip(
+        get_spec("gce").function(m, q=1e-9), get_spec("cross_entropy").function(m), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize(("name", "parameter"), [("focal", "gamma"), ("poly1", "epsilon")])
+def test_at_0_focal_and_poly1_are_cross_entropy(name, parameter):
+    m = torch.tensor([*MARGINS, math.inf, -math.inf], dtype=torch.float64)
+    ours = get_spec(name).function(m, **{parameter: 0.0})
+    for mine, theirs in zip(ours, get_spec("cross_entropy").function(m), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("name", [n for n in list_losses() if get_spec(n).is_full])

@@ -35,12 +35,14 @@ MISTAKES = [
     ("strict_m", {"max_wieght": 1}, ["'max_wieght'", f"takes {OPTIONS}", "mean 'max_weight'?"]),
     ("huber", {"delt": 1}, ["'delt'", "takes delta, reduction", "mean 'delta'?"]),
     ("mse", {"label_smoothing": 0.1}, ["'mse'", "'label_smoothing'", "takes reduction."]),
-    ("strict_m_power", {"alpha": 0}, ["alpha", "greater than 0", "got 0.0"]),
-    ("strict_m_power", {"alpha": -0.5}, ["alpha", "greater than 0", "got -0.5"]),
+    ("strict_m_power", {"alpha": 0}, ["alpha", "finite and above 0", "got 0.0"]),
+    ("strict_m_power", {"alpha": -0.5}, ["alpha", "finite and above 0", "got -0.5"]),
     ("strict_m_power", {"alpha": math.inf}, ["alpha", "finite", "got inf"]),
     ("strict_m_power", {"alpha": math.nan}, ["alpha", "finite", "got nan"]),
     ("strict_m_power", {"alpha": "big"}, ["alpha", "a number", "'big'"]),
-    ("huber", {"delta": 0}, ["delta", "greater than 0", "got 0.0"]),
+    ("focal", {"gamma": -0.1}, ["gamma", "finite and at least 0", "got -0.1"]),
+    ("poly1", {"epsilon": -1.1}, ["epsilon", "finite and at least -1", "got -1.1"]),
+    ("huber", {"delta": 0}, ["delta", "finite and above 0", "got 0.0"]),
     ("strict_m", {"reduction": "meen"}, ["'meen'", "mean, sum, none", "mean 'mean'?"]),
     ("mse", {"reduction": None}, ["None", "mean, sum, none"]),
     (
@@ -182,7 +184,7 @@ def test_wildcards_and_filters():
     everything = list_losses()
     assert everything[0] == "cross_entropy"
     assert len(set(everything)) == len(everything)
-    assert list_losses("liberal_*") == list_losses(kind="liberal")
+    assert list_losses(kind="liberal") == [*list_losses("liberal_*"), "gce", "dft", "poly1"]
     assert list_losses("*_full") == ["strict_m_full", "strict_l_full"]
     assert list_losses("strict_?") == ["strict_m", "strict_l"]
     assert list_losses("STRICT_*") == list_losses("exp") == []
@@ -216,8 +218,32 @@ def test_a_record_is_complete_and_frozen(name):
     with pytest.raises(TypeError):
         spec.parameters["new"] = LossParameter(1.0, above=0.0, help="")
     for parameter in spec.parameters.values():
-        assert parameter.above < parameter.default
+        assert parameter.allows(parameter.default)
+        assert parameter.bound
         assert parameter.help
+    assert spec.use.endswith(".")
+    assert spec.avoid.endswith(".")
+
+
+def test_the_paper_has_eight_losses():
+    paper = [name for name in list_losses() if get_spec(name).is_of_paper]
+    assert paper == [*list_losses("strict_*"), *list_losses("liberal_[!e]*")]
+    assert len(paper) == 8
+
+
+@pytest.mark.parametrize(
+    ("bounds", "allowed", "refused", "words"),
+    [
+        ({"above": 0.0}, [1e-9, 5.0], [0.0, -1.0, math.inf], "above 0"),
+        ({"minimum": -1.0}, [-1.0, 5.0], [-1.1, -math.inf, math.nan], "at least -1"),
+        ({}, [-5.0, 5.0], [math.inf, math.nan], ""),
+    ],
+)
+def test_bounds_of_a_parameter(bounds, allowed, refused, words):
+    parameter = LossParameter(1.0, help="", **bounds)
+    assert parameter.bound == words
+    assert all(map(parameter.allows, allowed))
+    assert not any(map(parameter.allows, refused))
 
 
 def test_a_record_keeps_its_own_parameters():

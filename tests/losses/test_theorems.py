@@ -57,7 +57,7 @@ def test_value_falls_strictly_in_the_margin(name, m, gap, others):
 
 
 @EVERY
-@given(m=st.floats(-300, 300))
+@given(m=st.floats(-300, 200))  # Above, the slope of focal is less than float64 can write.
 def test_slope_is_negative_at_every_margin(name, m):
     assert gradient(name, [m, 0.0])[0] < 0
 

@@ -300,7 +300,7 @@ RANGE = "--loss_ranges takes LOSS.PARAMETER=LOW:HIGH, such as strict_l.max_weigh
         ),
         (
             ["--loss_ranges", "strict_m_power.alpha=-1:1"],
-            "alpha must be finite and greater than 0, got -1.0",
+            "alpha must be finite and above 0, got -1.0",
         ),
         (
             ["--losses", "liberal_*", "--loss_ranges", "liberal_expo.max_weight=1:2"],

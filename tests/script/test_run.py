@@ -525,7 +525,7 @@ raise SystemExit(3)
         (["--loss", "strict_l", "-m", "loop"], "loop has no transformers Trainer"),
         (["--loss", "strict_l", "-m", "loops"], "loops has no transformers Trainer"),
         ([*POWER[:3], "[1]", "x.py"], "loss_kwargs must be a JSON object"),
-        ([*POWER[:3], '{"alpha": -1}', "x.py"], "alpha must be finite and greater than 0"),
+        ([*POWER[:3], '{"alpha": -1}', "x.py"], "alpha must be finite and above 0"),
     ],
 )
 def test_bad_input_is_refused_before_the_script_starts(
