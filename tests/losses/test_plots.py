@@ -90,7 +90,9 @@ def test_kinds_have_lines_of_their_own_and_losses_colours_of_their_own():
     colors = [line.get_color() for line in panel.lines]
     assert len(set(colors)) == len(colors)
     alone = loss_figure(["liberal_exp"]).axes[0].lines[-1]
-    assert alone.get_color() == panel.lines[-1].get_color()
+    assert alone.get_color() == next(
+        line.get_color() for line in panel.lines if line.get_gid() == "liberal_exp-loss"
+    )
 
 
 def test_a_new_loss_is_drawn_at_once(eleventh_loss):
