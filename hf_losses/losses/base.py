@@ -6,7 +6,8 @@ import functools
 import inspect
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,6 +72,65 @@ def differentiable(function: ScalarFunction, x: Tensor) -> Tensor:
     node = _Scalar if torch.compiler.is_compiling() else _ForwardScalar
     out: Tensor = node.apply(x, function)  # type: ignore[no-untyped-call]
     return out
+
+
+@dataclass(frozen=True, eq=False)
+class Weighting:
+    """How the losses of items are weighed, and what their mean is divided by.
+
+    Attributes:
+        classes: `[C]`, or None if all classes weigh the same.
+        items: One number per item, or None if all items weigh the same.
+        count: Divisor of a mean; None: the loss counts for itself.
+    """
+
+    classes: Tensor | None
+    items: Tensor | None
+    count: Tensor | float | None
+
+    def times(self, losses: Tensor) -> Tensor:
+        """The losses of items, multiplied by the item weights."""
+        return losses if self.items is None else losses * self.items
+
+
+def checked_item_weight(weight: Any, shape: Sequence[int], like: Tensor) -> Tensor | None:
+    """Item weights in the shape of the items.
+
+    Args:
+        weight: One number per item, or per row of items; None.
+        shape: That of the items.
+        like: A tensor on the device of the loss, in the dtype whose precision it is computed in.
+
+    Returns:
+        A tensor of that shape without a gradient; None for None.
+
+    Raises:
+        ValueError: If the shapes do not fit or, on the CPU, a number is negative or not finite.
+    """
+    if weight is None:
+        return None
+    numbers = torch.as_tensor(weight).detach().to(like.device, accurate_dtype(like))
+    if numbers.shape != tuple(shape) and numbers.shape == tuple(shape[:-1]):
+        numbers = numbers.unsqueeze(-1).expand(*shape)
+    if numbers.shape != tuple(shape):
+        raise UsageError(
+            f"item_weight of shape {tuple(numbers.shape)} does not fit items of shape "
+            f"{tuple(shape)}: give one number for each"
+        )
+    # A GPU would have to wait for the answer; within transforms there is none.
+    plain = numbers.is_cpu and not torch.compiler.is_compiling()
+    if plain and not torch._C._are_functorch_transforms_active():
+        check_item_weight_values(numbers)
+    return numbers
+
+
+def check_item_weight_values(weight: Tensor) -> None:
+    """Raises a ValueError if an item weight is negative or not finite; it waits for the device."""
+    wrong = weight[~((weight >= 0) & weight.isfinite())]
+    if wrong.numel():
+        raise UsageError(
+            f"the weight of an item must be finite and not negative, got {wrong[0].item():g}"
+        )
 
 
 class LossModule(nn.Module):
@@ -160,7 +220,12 @@ class RegressionLoss(LossModule):
         super().__init__(name, reduction, params)
 
     def forward(
-        self, prediction: Tensor, target: Tensor, count: Tensor | float | None = None
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        count: Tensor | float | None = None,
+        *,
+        item_weight: Tensor | None = None,
     ) -> Tensor:
         """Computes the loss.
 
@@ -168,13 +233,16 @@ class RegressionLoss(LossModule):
             prediction: `[...]` or `[..., 1]`, any floating dtype; computed in float32 (float64
                 stays).
             target: `[...]`, the same shape up to a trailing 1, any real dtype.
-            count: What a mean divides by; None: the number of items.
+            count: Divisor of a mean; by default the number of items.
+            item_weight: One finite, non-negative number per item, or per row of items, by which
+                its loss is multiplied; a mean does not divide by it. No gradient flows into it.
 
         Returns:
             A scalar, or with `reduction="none"` one value per number in the target's shape.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or an item weight on the CPU is negative or not
+                finite.
         """
         x = accurate(prediction)
         if x.shape == (*target.shape, 1):
@@ -184,7 +252,8 @@ class RegressionLoss(LossModule):
                 f"prediction of shape {tuple(prediction.shape)} does not fit "
                 f"target of shape {tuple(target.shape)}"
             )
-        losses = self._scalar(x - target.to(x.dtype))
+        weighting = Weighting(None, checked_item_weight(item_weight, x.shape, x), count)
+        losses = weighting.times(self._scalar(x - target.to(x.dtype)))
         return self._reduce(losses, torch.tensor(losses.numel(), device=x.device), count)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_losses.losses.base import Weighting, checked_item_weight
 from hf_losses.losses.fused import DTYPES, Chunk, Kernel, chunk_rows, multiply_
 from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
@@ -119,6 +120,7 @@ def linear_loss(
     loss: str | ClassificationLoss = "cross_entropy",
     bias: Tensor | None = None,
     count: Tensor | float | None = None,
+    item_weight: Tensor | None = None,
     **params: Any,
 ) -> Tensor:
     """The loss of `hidden @ weight.T + bias`, without its logits in memory.
@@ -129,8 +131,9 @@ def linear_loss(
         target: `[...]`, integer class indices; ignored ones are not even projected.
         loss: A registered name, or what `get_loss` made of one.
         bias: `[C]` or None.
-        count: What a mean divides by; None: the number of targets that are not ignored, or the sum
+        count: Divisor of a mean; by default the number of targets that are not ignored, or the sum
             of their class weights.
+        item_weight: `[...]`, one finite, non-negative number per target; see `ClassificationLoss`.
         **params: Of the loss, as for `get_loss`, if it is given by name.
 
     Returns:
@@ -177,17 +180,19 @@ def linear_loss(
     kept = (flat != criterion.ignore_index).nonzero().squeeze(-1)
     rows = hidden.reshape(-1, hidden.shape[-1])
     rows = rows if len(kept) == len(flat) else rows[kept]
-    of_class = criterion.weight_for(hidden)
+    items = checked_item_weight(item_weight, target.shape, hidden)
+    items = items if items is None else items.flatten()[kept]
+    weighting = Weighting(criterion.weight_for(hidden), items, count)
     with torch.autocast(hidden.device.type, enabled=False):
         try:
-            labels, scale, room = criterion.scaled(flat[kept], of_class, count, hidden.dtype)
+            labels, scale, factor = criterion.prepare_targets(flat[kept], weighting, hidden.dtype)
             out: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
                 rows, weight, bias, labels, scale, criterion.kernel, torch.is_grad_enabled()
             )
         except RuntimeError as error:
             criterion.check_indices(flat, len(weight), error)
             raise
-    return out if room is None else out / room
+    return out if factor is None else out / factor
 
 
 def check_linear(criterion: Any) -> None:
@@ -266,7 +271,12 @@ class HeadOutput:
 
 
 def linear_of_head(
-    hidden: Tensor, head: Any, target: Tensor, criterion: ClassificationLoss, count: Any
+    hidden: Tensor,
+    head: Any,
+    target: Tensor,
+    criterion: ClassificationLoss,
+    count: Any,
+    item_weight: Tensor | None = None,
 ) -> Tensor:
     """`linear_loss` of a layer; under autocast in the dtype that the layer would compute in."""
     weight, bias = head.weight, head.bias
@@ -275,4 +285,6 @@ def linear_of_head(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    return linear_loss(hidden, weight, target, loss=criterion, bias=bias, count=count)
+    return linear_loss(
+        hidden, weight, target, loss=criterion, bias=bias, count=count, item_weight=item_weight
+    )

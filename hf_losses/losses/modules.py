@@ -18,8 +18,10 @@ from torch.autograd import forward_ad
 from hf_losses.losses.base import (
     LossModule,
     RegressionLoss,
+    Weighting,
     accurate,
     accurate_dtype,
+    checked_item_weight,
     exact_class_weights,
     not_zero,
 )
@@ -41,20 +43,21 @@ class ClassificationLoss(LossModule):
         name: A registered name, such as `liberal_exp`.
         reduction: `mean`, `sum` or `none`.
         ignore_index: Targets with this value are left out (class indices and multi-label targets;
-            a row of probabilities that starts with it is left out too). Where targets lie in
-            [0, 1] it is refused if it does.
+            a row of probabilities that starts with it is left out too). A number in [0, 1] is
+            refused for probabilities and multi-label targets.
         weight: `[C]`, one non-negative number per class: a sequence, an array or a tensor. It keeps
             its precision for float64 logits and in `config`; the buffer `weight` is its float32. A
             mean over class indices divides by the sum of the weights and any other mean by the
             count, as `F.cross_entropy` does.
         label_smoothing: In [0, 1]: share of the target spread evenly over the classes.
-        max_weight: Positive, `inf` allowed; for strict losses, where the gradient weight w would
-            exceed this, the loss goes on linearly in log p with this slope: finite, and never a
-            zero gradient. The weights of the other losses are bounded by themselves at small p.
+        max_weight: Positive, `inf` allowed; the largest gradient weight w of a strict loss. Where
+            w would exceed it, the loss continues linearly in log p with this slope, so that it
+            stays finite and its gradient never vanishes. Other losses ignore it: their weights
+            are bounded at small p by themselves.
         problem_type: `single_label_classification` or `multi_label_classification`.
-        overwrite_logits: Allows the loss to leave anything in the logits after it was computed with
-            gradients: less time and memory for training steps that need them no more. PyTorch says
-            so if a backward pass would have needed them.
+        overwrite_logits: May overwrite the logits in place when gradients are computed, which saves
+            time and memory; their values are undefined afterwards. PyTorch raises an error if
+            another operation still needs them in its backward pass.
         **params: The loss's own parameters, such as `alpha`.
 
     Raises:
@@ -110,12 +113,12 @@ class ClassificationLoss(LossModule):
         self.kernel: Kernel | None = self._fused_kernel()
 
     def _fused_kernel(self) -> Kernel | None:
-        """How the loss is made straight from logits; None if there is no such way."""
+        """The kernel that computes loss and gradient from logits; None if there is none."""
         if self.label_smoothing or self.problem_type != SINGLE_LABEL:
             return None
         if not self.spec.is_full:
             return Sparse(self._function)
-        # Of the wrong classes, only the top one may lie beyond the bound.
+        # The kernel applies the cap to the true class and to the top wrong class alone.
         if self.spec.wrong_class_function is None or self._function.boundary > 0:
             return None
         return Full(self._function)
@@ -137,7 +140,7 @@ class ClassificationLoss(LossModule):
         return options
 
     def _exact_weight(self, buffer: Tensor) -> Tensor:
-        """The weights as given, float64, on the CPU; those of a buffer that was changed since."""
+        """The exact weights, float64, on the CPU; the buffer's own where it was modified since."""
         held, given = buffer.cpu(), self._given_weight
         if given is None or given.shape != held.shape:
             return held.double()
@@ -169,7 +172,12 @@ class ClassificationLoss(LossModule):
             )
 
     def forward(
-        self, logits: Tensor, target: Tensor, count: Tensor | float | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        count: Tensor | float | None = None,
+        *,
+        item_weight: Tensor | None = None,
     ) -> Tensor:
         """Computes the loss.
 
@@ -177,23 +185,30 @@ class ClassificationLoss(LossModule):
             logits: `[..., C]`, any floating dtype; computed in float32 (float64 stays).
             target: `[...]` integer class indices, or `[..., C]` floating probabilities; for
                 multi-label problems `[..., C]` in [0, 1], any dtype.
-            count: What a mean divides by; None: as told of `weight` above.
+            count: Divisor of a mean. By default the sum of the class weights for class indices,
+                otherwise the number of items that are not ignored.
+            item_weight: `[...]`, one finite, non-negative number per item, or per row of items,
+                by which its loss is multiplied; for multi-label problems an item is a label. A mean
+                does not divide by it. No gradient flows into it.
 
         Returns:
             A scalar, or with `reduction="none"` one value per item: `[...]`, and `[..., C]` for
             multi-label problems. float32 (float64 for float64 logits). Ignored items are 0.
 
         Raises:
-            ValueError: If shapes or dtypes do not fit, or a class index is out of range.
+            ValueError: If shapes or dtypes do not fit, a class index is out of range, or an item
+                weight on the CPU is negative or not finite.
         """
         shape = tuple(logits.shape)
-        weight = self.weight_for(logits)
-        if weight is not None and weight.shape != logits.shape[-1:]:
+        of_class = self.weight_for(logits)
+        if of_class is not None and of_class.shape != logits.shape[-1:]:
             raise UsageError(
-                f"weight has {weight.numel()} entries, one per class, for logits of shape {shape}"
+                f"weight has {of_class.numel()} entries, one per class, for logits of shape {shape}"
             )
+        items = shape if self.problem_type == MULTI_LABEL else shape[:-1]
+        weighting = Weighting(of_class, checked_item_weight(item_weight, items, logits), count)
         if self.problem_type == MULTI_LABEL:
-            return self._multi_label(accurate(logits), target, weight, count)
+            return self._multi_label(accurate(logits), target, weighting)
         if len(shape) == 0 or shape[-1] < 2:
             raise UsageError(
                 f"logits of shape {shape} have fewer than two classes; for a single "
@@ -201,7 +216,7 @@ class ClassificationLoss(LossModule):
                 "use a regression loss such as 'mse'"
             )
         if target.is_floating_point() and target.shape == shape:
-            return self._probabilities(accurate(logits), target, weight, count)
+            return self._probabilities(accurate(logits), target, weighting)
         if target.is_floating_point() or target.dtype == torch.bool or target.shape != shape[:-1]:
             raise UsageError(
                 f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit "
@@ -209,9 +224,9 @@ class ClassificationLoss(LossModule):
                 f"{shape[:-1]}, or floating probabilities of shape {shape}"
             )
         try:
-            return self._class_indices(logits, target.long(), weight, count)
+            return self._class_indices(logits, target.long(), weighting)
         except RuntimeError as error:
-            # Asking first would make every step on a GPU wait; there, the device itself asserts.
+            # Checking the indices first would make a GPU wait at every step; it asserts by itself.
             self.check_indices(target, shape[-1], error)
             raise
 
@@ -226,44 +241,46 @@ class ClassificationLoss(LossModule):
                 f"out with {self.ignore_index}"
             ) from cause
 
-    def _class_indices(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
-    ) -> Tensor:
+    def _class_indices(self, logits: Tensor, target: Tensor, weighting: Weighting) -> Tensor:
         if self._is_fused(logits):
-            return self._fused(logits, target, weight, count)
-        z, given = accurate(logits), target
-        target, of_item = self._weigh(target, weight, z.dtype)
-        if self.label_smoothing:
-            keep = (given != self.ignore_index).unsqueeze(-1)
-            share = self._smooth(one_hot(z, target).where(keep, 0.0))
-            losses = self._all_classes(z, share, weight)
-        else:
-            losses = self._one_by_one(z, target, of_item)
-        return self._reduce(losses, of_item.sum(), count)
+            return self._fused(logits, target, weighting)
+        z, mask = accurate(logits), target != self.ignore_index
+        target, scale, divisor = self._mask_and_weigh(target, weighting, z.dtype)
+        if not self.label_smoothing:
+            return self._reduce(self._item_losses(z, target, scale), divisor, weighting.count)
+        if weighting.items is not None:
+            mask = mask & (weighting.items != 0)
+        share = self._smooth(one_hot(z, target).where(mask.unsqueeze(-1), 0.0))
+        losses = weighting.times(self._all_classes(z, share, weighting.classes))
+        return self._reduce(losses, divisor, weighting.count)
 
-    def _weigh(
-        self, target: Tensor, weight: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """The targets with 0 for ignored ones, and what each of them weighs: 0 for those."""
-        kept = target != self.ignore_index
-        target, of_item = target * kept, kept.to(dtype)
-        if weight is not None:
+    def _mask_and_weigh(
+        self, target: Tensor, weighting: Weighting, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets with 0 for ignored items, the items' weights, and the sum of class weights.
+
+        An ignored item weighs 0. The sum, which a mean divides by, leaves out the item weights.
+        """
+        mask = target != self.ignore_index
+        target, scale = target * mask, mask.to(dtype)
+        if weighting.classes is not None:
             # gather rather than weight[target]: torch.func.vmap takes it too.
-            of_item = of_item * weight.gather(0, target.reshape(-1)).reshape(target.shape)
-        return target, of_item
+            of_class = weighting.classes.gather(0, target.reshape(-1))
+            scale = scale * of_class.reshape(target.shape)
+        return target, weighting.times(scale), scale.sum()
 
-    def _one_by_one(self, logits: Tensor, target: Tensor, of_item: Tensor) -> Tensor:
-        """The losses of the items, times their weights, as PyTorch differentiates them."""
+    def _item_losses(self, logits: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+        """The losses of the items, times their scale, as PyTorch differentiates them."""
         z = accurate(logits)
-        counts = of_item != 0
+        mask = scale != 0
         if self.spec.is_full:
-            share = one_hot(z, target).where(counts.unsqueeze(-1), 0.0)
-            return of_item * self._all_classes(z, share, None)
-        # An ignored item must not send back 0 · inf either, hence the where inside.
-        return of_item * self._scalar(class_margin(z, target).where(counts, 0.0))
+            share = one_hot(z, target).where(mask.unsqueeze(-1), 0.0)
+            return scale * self._all_classes(z, share, None)
+        # The where inside keeps an ignored item from sending back 0 · inf.
+        return scale * self._scalar(class_margin(z, target).where(mask, 0.0))
 
     def _is_fused(self, logits: Tensor) -> bool:
-        """Whether value and gradient are made straight from the logits: the one place to decide."""
+        """Whether a kernel computes value and gradient at once: the only place to decide it."""
         return (
             self.kernel is not None
             and logits.dtype in DTYPES
@@ -272,74 +289,67 @@ class ClassificationLoss(LossModule):
             and forward_ad._current_level < 0  # Not within a dual_level; unpack_dual takes longer.
         )
 
-    def _fused(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
-    ) -> Tensor:
-        target, scale, room = self.scaled(target, weight, count, logits.dtype)
+    def _fused(self, logits: Tensor, target: Tensor, weighting: Weighting) -> Tensor:
+        target, scale, factor = self.prepare_targets(target, weighting, logits.dtype)
         differentiate = torch.is_grad_enabled() and logits.requires_grad
         options = (self.reduction != "none", differentiate, self.overwrite_logits)
         out: Tensor = Fused.apply(  # type: ignore[no-untyped-call]
-            logits, target, scale, self.kernel, self._one_by_one, options
+            logits, target, scale, self.kernel, self._item_losses, options
         )
-        return out if room is None else out / room
+        return out if factor is None else out / factor
 
-    def scaled(
-        self,
-        target: Tensor,
-        weight: Tensor | None,
-        count: Tensor | float | None,
-        dtype: torch.dtype,
+    def prepare_targets(
+        self, target: Tensor, weighting: Weighting, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What losses with their gradients are made of, beside the logits.
+        """What a kernel takes beside the logits.
 
         Args:
             target: Class indices.
-            weight: `[C]`, float32, or None.
-            count: As for `forward`.
-            dtype: Of the gradients.
+            weighting: Class weights in float32, item weights and the divisor of a mean.
+            dtype: That of the gradients.
 
         Returns:
-            The targets with 0 for ignored ones; by what their losses are multiplied, `[]` if that
-            is the same for all; and what has to be divided out of their sum again, or None.
+            The targets with 0 for ignored items; the scale of the items' losses, a scalar tensor
+            if it is the same for all; and the power of two by which the sum of the scaled losses
+            has to be divided (see `headroom`), or None.
         """
         number = target.numel()
-        # On a GPU asking would take longer than multiplying.
-        if weight is None and target.is_cpu and number and target.min().item() > self.ignore_index:
+        plain = weighting.classes is None and weighting.items is None
+        # On a GPU asking for the smallest target would take longer than multiplying.
+        if plain and target.is_cpu and number and target.min().item() > self.ignore_index:
             if self.reduction == "mean":
-                divisor = float(number if count is None else count)
+                divisor = float(number if weighting.count is None else weighting.count)
                 scale = torch.full((), 1 / divisor if divisor else math.inf)
             else:
                 scale = torch.ones(())
         else:
-            target, scale = self._weigh(target, weight, torch.float32)
+            target, scale, total = self._mask_and_weigh(target, weighting, torch.float32)
             if self.reduction == "mean":
-                scale = scale / (not_zero(scale.sum()) if count is None else count)
-        room = headroom(scale, dtype, self._function.steepest)
-        return target, scale if room is None else scale * room, room
+                scale = scale / (not_zero(total) if weighting.count is None else weighting.count)
+        factor = headroom(scale, dtype, self._function.steepest)
+        return target, scale if factor is None else scale * factor, factor
 
-    def _probabilities(
-        self, z: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
-    ) -> Tensor:
+    def _probabilities(self, z: Tensor, target: Tensor, weighting: Weighting) -> Tensor:
         self._check_ignore_index()
-        keep = target[..., 0] != self.ignore_index
-        share = self._smooth(target.to(z.dtype).where(keep.unsqueeze(-1), 0.0))
-        losses = self._all_classes(z, share, weight)
-        return self._reduce(losses, keep.sum(), count)
+        mask = target[..., 0] != self.ignore_index
+        kept = mask if weighting.items is None else mask & (weighting.items != 0)
+        share = self._smooth(target.to(z.dtype).where(kept.unsqueeze(-1), 0.0))
+        losses = weighting.times(self._all_classes(z, share, weighting.classes))
+        return self._reduce(losses, mask.sum(), weighting.count)
 
-    def _multi_label(
-        self, z: Tensor, target: Tensor, weight: Tensor | None, count: Tensor | float | None
-    ) -> Tensor:
+    def _multi_label(self, z: Tensor, target: Tensor, weighting: Weighting) -> Tensor:
         if target.shape != z.shape:
             raise UsageError(
                 f"multi-label targets must have the logits' shape {tuple(z.shape)}, "
                 f"got {tuple(target.shape)}"
             )
-        keep = target != self.ignore_index
-        yes = target.to(z.dtype).where(keep, 0.0)
+        mask = target != self.ignore_index
+        kept = mask if weighting.items is None else mask & (weighting.items != 0)
+        yes = target.to(z.dtype).where(kept, 0.0)
         yes = yes * (1 - self.label_smoothing) + self.label_smoothing / 2
-        losses = self._mix(z.where(keep, 0.0), yes, 1 - yes) + poison(z)
-        losses = losses if weight is None else losses * weight
-        return self._reduce(losses.where(keep, 0.0), keep.sum(), count)
+        losses = self._mix(z.where(kept, 0.0), yes, 1 - yes) + poison(z)
+        losses = losses if weighting.classes is None else losses * weighting.classes
+        return self._reduce(weighting.times(losses).where(mask, 0.0), mask.sum(), weighting.count)
 
     def _smooth(self, share: Tensor) -> Tensor:
         total = share.sum(-1, keepdim=True) if self.label_smoothing else 0.0
@@ -368,7 +378,8 @@ def get_loss(name: str, **params: Any) -> ClassificationLoss | RegressionLoss:
         name: A registered name; `list_losses()` has them all.
         **params: The loss's own parameters (`alpha` of `strict_m_power`, `delta` of `huber`) and
             the options of `ClassificationLoss` (`reduction`, `ignore_index`, `weight`,
-            `label_smoothing`, `max_weight`, `problem_type`) or `RegressionLoss` (`reduction`).
+            `label_smoothing`, `max_weight`, `problem_type`, `overwrite_logits`) or
+            `RegressionLoss` (`reduction`).
 
     Returns:
         A module: `loss(logits, target)` or `loss(prediction, target)`.
