@@ -36,7 +36,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         loss_warmup_from: The loss that training begins with; None is the baseline of the task. It
             shares class weights and label smoothing with `loss`.
         fused_linear: Trains a causal language model without its logits in memory: the last layer,
-            the loss and their gradients are made some rows at a time
+            the loss and their gradients are computed a few rows at a time
             (see `hf_losses.losses.linear`).
         loss_stats_steps: Every `loss_stats_steps` optimizer steps, logs quantiles over the items of
             the step: of p_y, of the margin and of the gradient weight; see

@@ -91,16 +91,14 @@ def prepare(
     if args.do_predict and not data.sets("test"):
         raise UsageError(f"--do_predict needs a test set; see {data.options}")
     args.output_dir = args.output_dir or f"runs/{recipe}/{task}-{loss.spec.name}-seed{args.seed}"
-    resume_from = args.resume_from_checkpoint
-    if str(resume_from).lower() == "true":
+    resume = args.resume_from_checkpoint
+    if str(resume).lower() == "true":
         args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir)
-    elif resume_from and not Path(resume_from).is_dir():
+    elif resume and not Path(resume).is_dir():
         raise UsageError(
-            f"no checkpoint folder {resume_from!r}; `true` takes the last one in output_dir"
+            f"no checkpoint folder {resume!r}; `true` takes the last one in output_dir"
         )
-    elif (
-        args.do_train and not resume_from and _checkpoints(args) and not _result_path(args).exists()
-    ):
+    elif args.do_train and not resume and _checkpoints(args) and not _result_path(args).exists():
         raise UsageError(
             f"{args.output_dir} holds an unfinished run: continue it by --resume_from_checkpoint "
             "true, remove that folder, or choose another --output_dir"
@@ -223,9 +221,8 @@ def dataset_facts(data: Data) -> dict[str, Any]:
         "partial": [],
         "about": None,
     }
-    return (
-        defaults | data.origin | {"rows": {name: len(split) for name, split in data.splits.items()}}
-    )
+    rows = {name: len(split) for name, split in data.splits.items()}
+    return defaults | data.origin | {"rows": rows}
 
 
 def write_result(
@@ -320,8 +317,8 @@ def end(trainer: Trainer) -> None:
 
 def _history(log: list[dict[str, float]], names: Sequence[str]) -> list[dict[str, float]]:
     """The evaluations on the first validation set during the training."""
-    several = [name for name in names if name.startswith("validation")][1:]
-    prefix = f"eval_{names[0]}_" if several else "eval_"
+    more_sets = [name for name in names if name.startswith("validation")][1:]
+    prefix = f"eval_{names[0]}_" if more_sets else "eval_"
     history = []
     for entry in log:
         scores = {

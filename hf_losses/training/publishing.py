@@ -34,7 +34,7 @@ class PublishingMixin(SavingMixin):
             private: Instead of `hub_private_repo`.
 
         Raises:
-            ValueError: If there is no token, no right to write, or the name is taken.
+            ValueError: If there is no token or no right to write, or the name is taken.
             OSError: If the Hub cannot be reached.
         """
         if not self.is_world_process_zero():
@@ -71,8 +71,8 @@ class PublishingMixin(SavingMixin):
             **kwargs: Arguments of `create_model_card`.
 
         Returns:
-            The `CommitInfo`, or a `Future` of it if not `blocking`; None on all
-            processes but the first.
+            The `CommitInfo`, or a `Future` of it if not `blocking`; None on all processes
+            but the first.
 
         Raises:
             ValueError: If the Hub refuses the upload; the message says how to publish later.
@@ -142,7 +142,7 @@ class PublishingMixin(SavingMixin):
         """
         takes_tags = "dataset_tags" in inspect.signature(super().create_model_card).parameters
         if takes_tags and not args and kwargs.get("dataset_tags") is None:
-            # Trainer would name the data after what read the files, such as "imagefolder".
+            # Trainer would name the data after the builder that read it, such as "imagefolder".
             kwargs["dataset_tags"] = []
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():

@@ -109,7 +109,7 @@ class SavingMixin(_Base):  # type: ignore[misc]
         self._name_loss_in_config()
         if self.args.should_save:
             self._write_records(output_dir or self.args.output_dir)
-        # Trainer pickles the arguments, and the token is not for readers of that file.
+        # Trainer pickles its arguments: the token must not get into that file.
         token, self.args.hub_token = self.args.hub_token, None
         try:
             # The weights of a compiled model have names that from_pretrained does not know.

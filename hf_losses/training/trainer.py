@@ -188,7 +188,7 @@ class LossMixin(PublishingMixin):
         items: Any,
         batch: dict[str, Any],
     ) -> Tensor:
-        """The loss, which the head returns in place of logits: its weight is for forward alone."""
+        """Lets the head return the loss, not logits: its weight may only be used in forward."""
         head = self._fused_head = self._wrapped.core.get_output_embeddings()
 
         def loss_of_hidden(hidden: Tensor) -> Tensor:
@@ -275,7 +275,7 @@ class LossMixin(PublishingMixin):
         for batch in batch_samples:
             self._settle_problem_type(batch)
             labels = targets.of_batch(batch)
-            items_of_batches.append([items_of(part, self._active.problem) for part in labels])
+            items_of_batches.append([items_of(tensor, self._active.problem) for tensor in labels])
         counts = []
         for items_of_step in zip(*items_of_batches, strict=True):
             # Trainer counts what is not -100, and takes shift_labels as they are.

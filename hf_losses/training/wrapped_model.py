@@ -68,7 +68,7 @@ class WrappedModel:
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
-        """Within it the trainer has the model itself in place of `torch.compile(model)`."""
+        """While it lasts, the trainer has the model itself in place of `torch.compile(model)`."""
         model = self.trainer.model
         if is_compiled_module(model):
             self.trainer.model = model._orig_mod

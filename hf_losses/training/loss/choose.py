@@ -39,7 +39,7 @@ def choose_loss(
         is named.
 
     Raises:
-        ValueError: If two losses are named, the loss is unknown, no loss at all or does not fit the
+        ValueError: If two losses are named, the loss is unknown, not callable or does not fit the
             model's head, or label smoothing would be ignored.
     """
     if isinstance(loss, type):

@@ -250,28 +250,28 @@ def _labels(dataset: Any, columns: list[str]) -> Any:
     """All training labels, flat, as whole numbers."""
     from transformers.trainer_utils import has_length
 
-    purpose = "weight='balanced' is computed from the training labels"
+    condition = "weight='balanced' is computed from the training labels"
     if dataset is None:
         raise UsageError(
-            f"{purpose}, and the trainer has no train_dataset: {ADVICE} (hf_losses.json beside a "
+            f"{condition}, and the trainer has no train_dataset: {ADVICE} (hf_losses.json beside a "
             "trained model has those that it was trained with)"
         )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not has_length(dataset):
         raise UsageError(
-            f"{purpose}, which a stream ({type(dataset).__name__}) does not give in advance: "
+            f"{condition}, which a stream ({type(dataset).__name__}) does not give in advance: "
             f"{ADVICE}"
         )
-    rows = [np.asarray(row) for row in _label_rows(dataset, columns, purpose)]
+    rows = [np.asarray(row) for row in _label_rows(dataset, columns, condition)]
     flat = np.concatenate([row.ravel() for row in rows]) if rows else np.empty(0, dtype=np.int64)
     if flat.dtype.kind not in "iub":
         raise UsageError(
-            f"{purpose}, which must be class numbers, not {flat.dtype} such as "
+            f"{condition}, which must be class numbers, not {flat.dtype} such as "
             f"{flat[:3].tolist()}: {ADVICE}"
         )
     return flat.astype(np.int64)
 
 
-def _label_rows(dataset: Any, columns: list[str], purpose: str) -> Iterable[Any]:
+def _label_rows(dataset: Any, columns: list[str], condition: str) -> Iterable[Any]:
     from datasets import Dataset
 
     if hasattr(dataset, "class_labels"):  # Of data whose rows are slow to build, such as images.
@@ -287,7 +287,7 @@ def _label_rows(dataset: Any, columns: list[str], purpose: str) -> Iterable[Any]
         names = [name for name in columns if isinstance(row, Mapping) and name in row]
         if not names:
             raise UsageError(
-                f"{purpose}, and row {index} of train_dataset has none of {', '.join(columns)}: "
+                f"{condition}, and row {index} of train_dataset has none of {', '.join(columns)}: "
                 f"{ADVICE}"
             )
         rows.append(row[names[0]])

@@ -102,7 +102,7 @@ def fit(logits: Tensor, labels: Tensor, problem: str | None) -> tuple[Tensor, Te
 def check_targets(logits: Tensor, labels: Tensor, loss: Any) -> None:
     """Raises a ValueError unless the loss is defined for the labels.
 
-    This reads their values, which makes a GPU wait: only the first batch is checked.
+    This reads their values, which makes a GPU wait: call it for the first batch only.
 
     Args:
         logits: `[..., C]`.
@@ -195,7 +195,7 @@ def _sum_of_cross_entropy(loss: ClassificationLoss) -> SumFunction:
             return mean
         # PyTorch's kernel, so that the baseline is the stock Trainer's to the last bit.
         try:
-            value: Tensor = kernel(*_flatten_classes(logits.float(), labels.long()))
+            value: Tensor = kernel(*_pytorch_shapes(logits.float(), labels.long()))
         except IndexError as error:
             loss.check_indices(labels, logits.shape[-1], error)
             raise
@@ -204,13 +204,12 @@ def _sum_of_cross_entropy(loss: ClassificationLoss) -> SumFunction:
     return summed
 
 
-def _flatten_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _pytorch_shapes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels in the shapes that losses of PyTorch and of users expect."""
     if labels.shape == logits.shape[:-1]:
         return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     if labels.dim() > 1 and labels.shape[-1] == 1:
-        return logits.squeeze(-1), labels.squeeze(
-            -1
-        )  # The shape that users' functions expect of numbers.
+        return logits.squeeze(-1), labels.squeeze(-1)
     return logits, labels
 
 
@@ -220,7 +219,7 @@ def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFu
     takes_indices = isinstance(loss, nn.MultiLabelMarginLoss)
 
     def summed(logits: Tensor, labels: Tensor, divisor: Tensor | float) -> Tensor:
-        logits, labels = _flatten_classes(logits, labels)
+        logits, labels = _pytorch_shapes(logits, labels)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if labels.shape == logits.shape and not takes_indices:
@@ -236,7 +235,7 @@ def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFu
             number = items.sum()
             # The mean of no items is NaN.
             return torch.where(number > 0, value * number, 0.0) / divisor
-        # A loss may return one value per row even if every number in the row is an item.
+        # A loss may return one value per row even where every number in the row is an item.
         return value.sum() * (items.numel() / max(value.numel(), 1)) / divisor
 
     return summed

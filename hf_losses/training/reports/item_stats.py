@@ -191,7 +191,7 @@ def _margin(z: Tensor, true: Tensor) -> Tensor:
 
 def _weight(criterion: ClassificationLoss, margin: Tensor) -> Tensor:
     """The gradient weight by the loss's formula, before `max_weight` and class weights."""
-    m = margin.clamp(max=80.0)  # Beyond, sigmoid(-m) underflows; the weight is at its limit.
+    m = margin.clamp(max=80.0)  # The weight is at its limit there; sigmoid(-m) soon underflows.
     return gradient_weight(partial(criterion.spec.function, **criterion.params), m)
 
 

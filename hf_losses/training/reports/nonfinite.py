@@ -13,7 +13,7 @@ class NonfiniteSteps:
     """Counts the optimizer steps whose gradient norm is NaN or infinite.
 
     Args:
-        counted: Steps counted before the checkpoint that training resumes from.
+        counted: Steps counted up to the checkpoint that training resumes from.
     """
 
     def __init__(self, counted: int = 0) -> None:
