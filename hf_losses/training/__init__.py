@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
     from hf_losses.training.trainer import LossMixin, LossTrainer
 
-# By name: where it stands. Imported with the first use.
+# The module of each public name, imported when the name is first used.
 _MODULES = {
     "LossMixin": "training.trainer",
     "LossTrainer": "training.trainer",

@@ -20,7 +20,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
     """`TrainingArguments` with the loss as a hyperparameter.
 
     Without `greater_is_better`, less of a `metric_for_best_model` such as `cross_entropy`, `mae` or
-    `ece` is better, whatever set's name stands before it. A learning rate that follows the metric
+    `ece` is better, whichever set's name precedes it. A learning rate that follows the metric
     (`reduce_lr_on_plateau`, `greedy`) follows it in the same direction.
 
     Args:
@@ -32,21 +32,21 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
             are read row by row unless the dataset has them in a column, or as `class_labels`.
         loss_warmup_ratio: Share of the steps, from the first, in which training goes over linearly
             from `loss_warmup_from` to `loss`: a cure for the cold start of the bounded losses.
-        loss_warmup_steps: The same as a number of optimizer steps.
+        loss_warmup_steps: The length of that warm-up in optimizer steps, instead of a share.
         loss_warmup_from: The loss that training begins with; None is the baseline of the task. It
             shares class weights and label smoothing with `loss`.
         fused_linear: Trains a causal language model without its logits in memory: the last layer,
-            the loss and their gradients are made some rows at a time
+            the loss and their gradients are computed a few rows at a time
             (see `hf_losses.losses.linear`).
-        loss_stats_steps: Every so many optimizer steps, logs quantiles over the items of that step:
-            of p_y, of the margin and of the gradient weight; see
-            `hf_losses.training.reports.item_stats`. 0: never.
+        loss_stats_steps: Every `loss_stats_steps` optimizer steps, logs quantiles over the items of
+            the step: of p_y, of the margin and of the gradient weight; see
+            `hf_losses.training.reports.item_stats`. 0 switches this off.
         allow_loss_change: Lets training resume from a checkpoint of another loss.
-        logging_nan_inf_filter: False here, so that a loss that is not finite is seen.
+        logging_nan_inf_filter: False by default here, so that a loss that is not finite is seen.
 
     Raises:
         ValueError: If the loss or one of its parameters is unknown or out of range, or another of
-            these settings is.
+            these settings is invalid.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_kwargs"]  # noqa: RUF012
@@ -113,7 +113,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         )
         check_stats_steps(self.loss_stats_steps)
         args: Any = self  # The type checker does not see the fields of transformers.
-        # Where nothing is said, transformers takes more of everything but `…loss` for better.
+        # By default transformers takes more for better, except for names that end in `loss`.
         if args.greater_is_better is None and lower_is_better(args.metric_for_best_model or ""):
             args.greater_is_better = False
         super().__post_init__()
@@ -123,13 +123,13 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
 
 
 def check_direction(args: TrainingArguments) -> None:
-    """Raises a ValueError if transformers takes more of an error for better, by its default.
+    """Raises a ValueError if transformers, by its default, would take a larger error for better.
 
     Args:
-        args: Those of a trainer. `LossTrainingArguments` are right, or as the user wants them.
+        args: Training arguments. `LossTrainingArguments` always pass: their default is right.
     """
     metric = args.metric_for_best_model or ""
-    # More of a `…loss` is what a user has asked for: the default is less.
+    # For `…loss` the default is right, so that True is the user's choice.
     by_default = args.greater_is_better and not metric.endswith("loss")
     if by_default and lower_is_better(metric) and not isinstance(args, LossTrainingArguments):
         raise UsageError(

@@ -22,7 +22,7 @@ def check_trainer(trainer: Any) -> None:
     """Raises a ValueError if the loss of a trainer that has been built could not be applied.
 
     Args:
-        trainer: A `LossMixin`; its `label_names` are found if Trainer has not found them.
+        trainer: A `LossMixin`; its `label_names` are set if Trainer has found none.
     """
     check_direction(trainer.args)
     if trainer.compute_loss_func is not None:
@@ -52,7 +52,7 @@ def check_trainer(trainer: Any) -> None:
             "use data or tensor parallelism with this trainer"
         )
     if not trainer.label_names:
-        # Of a compiled model Trainer has not found them; that itself never sees them.
+        # Trainer finds none in the signature of a compiled model.
         trainer.label_names = find_labels(type(trainer._wrapped.core)) or ["labels"]
     check_head(trainer._wrapped.core, trainer.label_names)
     check_adapter(
@@ -60,10 +60,10 @@ def check_trainer(trainer: Any) -> None:
         data_parallel=trainer.args.n_gpu > 1,
         processes=trainer.accelerator.num_processes,
     )
-    shifts_labels(trainer._wrapped.core)  # Refuses a model of which it is not known.
+    shifts_labels(trainer._wrapped.core)  # Raises if this is unknown of the model.
     check_stats(trainer.args, trainer.criterion)
     if target_share(trainer.args, 0, 1) is not None:
-        trainer._active.initial()
+        trainer._active.initial()  # Raises if it does not fit the model.
         if getattr(trainer.criterion, "overwrite_logits", False):
             raise UsageError(
                 "overwrite_logits leaves nothing for the other loss of a warm-up: keep one"
@@ -85,7 +85,7 @@ def check_fused_linear(trainer: Any) -> None:
         )
     check_linear(trainer.criterion)
     plugin = trainer.accelerator.state.deepspeed_plugin
-    for what, present in (
+    for feature, present in (
         ("loss_stats_steps, which needs the logits", trainer.args.loss_stats_steps),
         ("torch_compile", trainer.args.torch_compile or is_compiled_module(trainer.model)),
         ("DataParallel (start one process per GPU)", trainer.args.n_gpu > 1),
@@ -94,7 +94,7 @@ def check_fused_linear(trainer: Any) -> None:
         ("tensor parallelism, which shards the head", trainer.get_tp_size() > 1),
     ):
         if present:
-            raise UsageError(f"fused_linear does not work with {what}: switch one of them off")
+            raise UsageError(f"fused_linear does not work with {feature}: switch one of them off")
     if hasattr(plain_head(core), "_hf_hook"):
         raise UsageError(
             "fused_linear does not work with a head that a hook of Accelerate moves between "

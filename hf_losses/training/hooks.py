@@ -1,17 +1,17 @@
-"""What of `transformers.Trainer` is used here although it is private, or could be renamed.
+"""The members of `transformers.Trainer` used here that are private or could be renamed.
 
 A test compares this list with the code and with the installed transformers.
 """
 
 from __future__ import annotations
 
-# By name: why it is overridden or called.
+# Why each method is overridden or called.
 METHODS = {
     "_get_grad_norm": "overridden: counts the steps whose gradient is not finite, without a sync",
     "_get_num_items_in_batch": "overridden: what an item is follows from the head, not from -100",
-    "_init_training_state": "overridden: a training that is resumed goes on counting",
+    "_init_training_state": "overridden: a resumed training goes on counting",
     "_load_best_model": "overridden: finds weights that transformers has renamed",
-    "_load_from_checkpoint": "overridden: the same for a checkpoint",
+    "_load_from_checkpoint": "overridden: finds renamed weights of a checkpoint",
     "_maybe_log_save_evaluate": "overridden: the one place after every optimizer step",
     "_push_from_checkpoint": "overridden: pushes without local paths and tokens",
     "_set_signature_columns_if_needed": "overridden: a compiled model shows *args and **kwargs",
@@ -20,10 +20,10 @@ METHODS = {
     "compute_loss_context_manager": "called: autocast for that loss",
     "get_tp_size": "called: tensor parallel processes are given the same batch",
 }
-# Attributes that Trainer reads of a subclass, or sets.
+# Attributes that Trainer reads from a subclass, or sets.
 ATTRIBUTES = {
     "loss_is_scaled_for_ga": "read: the loss is already divided by the items of the whole step",
-    "current_gradient_accumulation_steps": "set: micro-batches of the present optimizer step",
+    "current_gradient_accumulation_steps": "set: micro-batches of the current optimizer step",
     "push_in_progress": "set and read: the uploads that are under way",
     "hub_model_id": "set and read: the repository on the Hub",
 }

@@ -40,7 +40,7 @@ CONTENTS = {
 
 
 class Data(Protocol):
-    """What a recipe's data tell about themselves.
+    """What a recipe's data say about themselves.
 
     Attributes:
         splits: `train` and every validation and test set by name.
@@ -48,7 +48,7 @@ class Data(Protocol):
         inputs: What the model sees, in words.
         options: The flags that choose the data.
         skipped: Names of the rows that were left out.
-        origin: Where they come from, see `dataset_facts`.
+        origin: Where the data come from; see `dataset_facts`.
     """
 
     splits: Any
@@ -75,13 +75,14 @@ def prepare(
     """Settles where a run starts or goes on, and shows what is about to run; writes nothing.
 
     Args:
-        args: Gets `output_dir` if it has none, and the checkpoint that `true` stands for.
+        args: Training arguments. Sets `output_dir` if it is empty, and in place of `true` the
+            checkpoint to resume from.
         recipe: Name of the recipe.
         task: Name of the task.
-        data: Its data.
+        data: Data of the task.
         model: Name of the model.
         loss: The loss.
-        target: What the model learns, in words; without: the data's classes, or a number.
+        target: What the model learns, in words. If empty, the classes of the data, or a number.
 
     Raises:
         UsageError: If there is nothing to resume or to predict, an unfinished run is in the way, or
@@ -90,12 +91,14 @@ def prepare(
     if args.do_predict and not data.sets("test"):
         raise UsageError(f"--do_predict needs a test set; see {data.options}")
     args.output_dir = args.output_dir or f"runs/{recipe}/{task}-{loss.spec.name}-seed{args.seed}"
-    given = args.resume_from_checkpoint
-    if str(given).lower() == "true":
+    resume = args.resume_from_checkpoint
+    if str(resume).lower() == "true":
         args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir)
-    elif given and not Path(given).is_dir():
-        raise UsageError(f"no checkpoint folder {given!r}; `true` takes the last one in output_dir")
-    elif args.do_train and not given and _checkpoints(args) and not _result(args).exists():
+    elif resume and not Path(resume).is_dir():
+        raise UsageError(
+            f"no checkpoint folder {resume!r}; `true` takes the last one in output_dir"
+        )
+    elif args.do_train and not resume and _checkpoints(args) and not _result_path(args).exists():
         raise UsageError(
             f"{args.output_dir} holds an unfinished run: continue it by --resume_from_checkpoint "
             "true, remove that folder, or choose another --output_dir"
@@ -106,13 +109,13 @@ def prepare(
 
 
 def check_folder(folder: str) -> None:
-    """Raises a UsageError unless files can be written to a folder; what it makes, it removes.
+    """Raises a UsageError unless files can be written to a folder; leaves nothing behind.
 
     Args:
-        folder: An output folder, which need not be there yet.
+        folder: An output folder, which need not exist yet.
     """
     path = Path(folder).absolute()
-    missing = [place for place in (path, *path.parents) if not place.exists()]
+    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
@@ -121,9 +124,9 @@ def check_folder(folder: str) -> None:
             f"cannot write to the folder {folder!r} ({error.strerror}); choose another --output_dir"
         ) from error
     finally:
-        for place in missing:
+        for parent in missing:
             with suppress(OSError):
-                place.rmdir()
+                parent.rmdir()
 
 
 def _announce(
@@ -138,18 +141,18 @@ def _announce(
     labels = f"{len(data.classes)} classes" if data.classes else target or "a number"
     if data.classes and len(data.classes) <= 5:
         labels = ", ".join(data.classes)
-    where = args.output_dir
+    output = args.output_dir
     if args.resume_from_checkpoint:
-        where += f", from {Path(args.resume_from_checkpoint).name}"
-    elif args.do_train and _result(args).exists():
-        where += " (replaces the run there)"
+        output += f", from {Path(args.resume_from_checkpoint).name}"
+    elif args.do_train and _result_path(args).exists():
+        output += " (replaces the run there)"
     spec, params = loss.spec, "".join(f", {key}={value:g}" for key, value in loss.params.items())
     lines = (
         ("Data", f"{task}: {sizes}", data.options),
         ("", f"{data.inputs} → {labels}", ""),
         ("Model", model, "--model_name_or_path"),
         ("Loss", f"{spec.name} ({spec.kind}): {spec.full_formula}{params}", "--loss"),
-        ("Output", where, "--output_dir"),
+        ("Output", output, "--output_dir"),
     )
     for title, text, options in lines:
         print(f"{title:8}{text}" + (f"   [{options}]" if options else ""))
@@ -161,14 +164,14 @@ def _announce(
 
 def clear(args: TrainingArguments) -> None:
     """Removes a finished run's result and checkpoints, before another one takes their place."""
-    _result(args).unlink(missing_ok=True)
+    _result_path(args).unlink(missing_ok=True)
     if not args.resume_from_checkpoint:
-        # A later step number would be taken for this run's last checkpoint.
+        # One with a higher step would be taken for the last checkpoint of this run.
         for checkpoint in _checkpoints(args):
             shutil.rmtree(checkpoint)
 
 
-def _result(args: TrainingArguments) -> Path:
+def _result_path(args: TrainingArguments) -> Path:
     return Path(args.output_dir) / RESULT
 
 
@@ -180,45 +183,46 @@ def write_predictions(
     args: TrainingArguments,
     name: str,
     indices: Iterable[Any],
-    found: np.ndarray,
+    predictions: np.ndarray,
     classes: list[str] | None,
 ) -> None:
     """Writes `predictions_NAME.tsv`: `index`, `prediction`, `label`.
 
     Args:
-        args: Say where.
+        args: Training arguments, for the output folder.
         name: Name of the set.
-        indices: What names each row: a number or a file name.
-        found: `[N]` class ids or numbers.
+        indices: A number or a file name for each row.
+        predictions: `[N]` class ids or numbers.
         classes: Class names, for the column `label`; None for regression.
     """
     path = Path(args.output_dir) / f"predictions_{name}.tsv"
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(["index", "prediction", "label"] if classes else ["index", "prediction"])
-        for index, value in zip(indices, found.tolist(), strict=True):
+        for index, value in zip(indices, predictions.tolist(), strict=True):
             table.writerow([index, value, classes[value]] if classes else [index, value])
 
 
 def dataset_facts(data: Data) -> dict[str, Any]:
-    """What `result.json` says of the data.
+    """What `result.json` says about the data.
 
     Args:
-        data: Its `origin` has `name` and, where they apply, `id` (of a dataset of the Hub),
-            `config`, `splits` (what that calls our sets), `partial` (sets that are no whole
-            split) and `about` (in words).
+        data: The data. `origin` has `name` and, where they apply, `id` (of a dataset on the Hub),
+            `config`, `splits` (the split of that dataset for each set), `partial` (sets that are
+            not a whole split) and `about` (in words).
 
     Returns:
-        All of these, and how many `rows` each set has. There is no path among them.
+        All of these entries, and the number of `rows` of each set. None of them is a path.
     """
-    nothing: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "id": None,
         "config": None,
         "splits": {},
         "partial": [],
         "about": None,
     }
-    return nothing | data.origin | {"rows": {name: len(s) for name, s in data.splits.items()}}
+    rows = {name: len(split) for name, split in data.splits.items()}
+    return defaults | data.origin | {"rows": rows}
 
 
 def write_result(
@@ -229,24 +233,24 @@ def write_result(
     card: dict[str, Any],
     **facts: Any,
 ) -> None:
-    """Writes `result.json` and the model card, and shows the metrics and where everything lies.
+    """Writes `result.json` and the model card, and prints the metrics and where the files are.
 
     Args:
         trainer: After training.
-        metrics: What `Trainer.predict` reported, by the name of the set, which is their prefix.
+        metrics: What `Trainer.predict` reported, by name of the set, which prefixes its keys.
         training: What `Trainer.train` reported; empty if it did not run.
         order: The metrics to show first.
         card: What `create_model_card` takes.
-        **facts: What else belongs into the file, such as task and model.
+        **facts: Further entries of the file, such as task and model.
     """
     args, state = trainer.args, trainer.state
     scores = {
         name: {
             key.removeprefix(f"{name}_"): value
-            for key, value in found.items()
+            for key, value in values.items()
             if not key.endswith(("_runtime", "_per_second", "_time"))
         }
-        for name, found in metrics.items()
+        for name, values in metrics.items()
     }
     cuda = args.device.type == "cuda"
     result = {
@@ -255,7 +259,7 @@ def write_result(
         "kind": trainer.criterion.spec.kind,
         "seed": args.seed,
         "metric": order[0],
-        "metrics": {name: found for name, found in scores.items() if found},
+        "metrics": {name: values for name, values in scores.items() if values},
         "history": _history(state.log_history, list(scores)),
         "best": {
             "metric": args.metric_for_best_model,
@@ -266,7 +270,9 @@ def write_result(
             "global_step": state.global_step,
             "epochs": state.epoch,
             "runtime": training.get("train_runtime"),
-            "evaluation_runtime": sum(e.get("eval_runtime", 0.0) for e in state.log_history),
+            "evaluation_runtime": sum(
+                entry.get("eval_runtime", 0.0) for entry in state.log_history
+            ),
             "samples_per_second": training.get("train_samples_per_second"),
             "world_size": args.world_size,
             "batch_size": args.train_batch_size
@@ -280,21 +286,21 @@ def write_result(
             "gpu": torch.cuda.get_device_name(args.device) if cuda else None,
         },
     }
-    write_json(_result(args), result)
+    write_json(_result_path(args), result)
     trainer.create_model_card(**card)
-    _show(result["metrics"], order)
+    _print_metrics(result["metrics"], order)
     print(f"\nIn {args.output_dir}:")
     for path in sorted(Path(args.output_dir).iterdir()):
-        what = [text for start, text in CONTENTS.items() if path.name.startswith(start)]
-        if what:
-            print(f"  {path.name:26}{what[0]}")
+        contents = [text for prefix, text in CONTENTS.items() if path.name.startswith(prefix)]
+        if contents:
+            print(f"  {path.name:26}{contents[0]}")
 
 
 def end(trainer: Trainer) -> None:
     """Waits for the other processes and ends trackers and process group: the last line of a script.
 
     A process group that stays open, or that one process leaves early, can crash at the exit. So can
-    gloo when its last operation is a barrier: its thread may still hold that operation when Python
+    gloo if its last operation is a barrier: its thread may still hold that operation when Python
     is finalized, and before Python 3.14 a thread that asks for the interpreter then is killed,
     which C++ answers with SIGABRT ("terminate called without an active exception"). The monitored
     barrier waits in the main thread instead.
@@ -310,10 +316,10 @@ def end(trainer: Trainer) -> None:
 
 
 def _history(log: list[dict[str, float]], names: Sequence[str]) -> list[dict[str, float]]:
-    """The evaluations on the first validation set in the course of the training."""
-    several = [name for name in names if name.startswith("validation")][1:]
-    prefix = f"eval_{names[0]}_" if several else "eval_"
-    found = []
+    """The evaluations on the first validation set during the training."""
+    more_sets = [name for name in names if name.startswith("validation")][1:]
+    prefix = f"eval_{names[0]}_" if more_sets else "eval_"
+    history = []
     for entry in log:
         scores = {
             key.removeprefix(prefix): value
@@ -321,15 +327,15 @@ def _history(log: list[dict[str, float]], names: Sequence[str]) -> list[dict[str
             if key.startswith(prefix) and not key.endswith(("_runtime", "_per_second", "_time"))
         }
         if scores:
-            found.append({"step": entry["step"], "epoch": entry["epoch"], **scores})
-    return found
+            history.append({"step": entry["step"], "epoch": entry["epoch"], **scores})
+    return history
 
 
-def _show(metrics: dict[str, dict[str, float]], order: Sequence[str]) -> None:
-    found = {key for scores in metrics.values() for key in scores}
-    columns = [*order, *sorted(found - set(order))]
-    first = max(map(len, metrics), default=0)
-    print("\n" + " " * first + "".join(f"  {column:>8}" for column in columns))
+def _print_metrics(metrics: dict[str, dict[str, float]], order: Sequence[str]) -> None:
+    keys = {key for scores in metrics.values() for key in scores}
+    columns = [*order, *sorted(keys - set(order))]
+    width = max(map(len, metrics), default=0)
+    print("\n" + " " * width + "".join(f"  {column:>8}" for column in columns))
     for name, scores in metrics.items():
         cells = (f"  {scores[column]:{max(8, len(column))}.4f}" for column in columns)
-        print(f"{name:{first}}" + "".join(cells))
+        print(f"{name:{width}}" + "".join(cells))

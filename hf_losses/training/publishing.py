@@ -27,7 +27,7 @@ class PublishingMixin(SavingMixin):
     """Publishes as `hf-losses publish` does, at the end and during the training."""
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repository on the Hub; `push_to_hub` calls for it before anything is trained.
+        """Creates the repository on the Hub; with `push_to_hub`, Trainer calls it before training.
 
         Args:
             token: Instead of `hub_token`.
@@ -60,7 +60,7 @@ class PublishingMixin(SavingMixin):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Saves everything and uploads it, as `hf-losses publish` does; on all processes.
+        """Saves everything and uploads it, as `hf-losses publish` does; all processes must call it.
 
         Args:
             commit_message: The commit's first line.
@@ -68,13 +68,14 @@ class PublishingMixin(SavingMixin):
             token: Instead of `hub_token`.
             revision: Instead of `hub_revision`.
             private: Instead of `hub_private_repo`, for a new repository.
-            **kwargs: Those of `create_model_card`.
+            **kwargs: Arguments of `create_model_card`.
 
         Returns:
-            The `CommitInfo`, or without waiting a `Future` of it; None on the other processes.
+            The `CommitInfo`, or a `Future` of it if not `blocking`; None on all processes
+            but the first.
 
         Raises:
-            ValueError: If the Hub refuses it. The message names the command that publishes later.
+            ValueError: If the Hub refuses the upload; the message says how to publish later.
             OSError: If the Hub cannot be reached.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -101,7 +102,7 @@ class PublishingMixin(SavingMixin):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Trainer's push at a save, in the background; where it fails, the training goes on."""
+        """Pushes a checkpoint in the background; if that fails, the training goes on."""
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
@@ -110,12 +111,12 @@ class PublishingMixin(SavingMixin):
         if jobs and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        last = {
+        checkpoint_names = {
             HubStrategy.CHECKPOINT: "last-checkpoint",
             HubStrategy.ALL_CHECKPOINTS: os.path.basename(checkpoint_folder),
         }
         try:
-            # A checkpoint's files are never written again, so that links to them are safe.
+            # A checkpoint's files are never written again, so links to them are safe.
             job = publish(
                 checkpoint_folder,
                 self.hub_model_id,
@@ -123,25 +124,25 @@ class PublishingMixin(SavingMixin):
                 revision=self.args.hub_revision,
                 commit_message=f"Training in progress, step {self.state.global_step}",
                 token=self.args.hub_token,
-                checkpoint=last.get(strategy),
+                checkpoint=checkpoint_names.get(strategy),
                 blocking=False,
             )
         except (ValueError, OSError) as error:
             logger.warning(NOT_PUSHED, error)
             return
-        job.add_done_callback(_warn_if_it_failed)
+        job.add_done_callback(_warn_if_failed)
         self.push_in_progress = PushInProgress([*jobs, job])
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes `README.md` and its pictures: Trainer's metadata, and the text of this project.
+        """Writes `README.md` and its pictures: Trainer's metadata with the text of this project.
 
         Args:
-            *args: Those of the trainer class: TRL's take `model_name`, `dataset_name` and `tags`.
-            **kwargs: The same.
+            *args: Positional arguments of the trainer class's own `create_model_card`.
+            **kwargs: Its keyword arguments; in TRL `model_name`, `dataset_name` and `tags`.
         """
         takes_tags = "dataset_tags" in inspect.signature(super().create_model_card).parameters
         if takes_tags and not args and kwargs.get("dataset_tags") is None:
-            # Trainer would take what has read the files, such as "imagefolder", for their name.
+            # Trainer would name the data after the builder that read it, such as "imagefolder".
             kwargs["dataset_tags"] = []
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
@@ -150,6 +151,6 @@ class PublishingMixin(SavingMixin):
             write_card(Path(self.args.output_dir), repo_id=self.hub_model_id)
 
 
-def _warn_if_it_failed(job: Future[Any]) -> None:
+def _warn_if_failed(job: Future[Any]) -> None:
     if error := job.exception():
         logger.warning(NOT_PUSHED, error)

@@ -18,7 +18,7 @@ from hf_losses.training.arguments import LossTrainingArguments
 
 @dataclass
 class RecipeTrainingArguments(LossTrainingArguments):
-    """Every training argument of transformers; these have defaults of the recipes."""
+    """All training arguments of transformers; those listed here have the recipes' defaults."""
 
     output_dir: str = option("", "without one: runs/RECIPE/TASK-LOSS-seedSEED")
     do_train: bool = option(True, "train before evaluating")
@@ -34,21 +34,25 @@ class RecipeTrainingArguments(LossTrainingArguments):
     def __post_init__(self) -> None:
         """Checks the arguments, and takes the cores that the launchers leave unused on a CPU."""
         super().__post_init__()
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started > 1 and self.world_size == 1:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1 and self.world_size == 1:
             raise UsageError(
-                f"{started} processes were started, but each would train by itself: there is no "
+                f"{processes} processes were started, but each would train by itself: there is no "
                 "GPU for them; add --use_cpu"
             )
         if self.fp16 and self.device.type == "cpu":
             raise UsageError("--fp16 would have no effect on a CPU; use --bf16, or neither")
-        launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)
-        if launched and self.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
-            torch.set_num_threads(CORES)  # 1 is the launchers' default, however many there are.
+        launcher_variables = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)
+        if (
+            launcher_variables
+            and self.device.type == "cpu"
+            and os.environ.get("OMP_NUM_THREADS") == "1"
+        ):
+            torch.set_num_threads(CORES)  # Launchers set 1 by default, on any number of cores.
 
 
 def check_loss(loss: str | None, kind: str | None, name: str) -> None:
-    """Says before anything is loaded that a loss is not one for the task.
+    """Refuses a loss that is not for the task, before anything is loaded.
 
     Args:
         loss: A registered name; None fits every task.
@@ -56,7 +60,7 @@ def check_loss(loss: str | None, kind: str | None, name: str) -> None:
         name: Name of the task or file.
 
     Raises:
-        ValueError: If they do not fit; names the losses that do.
+        ValueError: If the loss does not fit the task; the message names the losses that do.
     """
     if loss and kind and get_spec(loss).task != kind:
         raise UsageError(
@@ -69,15 +73,15 @@ def parse(parser: HfArgumentParser, argv: Sequence[str] | None) -> tuple[Any, ..
     """Parses a command line into a recipe's argument classes.
 
     Args:
-        parser: The parser; it says itself what is no flag or no number.
+        parser: The parser, which itself reports unknown flags and values of the wrong type.
         argv: Arguments; `sys.argv[1:]` if None.
 
     Returns:
         An object of each class.
 
     Raises:
-        UsageError: If values do not fit each other. What transformers says of its own arguments is
-            a ValueError like any other.
+        UsageError: If values do not fit each other. What transformers raises for its own arguments
+            becomes a UsageError too.
     """
     try:
         parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)

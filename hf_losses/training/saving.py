@@ -29,7 +29,7 @@ _Base: Any = Trainer if TYPE_CHECKING else object
 
 
 class SavingMixin(_Base):  # type: ignore[misc]
-    """Saves the loss beside the model, and resumes from checkpoints of the same loss alone."""
+    """Saves the loss beside the model, and resumes only from checkpoints of the same loss."""
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -39,22 +39,22 @@ class SavingMixin(_Base):  # type: ignore[misc]
         Args:
             resume_from_checkpoint: A checkpoint folder, or True for the last one in `output_dir`
                 that was written to its end.
-            *args: Those of `Trainer.train`.
-            **kwargs: Those of `Trainer.train`.
+            *args: Further arguments of `Trainer.train`.
+            **kwargs: Further arguments of `Trainer.train`.
 
         Returns:
             What `Trainer.train` returns.
 
         Raises:
-            ValueError: If the checkpoint was trained with another loss and `allow_loss_change` is
-                not set, or there is none.
+            ValueError: If there is no complete checkpoint, or it was trained with another loss and
+                `allow_loss_change` is not set.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             self.check_same_loss(str(resume_from_checkpoint))
         trained = super().train(resume_from_checkpoint or None, *args, **kwargs)
-        self._name_loss_in_config()  # For model.save_pretrained alone.
+        self._name_loss_in_config()  # For users who call model.save_pretrained.
         return trained
 
     def _name_loss_in_config(self) -> None:
@@ -70,7 +70,7 @@ class SavingMixin(_Base):  # type: ignore[misc]
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        """The same for the best model at the end of a training."""
+        """Trainer's loading of the best model, which also finds weights that were renamed."""
         best = self.state.best_model_checkpoint
         with self._wrapped.uncompiled():
             if self._is_sharded() or not load_renamed(self.model, best):
@@ -80,24 +80,27 @@ class SavingMixin(_Base):  # type: ignore[misc]
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def check_same_loss(self, checkpoint: str) -> None:
-        """Raises a ValueError if a checkpoint was trained with another loss, unless that is wanted.
+        """Raises a ValueError if a checkpoint was trained with another loss.
+
+        With `allow_loss_change` any loss is accepted.
 
         Args:
-            checkpoint: Its folder.
+            checkpoint: Folder of the checkpoint.
         """
         # A checkpoint of the stock Trainer was trained with the built-in loss.
-        before = loss_of_checkpoint(checkpoint) or {"name": builtin_loss(self._wrapped.core)}
-        if before != self.loss_config and not getattr(self.args, "allow_loss_change", False):
+        saved_loss = loss_of_checkpoint(checkpoint) or {"name": builtin_loss(self._wrapped.core)}
+        if saved_loss != self.loss_config and not getattr(self.args, "allow_loss_change", False):
             raise UsageError(
-                f"{checkpoint} was trained with the loss {before}, not {self.loss_config}: resume "
-                "with the same loss, start in another output_dir, or pass --allow_loss_change "
-                "(LossTrainingArguments(allow_loss_change=True); to hf-losses run before SCRIPT)"
+                f"{checkpoint} was trained with the loss {saved_loss}, not {self.loss_config}: "
+                "resume with the same loss, start in another output_dir, or pass "
+                "--allow_loss_change (LossTrainingArguments(allow_loss_change=True); "
+                "to hf-losses run before SCRIPT)"
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, and the loss in its config, its folder and the trainer's state.
 
-        With `push_to_hub` it is pushed too. Where that fails, there is a warning: it is saved.
+        With `push_to_hub` it is pushed too. A failed push is only a warning: the model is saved.
         """
         self.state.stateful_callbacks[STATE_KEY] = {
             "args": self.loss_config,
@@ -106,11 +109,11 @@ class SavingMixin(_Base):  # type: ignore[misc]
         self._name_loss_in_config()
         if self.args.should_save:
             self._write_records(output_dir or self.args.output_dir)
-        token, self.args.hub_token = self.args.hub_token, None  # It would get into a pickle.
+        # Trainer pickles its arguments: the token must not get into that file.
+        token, self.args.hub_token = self.args.hub_token, None
         try:
-            with (
-                self._wrapped.uncompiled()
-            ):  # Else the weights get names that from_pretrained lacks.
+            # The weights of a compiled model have names that from_pretrained does not know.
+            with self._wrapped.uncompiled():
                 super().save_model(output_dir, _internal_call=True)
         finally:
             self.args.hub_token = token
@@ -128,5 +131,8 @@ class SavingMixin(_Base):  # type: ignore[misc]
             json.dump(without_paths(self._shown_arguments()), file, indent=2)
 
     def _shown_arguments(self) -> dict[str, Any]:
-        given = self.args.to_dict().items()
-        return {k: v for k, v in given if v is not None and not k.endswith("_token")}
+        return {
+            name: value
+            for name, value in self.args.to_dict().items()
+            if value is not None and not name.endswith("_token")
+        }

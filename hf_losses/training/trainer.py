@@ -38,12 +38,12 @@ class LossMixin(PublishingMixin):
     """Gives any `Trainer` subclass a loss: `class MyTrainer(LossMixin, SFTTrainer)`.
 
     Args:
-        *args: Those of the trainer class.
+        *args: Arguments of the trainer class.
         loss: A registered name, a module (`get_loss("strict_m_power", alpha=0.3)`,
             `torch.nn.MultiMarginLoss()`), or a callable `loss(logits, labels)` that returns the
             mean over the items whose label is not -100, or one value per item. None takes the loss
             of the training arguments, or without one the baseline of the task.
-        **kwargs: Those of the trainer class.
+        **kwargs: Arguments of the trainer class.
 
     Raises:
         ValueError: If the loss is unknown, is named in two places that differ, does not fit the
@@ -52,7 +52,7 @@ class LossMixin(PublishingMixin):
 
     # Since transformers 5.19: the loss is already divided by the items of the whole step.
     loss_is_scaled_for_ga = True
-    # Trainer sets these: the first while it trains, the others when it is built.
+    # Trainer sets these: the first during training, the others when it is built.
     current_gradient_accumulation_steps = 1
     label_names: list[str]
     model: Any
@@ -67,16 +67,16 @@ class LossMixin(PublishingMixin):
         self._active = ActiveLoss(self, loss)
         self._wrapped = WrappedModel(self)
         self._sft = SFTLog(self)
-        self._fused_head: Any = None  # While a step is computed without logits.
-        self._evaluation: EvaluationLosses | None = None  # While one runs.
+        self._fused_head: Any = None  # Set while a step is computed without logits.
+        self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
         self._batch_has_loss = False
-        self._targets_checked = {True: False, False: False}  # By whether the model is training.
-        # Labels and attention mask of the batch that the model was last run on.
+        self._targets_checked = {True: False, False: False}  # By `model.training`.
+        # Labels and attention mask of the last batch that the model was run on.
         self._adapter_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
         self._empty_steps = EmptySteps()
         self._nonfinite = NonfiniteSteps()
         self._stats = LossStats()
-        self._stats_of_line: dict[str, float] = {}
+        self._stats_to_log: dict[str, float] = {}
         super().__init__(*args, **kwargs)
         self._check_trainer()
         # Trainer counts the items of a step only for a loss function that is set here.
@@ -86,7 +86,7 @@ class LossMixin(PublishingMixin):
 
     @property
     def criterion(self) -> Any:
-        """The loss in force: a module of this project, or what was given as `loss`."""
+        """The loss in force: a module of this project, or the callable passed as `loss`."""
         return self._active.criterion
 
     @property
@@ -101,10 +101,10 @@ class LossMixin(PublishingMixin):
         check_trainer(self)
 
     def _set_signature_columns_if_needed(self) -> None:
-        with self._wrapped.uncompiled():  # Else they are *args and **kwargs.
+        with self._wrapped.uncompiled():  # Compiled, it has *args and **kwargs.
             super()._set_signature_columns_if_needed()
 
-    # ---- Computing it ------------------------------------------------------------------------
+    # ---- Computing the loss ------------------------------------------------------------------
 
     def compute_loss(
         self,
@@ -117,11 +117,11 @@ class LossMixin(PublishingMixin):
 
         Args:
             model: The model, possibly wrapped.
-            inputs: A batch with `labels`; left as it is.
+            inputs: A batch with `labels`; it is not changed.
             return_outputs: Whether to return the model's outputs too.
             num_items_in_batch: The items in all micro-batches and processes of this optimizer
-                step, as `kept` counts them; for answers two numbers, of starts and of ends. None:
-                this micro-batch counts alone.
+                step, as `kept` counts them; for question answering two numbers, of starts and of
+                ends. None divides by the items of this micro-batch.
 
         Returns:
             A scalar, or the scalar and the outputs.
@@ -129,7 +129,7 @@ class LossMixin(PublishingMixin):
         Raises:
             ValueError: If labels or logits are missing or do not fit each other.
         """
-        # A copy without labels: given them, the model would compute its built-in loss for nothing.
+        # The model gets a copy without labels: with them it would compute its own loss in vain.
         batch, inputs = inputs, {**inputs, **self._sft.model_inputs()}
         targets = self._wrapped.targets
         if not targets.present(inputs):
@@ -137,44 +137,45 @@ class LossMixin(PublishingMixin):
                 f"the batch has no {' and '.join(map(repr, self.label_names))} for the loss, only: "
                 f"{', '.join(inputs)} (the data needs a column 'label' or 'labels')"
             )
-        given = [inputs.get(name) for name in self.label_names]
         self._settle_problem_type(inputs)
+        raw_labels = inputs.get(self.label_names[0])
         labels = targets.of_batch(inputs)
         shifted = inputs.get("shift_labels") is not None
         for name in (*self.label_names, "shift_labels", "skip_logits"):
             inputs.pop(name, None)
         core = self._wrapped.core
         if (
-            given[0] is not None
+            raw_labels is not None
             and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
         ):
-            inputs = decoder_inputs(core, given[0]) | inputs
-        self._adapter_inputs = (given[0], inputs.get("attention_mask"))
-        fuses = getattr(self.args, "fused_linear", False) and self.model.training
-        if fuses and not return_outputs:
+            inputs = decoder_inputs(core, raw_labels) | inputs
+        self._adapter_inputs = (raw_labels, inputs.get("attention_mask"))
+        fused = getattr(self.args, "fused_linear", False) and self.model.training
+        if fused and not return_outputs:
             return self._fused_loss(model, inputs, labels, shifted, num_items_in_batch, batch)
         if loss_type(core) is None and _needs_labels(core):
-            inputs["labels"] = given[0]
+            inputs["labels"] = raw_labels
         outputs = model(**inputs)
         self._sft.add(batch, outputs)
         if torch.is_tensor(outputs):
-            outputs = (outputs,)  # Of a user's own module.
+            outputs = (outputs,)  # As some users' modules return it.
         if isinstance(outputs, tuple):
-            # Without labels some return (None, logits); if they had to have them, (loss, logits).
-            outputs = tuple(o for o in outputs if not torch.is_tensor(o) or o.dim())
-            outputs = tuple(o for o in outputs if o is not None)
+            # Without labels some models return (None, logits), with labels (loss, logits).
+            outputs = tuple(out for out in outputs if not torch.is_tensor(out) or out.dim())
+            outputs = tuple(out for out in outputs if out is not None)
         loss = self.compute_loss_func(
             outputs, labels, num_items_in_batch=num_items_in_batch, shifted=shifted
         )
         if isinstance(outputs, tuple):
-            outputs = (loss, *outputs)  # Trainer's evaluation leaves out the first of a tuple.
+            outputs = (loss, *outputs)  # Trainer's evaluation drops the first of a tuple.
         return (loss, outputs) if return_outputs else loss
 
     def _settle_problem_type(self, inputs: Mapping[str, Any]) -> None:
+        """Checks a batch, and sets the problem type by its labels if the config has none."""
         labels = inputs.get(self.label_names[0])
         if labels is not None:
-            taken = (*self.label_names, "shift_labels")
-            others = {name: value for name, value in inputs.items() if name not in taken}
+            label_keys = (*self.label_names, "shift_labels")
+            others = {name: value for name, value in inputs.items() if name not in label_keys}
             check_batch(self._wrapped.core, others, labels)
             settle_problem_type(self._wrapped.core, labels)
 
@@ -187,10 +188,10 @@ class LossMixin(PublishingMixin):
         items: Any,
         batch: dict[str, Any],
     ) -> Tensor:
-        """The loss in the place of the logits: the head's weight may be used in forward alone."""
+        """Lets the head return the loss, not logits: its weight may only be used in forward."""
         head = self._fused_head = self._wrapped.core.get_output_embeddings()
 
-        def of_hidden(hidden: Tensor) -> Tensor:
+        def loss_of_hidden(hidden: Tensor) -> Tensor:
             self._sft.add_tokens(batch, hidden, head)
             loss: Tensor = self.compute_loss_func(
                 (hidden,), labels, num_items_in_batch=items, shifted=shifted
@@ -198,7 +199,7 @@ class LossMixin(PublishingMixin):
             return loss
 
         try:
-            with HeadOutput(head, of_hidden):
+            with HeadOutput(head, loss_of_hidden):
                 outputs = model(**inputs)
         finally:
             self._fused_head = None
@@ -213,7 +214,7 @@ class LossMixin(PublishingMixin):
         num_items_in_batch: Any = None,
         shifted: bool = False,
     ) -> Tensor:
-        """The mean over the classifications that a row goes through, mostly one; see `Targets`."""
+        """The mean over the classifications of a row, mostly a single one; see `Targets`."""
         targets, problem = self._wrapped.targets, self._active.problem
         logits = targets.logits(outputs, labels, shifted=shifted)
         pairs = [fit(*pair, problem) for pair in zip(logits, labels, strict=True)]
@@ -224,18 +225,20 @@ class LossMixin(PublishingMixin):
         if self._evaluation is not None:
             loss = self._evaluation.add(self._active, [self._own_rows(*pair) for pair in pairs])
         else:
-            counts = divisors(self, [own for _, own in pairs], num_items_in_batch, problem)
-            losses = [self._loss_of_step(*p, c) for p, c in zip(pairs, counts, strict=True)]
+            counts = divisors(self, [pair[1] for pair in pairs], num_items_in_batch, problem)
+            losses = [
+                self._loss_of_step(*pair, count) for pair, count in zip(pairs, counts, strict=True)
+            ]
             loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         self._batch_has_loss = True
-        added = self._auxiliary(outputs)
-        if self._evaluation is not None and torch.is_tensor(added):
-            self._evaluation.add_term(added, len(labels[0]))
-        total: Tensor = loss + added
+        auxiliary = self._auxiliary(outputs)
+        if self._evaluation is not None and torch.is_tensor(auxiliary):
+            self._evaluation.add_term(auxiliary, len(labels[0]))
+        total: Tensor = loss + auxiliary
         return total
 
     def _own_rows(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of a batch of an evaluation that no other process counts."""
+        """The rows of an evaluation batch that no other process counts."""
         tensor_parallel = self.get_tp_size() > 1
         rows = rows_of_last_batch(self.accelerator, len(labels), tensor_parallel=tensor_parallel)
         return logits[:rows], labels[:rows]
@@ -259,47 +262,47 @@ class LossMixin(PublishingMixin):
             return self._summed(self._active.initial(), logits, labels, divisor)
         loss = self._summed(self._active.target(), logits, labels, divisor)
         if share is not None and share < 1:
-            first = self._summed(self._active.initial(), logits, labels, divisor)
-            loss = share * loss + (1 - share) * first
+            initial_loss = self._summed(self._active.initial(), logits, labels, divisor)
+            loss = share * loss + (1 - share) * initial_loss
         return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Trainer's count of a step's items, by what an item of this head is."""
+        """Trainer's count of a step's items; what an item is depends on the head."""
         targets = self._wrapped.targets
         if not batch_samples or not targets.present(batch_samples[0]):
             return None
-        steps = []
+        items_of_batches = []
         for batch in batch_samples:
             self._settle_problem_type(batch)
             labels = targets.of_batch(batch)
-            steps.append([items_of(own, self._active.problem) for own in labels])
+            items_of_batches.append([items_of(tensor, self._active.problem) for tensor in labels])
         counts = []
-        for part in zip(*steps, strict=True):
+        for items_of_step in zip(*items_of_batches, strict=True):
             # Trainer counts what is not -100, and takes shift_labels as they are.
-            batches = [{"labels": items, "shift_labels": items} for items in part]
+            batches = [{"labels": items, "shift_labels": items} for items in items_of_step]
             counts.append(super()._get_num_items_in_batch(batches, device))
         if self.model.training:
             self._empty_steps.add(sum(counts))
         return counts[0] if len(counts) == 1 else torch.stack(counts)
 
     def _auxiliary(self, outputs: Any) -> Tensor | float:
-        """What a mixture of experts and PEFT add to a loss, but not when given no labels."""
+        """What mixtures of experts and PEFT would add to the loss if the model had the labels."""
         if self._fused_head is not None:
-            return 0.0  # Within the head; it comes when the model has been run.
+            return 0.0  # Called by the head: `_fused_loss` adds it after the model has run.
         added = adapter_term(self._wrapped.adapted, *self._adapter_inputs)
-        auxiliary = outputs.get("aux_loss") if hasattr(outputs, "get") else None
-        if auxiliary is not None:
+        balance = outputs.get("aux_loss") if hasattr(outputs, "get") else None
+        if balance is not None:
             weight = self._sft.balance_weight()
-            added = added + auxiliary * (
+            added = added + balance * (
                 auxiliary_weight(self._wrapped.core) if weight is None else weight
             )
-        # Once per optimizer step: the mean over its micro-batches.
+        # An optimizer step gets the mean over its micro-batches.
         return added / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     # ---- Gradients that are not finite -------------------------------------------------------
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's start of a training; one that is resumed goes on counting."""
+        """Starts as Trainer does; a resumed training goes on counting its non-finite steps."""
         trained = super()._init_training_state(*args, **kwargs)
         record = self.state.stateful_callbacks.get(STATE_KEY, {})
         self._nonfinite = NonfiniteSteps(record.get("attributes", {}).get(COUNT_KEY, 0))
@@ -307,9 +310,9 @@ class LossMixin(PublishingMixin):
         return trained
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's gradient norm of an optimizer step, which is looked at here."""
+        """Trainer's gradient norm of an optimizer step; counts those that are not finite."""
         norm = super()._get_grad_norm(*args, **kwargs)
-        # DeepSpeed alone has made the step by now, and its norm leaves out the overflow of fp16.
+        # Only DeepSpeed has made the step by now; its norm does not show an overflow of fp16.
         skipped = self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped
         self._nonfinite.add(norm, skipped)
         return norm
@@ -317,22 +320,22 @@ class LossMixin(PublishingMixin):
     # ---- Logging -----------------------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's work after a step, and the figures of `loss_stats_steps`."""
-        self._stats_of_line = self._stats.take(self.criterion, self.accelerator)
-        if self._stats_of_line and not self.control.should_log:
+        """Does Trainer's work after a step, and logs the figures of `loss_stats_steps`."""
+        self._stats_to_log = self._stats.take(self.criterion, self.accelerator)
+        if self._stats_to_log and not self.control.should_log:
             self.log({})
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Trainer's log; its last line of a training has `train_nonfinite_grad_steps`.
+        """Logs as Trainer does; the last line of a training gets `train_nonfinite_grad_steps`.
 
         With a loss warm-up, `loss_warmup` is the target loss's share in the step before the line.
-        The figures of `loss_stats_steps` stand in the line of their step, or in one of their own.
+        The figures of `loss_stats_steps` are in the line of their step, or in one of their own.
         """
         if "train_runtime" in logs:
             logs[f"train_{COUNT_KEY}"] = self._nonfinite.count
             if self._nonfinite.count and self.is_world_process_zero():
-                # Of a fused optimizer, which does the skipping itself, accelerate does not know it.
+                # A fused optimizer skips the step itself, and accelerate does not notice.
                 skipped = self.accelerator.scaler or self.accelerator.optimizer_step_was_skipped
                 logger.warning(self._nonfinite.warning(self.state.global_step, bool(skipped)))
         if {"loss", "train_runtime"} & logs.keys():
@@ -340,29 +343,29 @@ class LossMixin(PublishingMixin):
         share = target_share(self.args, self.state.global_step - 1, self.state.max_steps)
         if "loss" in logs and share is not None:
             logs["loss_warmup"] = share
-        logs.update(self._stats_of_line)
-        self._stats_of_line = {}
+        logs.update(self._stats_to_log)
+        self._stats_to_log = {}
         super().log(logs, *args, **kwargs)
 
     # ---- Evaluation --------------------------------------------------------------------------
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's loop, which also reports the task's baseline, such as `eval_cross_entropy`.
+        """Evaluates as Trainer does, and reports the task's baseline, such as `eval_cross_entropy`.
 
-        For a classifier it reports `eval_ece` too, see `expected_calibration_error`.
+        For a classifier it also reports `eval_ece`; see `expected_calibration_error`.
         """
         self._evaluation = EvaluationLosses()
         try:
             output = super().evaluation_loop(*args, **kwargs)
             prefix = kwargs.get("metric_key_prefix", "eval")
             finite_only = self.args.logging_nan_inf_filter
-            found = self._evaluation.metrics(self.accelerator, finite_only=finite_only)
-            if found:
-                # Trainer's mean weighs batches by their rows, however many items these have.
-                output.metrics[f"{prefix}_loss"] = found["loss"]
-                output.metrics[f"{prefix}_{self._active.baseline_name}"] = found["baseline"]
-            if "ece" in found:
-                output.metrics.setdefault(f"{prefix}_ece", found["ece"])
+            losses = self._evaluation.metrics(self.accelerator, finite_only=finite_only)
+            if losses:
+                # Trainer's mean weighs batches by their rows, however many items they have.
+                output.metrics[f"{prefix}_loss"] = losses["loss"]
+                output.metrics[f"{prefix}_{self._active.baseline_name}"] = losses["baseline"]
+            if "ece" in losses:
+                output.metrics.setdefault(f"{prefix}_ece", losses["ece"])
         finally:
             self._evaluation = None
         return output
@@ -370,7 +373,7 @@ class LossMixin(PublishingMixin):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Trainer's step, with this trainer's loss whatever the class below does."""
+        """Trainer's step, with this trainer's loss even where a base class takes another."""
         self._batch_has_loss = False
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if loss is not None and not self._batch_has_loss:
@@ -381,7 +384,7 @@ class LossMixin(PublishingMixin):
 
 
 def _needs_labels(model: nn.Module) -> bool:
-    """Whether forward cannot be called without labels, as in some users' modules."""
+    """Whether forward requires labels, as that of some users' modules does."""
     labels = inspect.signature(model.forward).parameters.get("labels")
     return labels is not None and labels.default is inspect.Parameter.empty
 

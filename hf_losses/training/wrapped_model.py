@@ -1,4 +1,4 @@
-"""A trainer's model without what has been put around it: wrappers, compilation, adapters."""
+"""A trainer's model without what was put around it: wrappers, compilation, adapters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from accelerate.utils import is_compiled_module
 from hf_losses.models.builtin import shifts_labels
 from hf_losses.models.heads import Targets
 
-# PEFT's prompts that become keys and values of the attention, not tokens.
+# Prompts of PEFT that become keys and values of the attention, not tokens.
 KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 
 
 class WrappedModel:
-    """Looks through a trainer's model; what it finds is kept until the model is another one.
+    """Looks through the wrappers of a trainer's model; results are kept until it has another one.
 
     Args:
         trainer: The trainer; not read before its `__init__` is done.
@@ -49,8 +49,8 @@ class WrappedModel:
         """How labels and logits are taken from a batch of the model."""
         core = self.core
         if self._targets is None or self._targets.model is not core:
-            # Trainer asks for transformers' name of the loss, which GPT-2 does not have and BART's
-            # decoder does not follow.
+            # Trainer would judge the shift by transformers' name of the loss, which GPT-2 does not
+            # have and BART's decoder does not follow.
             self._targets = Targets(
                 core,
                 self.trainer.label_names,
@@ -68,7 +68,7 @@ class WrappedModel:
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
-        """Puts the model itself in the place of `torch.compile(model)`, if that was given."""
+        """While it lasts, the trainer has the model itself in place of `torch.compile(model)`."""
         model = self.trainer.model
         if is_compiled_module(model):
             self.trainer.model = model._orig_mod

@@ -1,4 +1,4 @@
-"""Which loss a trainer uses: as named or given, and as fits what the model's head is for."""
+"""Which loss a trainer uses, and whether it fits the model's head."""
 
 from __future__ import annotations
 
@@ -14,56 +14,57 @@ from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLo
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.models.heads import REGRESSION, is_classifier, problem_type
-from hf_losses.training.loss.class_weights import ClassWeights, check_number, early_loss
+from hf_losses.training.loss.class_weights import ClassWeights, check_weight, early_loss
 from hf_losses.training.loss.items import SumFunction, problem_of, sum_over_items
 
 
 def builtin_loss(model: Any) -> str:
-    """Name of the loss that is built into the model without wrappers."""
+    """Name of the loss that is built into a model, which is given without wrappers."""
     return neutral_loss(_task(problem_type(model)))
 
 
 def choose_loss(
-    given: Any, args: Any, model: Any, weigh: Callable[[dict[str, Any], Any], dict[str, Any]]
+    loss: Any, args: Any, model: Any, weigh: Callable[[dict[str, Any], Any], dict[str, Any]]
 ) -> Any:
     """The loss of a trainer.
 
     Args:
-        given: Its `loss`: a name, a module, a callable, or None.
-        args: Its training arguments, with or without the fields of `LossTrainingArguments`.
-        model: Its model without wrappers.
-        weigh: `ClassWeights.resolve` of the parameters and the model.
+        loss: The trainer's `loss`: a name, a module, a callable, or None.
+        args: The trainer's arguments, with or without the fields of `LossTrainingArguments`.
+        model: The trainer's model without wrappers.
+        weigh: `ClassWeights.resolve` as a function of the parameters and the model.
 
     Returns:
-        A module of this project, or what was given; the task's baseline if nothing names a loss.
+        A module of this project, or the callable passed as `loss`; the task's baseline if no loss
+        is named.
 
     Raises:
-        ValueError: If two losses are named, the loss is unknown, no loss at all or does not fit the
+        ValueError: If two losses are named, the loss is unknown, not callable or does not fit the
             model's head, or label smoothing would be ignored.
     """
-    if isinstance(given, type):
+    if isinstance(loss, type):
         raise UsageError(
-            f"loss={given.__name__} is a class: give one of its instances, {given.__name__}(…)"
+            f"loss={loss.__name__} is a class: give one of its instances, {loss.__name__}(…)"
         )
-    if given is not None and not isinstance(given, str) and not callable(given):
-        raise UsageError(f"loss={given!r} is neither a name nor a callable loss(logits, labels)")
-    named, smoothing = getattr(args, "loss", None), args.label_smoothing_factor
-    if given is not None and named is not None and given != named:
+    if loss is not None and not isinstance(loss, str) and not callable(loss):
+        raise UsageError(f"loss={loss!r} is neither a name nor a callable loss(logits, labels)")
+    name_in_args, smoothing = getattr(args, "loss", None), args.label_smoothing_factor
+    if loss is not None and name_in_args is not None and loss != name_in_args:
         raise UsageError(
-            f"two losses: loss={given!r} given to the trainer and {named!r} in its arguments; "
-            "keep one"
+            f"two losses: loss={loss!r} given to the trainer and {name_in_args!r} in its "
+            "arguments; keep one"
         )
-    if given is not None and not isinstance(given, str):
+    if loss is not None and not isinstance(loss, str):
         if smoothing:
             raise UsageError(
                 f"label_smoothing_factor={smoothing} would be ignored by a loss that is "
                 "already built: use get_loss(name, label_smoothing=…) instead"
             )
-        check_fit(given, model)
-        return given
+        check_fit(loss, model)
+        return loss
     params = parse_loss_kwargs(getattr(args, "loss_kwargs", None))
     problem = problem_type(model)
-    name = given or named or builtin_loss(model)
+    name = loss or name_in_args or builtin_loss(model)
     if smoothing:
         if problem in (MULTI_LABEL, REGRESSION):
             raise UsageError(
@@ -77,22 +78,22 @@ def choose_loss(
             )
     if problem == MULTI_LABEL and get_spec(name).task == "classification":
         params.setdefault("problem_type", MULTI_LABEL)
-    check_fit(early_loss(name, params), model)  # Before labels are counted.
-    loss = get_loss(name, **weigh(params, model))
-    check_fit(loss, model)
-    return loss
+    check_fit(early_loss(name, params), model)  # Fails before any labels are counted.
+    criterion = get_loss(name, **weigh(params, model))
+    check_fit(criterion, model)
+    return criterion
 
 
 def check_fit(loss: Any, model: Any) -> None:
     """Raises a ValueError if a loss of this project is not one for the model's head.
 
     Args:
-        loss: A loss; one of the user's own is taken as it is.
+        loss: A loss; one of the user's own is accepted as it is.
         model: The model without wrappers.
     """
     problem = problem_type(model)
     if problem != REGRESSION:
-        check_number(loss, model)
+        check_weight(loss, model)
     if not isinstance(loss, ClassificationLoss | RegressionLoss):
         return
     name, head = loss.spec.name, f"{type(model).__name__}, problem_type={problem!r}"
@@ -128,7 +129,7 @@ class ActiveLoss:
 
     Args:
         trainer: The trainer; not read before its `__init__` is done.
-        loss: What was given to it as `loss`.
+        loss: The `loss` that the trainer was given.
     """
 
     def __init__(self, trainer: Any, loss: Any) -> None:
@@ -141,7 +142,7 @@ class ActiveLoss:
 
     @property
     def criterion(self) -> Any:
-        """The loss in force: a module of this project, or what was given."""
+        """The loss in force: a module of this project, or the callable passed as `loss`."""
         return self.target()[0]
 
     @property
@@ -155,7 +156,7 @@ class ActiveLoss:
 
     @property
     def problem(self) -> str | None:
-        """What labels are for: the model's head says it, and of an unknown head the loss."""
+        """The problem type of the labels: by the model's head, or by the loss if it is unknown."""
         return problem_type(self.trainer._wrapped.core) or problem_of(self.criterion)
 
     def target(self) -> tuple[Any, SumFunction]:
@@ -164,7 +165,7 @@ class ActiveLoss:
         args = trainer.args
         key = (
             getattr(args, "loss", None),
-            json.dumps(self._class_weights.plain(args)),
+            json.dumps(self._class_weights.plain_kwargs(args)),
             args.label_smoothing_factor,
             problem_type(model),
         )
@@ -204,5 +205,7 @@ class ActiveLoss:
 
     def baseline(self) -> ClassificationLoss | RegressionLoss:
         """The plain baseline of the task, by which runs with different losses are compared."""
-        several = problem_type(self.trainer._wrapped.core) == MULTI_LABEL
-        return get_loss(self.baseline_name, **({"problem_type": MULTI_LABEL} if several else {}))
+        multi_label = problem_type(self.trainer._wrapped.core) == MULTI_LABEL
+        return get_loss(
+            self.baseline_name, **({"problem_type": MULTI_LABEL} if multi_label else {})
+        )

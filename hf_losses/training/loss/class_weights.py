@@ -1,7 +1,7 @@
 """Class weights of training arguments: numbers from label names, or from the training labels.
 
 A loss takes one number per class. Training arguments may say less, since they know neither the
-model's classes nor the data: the trainer makes numbers of it when it is built.
+model's classes nor the data: the trainer turns it into numbers when it is built.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ from hf_losses.models.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, i
 # before a script has set the environment variables that they read.
 
 BALANCED = "balanced"
-# What Trainer's collators take for labels.
+# The columns that Trainer's collators take for labels.
 COLUMNS = ["labels", "label", "label_ids"]
-# As many classes are shown one by one.
+# Up to this many classes are listed one by one.
 MANY = 20
-WAY_OUT = "give one number per class, such as loss_kwargs '{\"weight\": [1, 5]}'"
+ADVICE = "give one number per class, such as loss_kwargs '{\"weight\": [1, 5]}'"
 
 
 def early_loss(
     name: str, loss_kwargs: dict[str, Any] | str | None
 ) -> ClassificationLoss | RegressionLoss:
-    """The loss of training arguments as long as there is neither a model nor data.
+    """The loss of training arguments, built before there is a model or data.
 
     Args:
         name: A registered name.
         loss_kwargs: Its parameters, as for `LossTrainingArguments`.
 
     Returns:
-        The loss. Class weights by name and balanced ones are checked as far as can be, and missing.
+        The loss. It lacks class weights that are given by name or as "balanced", which are only
+        checked as far as is possible here.
 
     Raises:
         ValueError: If the loss or a parameter is unknown or out of range.
@@ -51,35 +52,35 @@ def early_loss(
     if isinstance(weight, str | dict):
         params["weight"] = [1.0] if isinstance(weight, str) else [*weight.values()]
         get_loss(name, **params)
-        _check_text(weight)
+        _check_keyword(weight)
         del params["weight"]
     return get_loss(name, **params)
 
 
 class ClassWeights:
-    """Makes numbers of class weights, once as long as they, the classes and the data stay."""
+    """Turns class weights into numbers, again only if weights, classes or data change."""
 
     def __init__(self) -> None:
         """Starts without any."""
-        self._plain: Any = None
-        self._made: tuple[Any, Any, list[float]] | None = None
+        self._kwargs: Any = None
+        self._resolved: tuple[Any, Any, list[float]] | None = None
 
-    def plain(self, args: Any) -> dict[str, Any] | None:
-        """The `loss_kwargs` of training arguments, which become JSON where they were set anew.
+    def plain_kwargs(self, args: Any) -> dict[str, Any] | None:
+        """The `loss_kwargs` of training arguments; new ones are parsed and put back as plain JSON.
 
         Args:
-            args: Training arguments, with or without that field.
+            args: Training arguments, with or without `loss_kwargs`.
 
         Returns:
-            The parameters that are now in the arguments, so that these can be saved.
+            The parameters as they now stand in the arguments, which can be saved.
 
         Raises:
-            ValueError: If they cannot be JSON.
+            ValueError: If they cannot be written as JSON.
         """
-        given = getattr(args, "loss_kwargs", None)
-        if given is not None and given is not self._plain:
-            args.loss_kwargs = self._plain = parse_loss_kwargs(given)
-        return None if given is None else self._plain
+        loss_kwargs = getattr(args, "loss_kwargs", None)
+        if loss_kwargs is not None and loss_kwargs is not self._kwargs:
+            args.loss_kwargs = self._kwargs = parse_loss_kwargs(loss_kwargs)
+        return None if loss_kwargs is None else self._kwargs
 
     def resolve(
         self,
@@ -90,13 +91,13 @@ class ClassWeights:
         label_names: list[str],
         show: bool,
     ) -> dict[str, Any]:
-        """Parameters of a loss with one number per class for `weight`.
+        """Parameters of a loss with `weight` as one number per class.
 
         Args:
             params: As `parse_loss_kwargs` returns them. `weight` may be a dict by label name
                 (`config.label2id`) or index, in which classes without an entry weigh 1; or
-                `balanced`: n / (C · n_c) by the number n_c of labels of each of the C classes, n in
-                all, as scikit-learn has it.
+                `balanced`: n / (C · n_c) for n labels, n_c of them of class c, and C
+                classes, as in scikit-learn.
             model: The model without wrappers.
             dataset: The training data.
             label_names: The columns that the trainer takes for labels.
@@ -111,63 +112,63 @@ class ClassWeights:
         weight = params.get("weight")
         if not isinstance(weight, str | dict):
             return params
-        _check_text(weight)
+        _check_keyword(weight)
         classes = number_of_classes(model)
         if classes is None:
             raise UsageError(
                 f"weight={weight!r} needs a model of transformers, whose classes are known, not "
-                f"{type(model).__name__}: {WAY_OUT}"
+                f"{type(model).__name__}: {ADVICE}"
             )
         ids = {} if _is_language_model(model) else model.config.label2id
         ids = {str(name): index for name, index in (ids or {}).items()}
         key = (weight, classes, ids)
-        if self._made is None or self._made[0] != key or self._made[1] is not dataset:
+        if self._resolved is None or self._resolved[0] != key or self._resolved[1] is not dataset:
             if isinstance(weight, dict):
-                numbers = _by_name(weight, classes, ids)
+                numbers = _weights_by_name(weight, classes, ids)
             else:
-                several = is_classifier(model) and model.config.problem_type == MULTI_LABEL
-                if several or MULTI_LABEL == params.get("problem_type"):
+                multi_label = is_classifier(model) and model.config.problem_type == MULTI_LABEL
+                if multi_label or params.get("problem_type") == MULTI_LABEL:
                     raise UsageError(
                         "weight='balanced' is for one class per item, and weights of several "
-                        f"labels do not balance yes and no: {WAY_OUT}"
+                        f"labels do not balance yes and no: {ADVICE}"
                     )
                 if loss_type(model) not in (None, "ForTokenClassification", *CLASSIFIERS):
                     raise UsageError(
                         "weight='balanced' is for labels of whole rows or of single tokens, and "
-                        f"not for {type(model).__name__}: {WAY_OUT}"
+                        f"not for {type(model).__name__}: {ADVICE}"
                     )
                 columns = COLUMNS if label_names == COLUMNS[:1] else label_names
-                numbers = _balanced(dataset, columns, classes, ids)
-            self._made = key, dataset, numbers
+                numbers = _balanced_weights(dataset, columns, classes, ids)
+            self._resolved = key, dataset, numbers
             if show:
-                print(_shown(numbers, ids), flush=True)
-        return params | {"weight": self._made[2]}
+                print(_weights_in_words(numbers, ids), flush=True)
+        return params | {"weight": self._resolved[2]}
 
 
-def check_number(loss: Any, model: Any) -> None:
-    """Raises a ValueError if class weights are not as many as classes, or nothing but zeros.
+def check_weight(loss: Any, model: Any) -> None:
+    """Raises a ValueError unless there is one weight per class, and one that is not 0.
 
     Args:
-        loss: Any loss; those of PyTorch that weigh classes are looked at too.
+        loss: Any loss; PyTorch's own losses with class weights are checked too.
         model: The model without wrappers.
     """
     weighing = ClassificationLoss | nn.CrossEntropyLoss | nn.NLLLoss | nn.MultiMarginLoss
     if not isinstance(loss, weighing) or loss.weight is None:
         return
     if not loss.weight.any():
-        raise UsageError(f"all class weights are 0, so that nothing would be learned: {WAY_OUT}")
+        raise UsageError(f"all class weights are 0, so that nothing would be learned: {ADVICE}")
     if loss_type(model) not in (*CLASSIFIERS, *LABELLERS):
-        return  # What config.num_labels says of another model may mean nothing.
-    given, classes = loss.weight.numel(), number_of_classes(model)
-    if classes not in (None, given):
+        return  # For other models config.num_labels may mean nothing.
+    entries, classes = loss.weight.numel(), number_of_classes(model)
+    if classes not in (None, entries):
         raise UsageError(
-            f"weight has {given} entries, one per class, but {type(model).__name__} has {classes} "
-            "classes (num_labels, or the vocabulary): give as many, in their order"
+            f"weight has {entries} entries, one per class, but {type(model).__name__} has "
+            f"{classes} classes (num_labels, or the vocabulary): give as many, in their order"
         )
 
 
 def number_of_classes(model: Any) -> int | None:
-    """How many logits a model of transformers has for an item; None if that is not known."""
+    """How many logits per item a model of transformers has; None if that is not known."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -178,7 +179,7 @@ def number_of_classes(model: Any) -> int | None:
             "text: leave weight out"
         )
     if _is_language_model(model):
-        # Not the size of its weight, which ZeRO-3 shards.
+        # The shape of its weight would not do, which ZeRO-3 shards.
         return getattr(model.get_output_embeddings(), "out_features", None)
     return int(model.config.num_labels)
 
@@ -187,7 +188,7 @@ def _is_language_model(model: Any) -> bool:
     return model.get_output_embeddings() is not None
 
 
-def _check_text(weight: str | dict[str, Any]) -> None:
+def _check_keyword(weight: str | dict[str, Any]) -> None:
     if isinstance(weight, str) and weight != BALANCED:
         raise UsageError(
             f"unknown weight {weight!r}: one number per class, a dict by label name or index, or "
@@ -195,30 +196,34 @@ def _check_text(weight: str | dict[str, Any]) -> None:
         )
 
 
-def _by_name(given: dict[str, Any], classes: int, ids: dict[str, int]) -> list[float]:
+def _weights_by_name(weights: dict[str, Any], classes: int, ids: dict[str, int]) -> list[float]:
     numbers: dict[int, Any] = {}
-    for name, number in given.items():
+    for name, number in weights.items():
         index = int(name) if name.isdecimal() and int(name) < classes else None
-        named = ids.get(name, index)
-        if named is None:
+        class_id = ids.get(name, index)
+        if class_id is None:
             known = ", ".join(map(repr, [*ids][:MANY])) or "none have names"
             raise UsageError(
                 f"weight names a class {name!r} that the model does not have; its {classes} "
                 f"classes: {known}{', …' if len(ids) > MANY else ''}, or an index from 0 to "
                 f"{classes - 1}.{nearest(name, ids)}"
             )
-        if index not in (None, named):
+        if index not in (None, class_id):
             raise UsageError(
-                f"weight for {name!r} could mean the label of that name (index {named}) or the "
-                f"class of that index: {WAY_OUT}"
+                f"weight for {name!r} could mean the label of that name (index {class_id}) or the "
+                f"class of that index: {ADVICE}"
             )
-        if named in numbers:
-            raise UsageError(f"weight names the class with index {named} twice, again as {name!r}")
-        numbers[named] = number
+        if class_id in numbers:
+            raise UsageError(
+                f"weight names the class with index {class_id} twice, again as {name!r}"
+            )
+        numbers[class_id] = number
     return [numbers.get(index, 1.0) for index in range(classes)]
 
 
-def _balanced(dataset: Any, columns: list[str], classes: int, ids: dict[str, int]) -> list[float]:
+def _balanced_weights(
+    dataset: Any, columns: list[str], classes: int, ids: dict[str, int]
+) -> list[float]:
     labels = _labels(dataset, columns)
     outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
     if len(outside):
@@ -245,54 +250,54 @@ def _labels(dataset: Any, columns: list[str]) -> Any:
     """All training labels, flat, as whole numbers."""
     from transformers.trainer_utils import has_length
 
-    computed = "weight='balanced' is computed from the training labels"
+    condition = "weight='balanced' is computed from the training labels"
     if dataset is None:
         raise UsageError(
-            f"{computed}, and the trainer has no train_dataset: {WAY_OUT} (hf_losses.json beside a "
+            f"{condition}, and the trainer has no train_dataset: {ADVICE} (hf_losses.json beside a "
             "trained model has those that it was trained with)"
         )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not has_length(dataset):
         raise UsageError(
-            f"{computed}, which a stream ({type(dataset).__name__}) does not give in advance: "
-            f"{WAY_OUT}"
+            f"{condition}, which a stream ({type(dataset).__name__}) does not give in advance: "
+            f"{ADVICE}"
         )
-    rows = [np.asarray(row) for row in _label_rows(dataset, columns, computed)]
+    rows = [np.asarray(row) for row in _label_rows(dataset, columns, condition)]
     flat = np.concatenate([row.ravel() for row in rows]) if rows else np.empty(0, dtype=np.int64)
     if flat.dtype.kind not in "iub":
         raise UsageError(
-            f"{computed}, which must be class numbers, not {flat.dtype} such as "
-            f"{flat[:3].tolist()}: {WAY_OUT}"
+            f"{condition}, which must be class numbers, not {flat.dtype} such as "
+            f"{flat[:3].tolist()}: {ADVICE}"
         )
     return flat.astype(np.int64)
 
 
-def _label_rows(dataset: Any, columns: list[str], computed: str) -> Iterable[Any]:
+def _label_rows(dataset: Any, columns: list[str], condition: str) -> Iterable[Any]:
     from datasets import Dataset
 
-    if hasattr(dataset, "class_labels"):  # Of data whose rows take long to make, such as images.
+    if hasattr(dataset, "class_labels"):  # Of data whose rows are slow to build, such as images.
         return dataset.class_labels  # type: ignore[no-any-return]
     if isinstance(dataset, Dataset):
-        found = [name for name in columns if name in dataset.column_names]
-        if found:
-            # Without the format, which may load every image.
-            return dataset.with_format(None)[found[0]]  # type: ignore[no-any-return]
+        names = [name for name in columns if name in dataset.column_names]
+        if names:
+            # Reading without the format, which may load every image.
+            return dataset.with_format(None)[names[0]]  # type: ignore[no-any-return]
     rows = []
     for index in range(len(dataset)):
         row = dataset[index]
-        found = [name for name in columns if isinstance(row, Mapping) and name in row]
-        if not found:
+        names = [name for name in columns if isinstance(row, Mapping) and name in row]
+        if not names:
             raise UsageError(
-                f"{computed}, and row {index} of train_dataset has none of {', '.join(columns)}: "
-                f"{WAY_OUT}"
+                f"{condition}, and row {index} of train_dataset has none of {', '.join(columns)}: "
+                f"{ADVICE}"
             )
-        rows.append(row[found[0]])
+        rows.append(row[names[0]])
     return rows
 
 
-def _shown(numbers: list[float], ids: dict[str, int]) -> str:
+def _weights_in_words(numbers: list[float], ids: dict[str, int]) -> str:
     names = {index: name for name, index in ids.items()}
-    each = [f"{names.get(index, index)} {number:.4g}" for index, number in enumerate(numbers)]
-    if len(each) > MANY:
+    entries = [f"{names.get(index, index)} {number:.4g}" for index, number in enumerate(numbers)]
+    if len(entries) > MANY:
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
-        each = [f"{len(each)} from {each[order[0]]} to {each[order[-1]]}"]
-    return f"Class weights: {', '.join(each)}"
+        entries = [f"{len(entries)} from {entries[order[0]]} to {entries[order[-1]]}"]
+    return f"Class weights: {', '.join(entries)}"

@@ -21,10 +21,10 @@ from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
 from hf_losses.models.heads import REGRESSION
 
-# Of logits, labels and the number to divide the sum by.
+# Takes logits, labels and the number to divide the sum by.
 SumFunction = Callable[[Tensor, Tensor, Tensor | float], Tensor]
 
-# What PyTorch's own losses are for, where the model does not say it.
+# The problem types of PyTorch's own losses, for models that do not have one.
 PROBLEMS: dict[type, str] = {
     nn.CrossEntropyLoss: SINGLE_LABEL,
     nn.MultiMarginLoss: SINGLE_LABEL,
@@ -39,7 +39,7 @@ PROBLEMS: dict[type, str] = {
 
 
 def problem_of(loss: Any) -> str | None:
-    """What a loss is for, in the words of `config.problem_type`; None where it does not say it."""
+    """What a loss is for, in the words of `config.problem_type`; None if that is unknown."""
     if isinstance(loss, ClassificationLoss):
         return loss.problem_type
     if isinstance(loss, RegressionLoss):
@@ -48,14 +48,14 @@ def problem_of(loss: Any) -> str | None:
 
 
 def items_of(labels: Tensor, problem: str | None) -> Tensor:
-    """One number per item, -100 where it does not count: of a regression every number does.
+    """One number per item, -100 for those that do not count; in regression all of them count.
 
     Args:
         labels: `[...]` classes, `[..., C]` probabilities of them or yes/no labels, or numbers.
-        problem: What they are labels for.
+        problem: What the labels are for.
 
     Returns:
-        `[...]`: a row of probabilities is one item, of yes/no labels it is C.
+        A tensor in which a row of probabilities is one item and a row of yes/no labels C items.
     """
     if problem == REGRESSION:
         return torch.zeros_like(labels)
@@ -65,34 +65,34 @@ def items_of(labels: Tensor, problem: str | None) -> Tensor:
 
 
 def kept(labels: Tensor, problem: str | None) -> Tensor:
-    """Which items count; see `items_of`."""
+    """A mask of the items that count; see `items_of`."""
     return items_of(labels, problem) != IGNORE
 
 
 def fit(logits: Tensor, labels: Tensor, problem: str | None) -> tuple[Tensor, Tensor]:
-    """Logits, and their labels in a shape that belongs to them.
+    """Logits, and their labels in the shape that goes with them.
 
     Args:
         logits: `[..., C]`, or numbers `[...]` or `[..., 1]`.
         labels: `[...]`, `[..., 1]` or `[..., C]`.
-        problem: What they are labels for.
+        problem: What the labels are for.
 
     Returns:
-        Labels `[...]` of classes, or of the logits' shape: `[N, 1]` never meets `[N]`, of which
-        PyTorch would make `[N, N]`.
+        The logits, and labels `[...]` of classes or labels of the logits' shape: `[N, 1]` never
+        meets `[N]`, which PyTorch would broadcast to `[N, N]`.
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ValueError: If the shapes do not go together.
     """
-    shapes = tuple(logits.shape), tuple(labels.shape)
-    if shapes[1] not in (shapes[0], shapes[0][:-1]) and shapes[1][-1:] == (1,):
+    logits_shape, labels_shape = tuple(logits.shape), tuple(labels.shape)
+    if labels_shape not in (logits_shape, logits_shape[:-1]) and labels_shape[-1:] == (1,):
         labels = labels.squeeze(-1)
-    if shapes[0] == (*labels.shape, 1) and problem != SINGLE_LABEL:
+    if logits_shape == (*labels.shape, 1) and problem != SINGLE_LABEL:
         labels = labels.unsqueeze(-1)
-    of_classes = problem in (SINGLE_LABEL, None) and labels.shape == logits.shape[:-1]
-    if not of_classes and labels.shape != logits.shape:
+    are_classes = problem in (SINGLE_LABEL, None) and labels.shape == logits.shape[:-1]
+    if not are_classes and labels.shape != logits.shape:
         raise UsageError(
-            f"labels of shape {shapes[1]} do not fit the model's output of shape {shapes[0]}"
+            f"labels of shape {labels_shape} do not fit the model's output of shape {logits_shape}"
             + (f" for {problem}" if problem else "")
             + ("; classes are whole numbers" if labels.is_floating_point() else "")
         )
@@ -100,48 +100,48 @@ def fit(logits: Tensor, labels: Tensor, problem: str | None) -> tuple[Tensor, Te
 
 
 def check_targets(logits: Tensor, labels: Tensor, loss: Any) -> None:
-    """Raises a ValueError unless a loss of this project is defined for such labels.
+    """Raises a ValueError unless the loss is defined for the labels.
 
-    It reads their values: on a GPU that waits for them, so it is for the first batch.
+    This reads their values, which makes a GPU wait: call it for the first batch only.
 
     Args:
         logits: `[..., C]`.
-        labels: As of `fit`.
-        loss: The loss; one of the user's own is taken as it is.
+        labels: As `fit` returns them.
+        loss: The loss; one of the user's own is accepted as it is.
     """
     if not isinstance(loss, ClassificationLoss):
         return
-    number = "for numbers name a regression loss, such as loss='mse'"
-    several = loss.problem_type == MULTI_LABEL
-    if logits.dim() < 2 or (logits.shape[-1] < 2 and not several):
+    hint = "for numbers name a regression loss, such as loss='mse'"
+    multi_label = loss.problem_type == MULTI_LABEL
+    if logits.dim() < 2 or (logits.shape[-1] < 2 and not multi_label):
         raise UsageError(
             f"the model's output of shape {tuple(logits.shape)} has no dimension of classes for "
-            f"the loss {loss.spec.name!r}: {number}"
+            f"the loss {loss.spec.name!r}: {hint}"
         )
-    if not several and not labels.is_floating_point():
+    if not multi_label and not labels.is_floating_point():
         return
     values = labels[kept(labels, loss.problem_type)]
     if not values.numel():
         return
     low, high = values.min().item(), values.max().item()
     if not (low >= 0 and high <= 1):
-        what = "yes/no labels" if several else "probabilities of the classes"
+        expected = "yes/no labels" if multi_label else "probabilities of the classes"
         raise UsageError(
-            f"labels from {low:g} to {high:g} are no {what}, which lie in [0, 1] "
-            f"(or are {IGNORE}, to be left out); {number}"
+            f"labels from {low:g} to {high:g} are no {expected}, which lie in [0, 1] "
+            f"(or are {IGNORE}, to be left out); {hint}"
         )
-    if not several:
+    if not multi_label:
         sums = values.sum(-1)
         worst = sums[(sums - 1).abs().argmax()].item()
         if abs(worst - 1) > 0.01:
             raise UsageError(
                 f"a row of labels sums to {worst:g}, but probabilities of the classes sum to 1; "
-                f"for several yes/no labels set problem_type={MULTI_LABEL!r}; {number}"
+                f"for several yes/no labels set problem_type={MULTI_LABEL!r}; {hint}"
             )
 
 
 def sum_over_items(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:
-    """Makes of any loss the sum over the items of a batch, divided by a given number.
+    """Turns any loss into the sum over the items of a batch, divided by a given number.
 
     Args:
         loss: A loss of this project, a loss module of PyTorch, or a callable `loss(logits, labels)`
@@ -149,10 +149,11 @@ def sum_over_items(loss: Callable[..., Tensor], problem: str | None) -> SumFunct
         problem: What the labels are for; see `kept`.
 
     Returns:
-        A function of logits, labels (as of `fit`) and the divisor that returns a scalar.
+        A function of logits, labels (as `fit` returns them) and the divisor, that returns a scalar.
 
     Raises:
-        ValueError: If the loss sums already, or normalises by something else than the items.
+        ValueError: If the loss sums already, normalises by anything but the items, or has
+            parameters of its own to train.
     """
     if getattr(loss, "reduction", "mean") == "sum":
         raise UsageError(
@@ -170,31 +171,31 @@ def sum_over_items(loss: Callable[..., Tensor], problem: str | None) -> SumFunct
             "make it a part of the model"
         )
     if isinstance(loss, ClassificationLoss) and loss.spec.name == "cross_entropy":
-        return _cross_entropy(loss)
+        return _sum_of_cross_entropy(loss)
     if isinstance(loss, ClassificationLoss | RegressionLoss):
-        mean: SumFunction = _reduced(loss, "mean")
+        mean: SumFunction = _with_reduction(loss, "mean")
         return mean
-    return _of_user(loss, problem)
+    return _sum_of_user_loss(loss, problem)
 
 
-def _reduced(loss: nn.Module, reduction: str) -> Any:
-    again: Any = copy.copy(loss)
-    again.reduction = reduction
-    return again
+def _with_reduction(loss: nn.Module, reduction: str) -> Any:
+    changed: Any = copy.copy(loss)
+    changed.reduction = reduction
+    return changed
 
 
-def _cross_entropy(loss: ClassificationLoss) -> SumFunction:
-    own = _reduced(loss, "mean")
+def _sum_of_cross_entropy(loss: ClassificationLoss) -> SumFunction:
+    mean_loss = _with_reduction(loss, "mean")
     kernel = nn.CrossEntropyLoss(loss.weight, reduction="sum", label_smoothing=loss.label_smoothing)
 
     def summed(logits: Tensor, labels: Tensor, divisor: Tensor | float) -> Tensor:
         of_indices = not labels.is_floating_point() and loss.problem_type != MULTI_LABEL
         if not of_indices or logits.dtype == torch.float64:
-            mean: Tensor = own(logits, labels, divisor)
+            mean: Tensor = mean_loss(logits, labels, divisor)
             return mean
         # PyTorch's kernel, so that the baseline is the stock Trainer's to the last bit.
         try:
-            value: Tensor = kernel(*_flat(logits.float(), labels.long()))
+            value: Tensor = kernel(*_pytorch_shapes(logits.float(), labels.long()))
         except IndexError as error:
             loss.check_indices(labels, logits.shape[-1], error)
             raise
@@ -203,21 +204,22 @@ def _cross_entropy(loss: ClassificationLoss) -> SumFunction:
     return summed
 
 
-def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _pytorch_shapes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels in the shapes that losses of PyTorch and of users expect."""
     if labels.shape == logits.shape[:-1]:
         return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     if labels.dim() > 1 and labels.shape[-1] == 1:
-        return logits.squeeze(-1), labels.squeeze(-1)  # As users' functions expect numbers.
+        return logits.squeeze(-1), labels.squeeze(-1)
     return logits, labels
 
 
-def _of_user(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:
+def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:
     if isinstance(loss, nn.modules.loss._Loss) and loss.reduction == "mean":
-        loss = _reduced(loss, "none")
+        loss = _with_reduction(loss, "none")
     takes_indices = isinstance(loss, nn.MultiLabelMarginLoss)
 
     def summed(logits: Tensor, labels: Tensor, divisor: Tensor | float) -> Tensor:
-        logits, labels = _flat(logits, labels)
+        logits, labels = _pytorch_shapes(logits, labels)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if labels.shape == logits.shape and not takes_indices:
@@ -231,20 +233,20 @@ def _of_user(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:
         items = kept(labels, problem)
         if not value.dim():
             number = items.sum()
-            # The mean of nothing is NaN.
+            # The mean of no items is NaN.
             return torch.where(number > 0, value * number, 0.0) / divisor
-        # It may have one value for each row where every number of a row is an item, or many.
+        # A loss may return one value per row even where every number in the row is an item.
         return value.sum() * (items.numel() / max(value.numel(), 1)) / divisor
 
     return summed
 
 
 def item_count(labels: Tensor, counted: Any, problem: str | None) -> Tensor | Any:
-    """Items to divide by: those of the whole step where they were counted, else of this batch.
+    """Items to divide by: of the whole step if they were counted, else of this batch; at least 1.
 
     Args:
-        labels: Those of the batch.
-        counted: The items of the step, or None.
+        labels: Labels of the batch.
+        counted: Number of items of the step; None if they were not counted.
         problem: What the labels are for; see `kept`.
     """
     items = kept(labels, problem).sum() if counted is None else counted
@@ -258,9 +260,9 @@ def divisors(
 
     Args:
         trainer: The trainer, for its arguments, processes and accumulation steps.
-        labels: Those of every classification that a row goes through, mostly one.
+        labels: Labels of each classification of a row, mostly a single one.
         counted: Trainer's count of the items of the step, `[P]` for P classifications; None if they
-            were not counted: then the micro-batch counts alone.
+            were not counted, so that the items of the micro-batch take their place.
         problem: What the labels are for; see `kept`.
 
     Returns:
@@ -270,13 +272,14 @@ def divisors(
     if len(labels) > 1 and counted is not None:
         counts = list(counted)
     result = []
-    for own, count in zip(labels, counts, strict=True):
+    for batch_labels, count in zip(labels, counts, strict=True):
         if torch.is_tensor(count) and count.dim():
-            # DataParallel: once per GPU, and without averaging across devices already divided.
+            # DataParallel has the count once per GPU, and without averaging across devices it is
+            # already divided by their number.
             count = count.flatten()[0]
             if not args.average_tokens_across_devices:
                 count = count * args.n_gpu
-        divisor = item_count(own, count, problem)
+        divisor = item_count(batch_labels, count, problem)
         if count is None:
             if trainer.model.training:
                 divisor = divisor * trainer.current_gradient_accumulation_steps

@@ -13,14 +13,14 @@ from hf_losses.losses.registry import get_spec, list_losses
 from hf_losses.messages import UsageError
 
 
-def check_warmup(loss: str | None, ratio: float, steps: int, first: str | None) -> None:
-    """Raises a ValueError unless a warm-up can be made of these.
+def check_warmup(loss: str | None, ratio: float, steps: int, initial_loss: str | None) -> None:
+    """Raises a ValueError unless these settings describe a warm-up, or none.
 
     Args:
         loss: The loss that is trained in the end; None if it is not named.
         ratio: Share of the training's steps that the warm-up takes, from 0 (none) to 1.
-        steps: The same as a number of optimizer steps, 0 or more.
-        first: The loss that it begins with; None for the baseline of the task.
+        steps: Number of optimizer steps that it takes instead, 0 (none) or more.
+        initial_loss: The loss that it begins with; None for the baseline of the task.
     """
     if not 0 <= ratio <= 1:
         raise UsageError(f"loss_warmup_ratio must be from 0 to 1, got {ratio!r}")
@@ -30,28 +30,29 @@ def check_warmup(loss: str | None, ratio: float, steps: int, first: str | None) 
         raise UsageError(
             f"loss_warmup_ratio={ratio} and loss_warmup_steps={steps} name two lengths; keep one"
         )
-    if first is None:
+    if initial_loss is None:
         return
-    spec = get_spec(first)
+    spec = get_spec(initial_loss)
     if not (ratio or steps):
         raise UsageError(
-            f"loss_warmup_from={first!r} needs a length: add loss_warmup_ratio or loss_warmup_steps"
+            f"loss_warmup_from={initial_loss!r} needs a length: add loss_warmup_ratio or "
+            "loss_warmup_steps"
         )
     if loss is not None and spec.task != get_spec(loss).task:
         task = get_spec(loss).task
         raise UsageError(
-            f"loss_warmup_from={first!r} is for {spec.task}, but loss {loss!r} for {task}; "
+            f"loss_warmup_from={initial_loss!r} is for {spec.task}, but loss {loss!r} for {task}; "
             f"choose one of: {', '.join(list_losses(task=task))}"
         )
 
 
 def target_share(args: Any, step: int, max_steps: int) -> float | None:
-    """How much the target loss counts in an optimizer step; the first loss has the rest.
+    """The weight of the target loss in an optimizer step; the initial loss has the rest.
 
     Args:
         args: Training arguments, with or without `loss_warmup_ratio` and `loss_warmup_steps`.
         step: Optimizer steps made before this one.
-        max_steps: Those of the whole training.
+        max_steps: Optimizer steps of the whole training.
 
     Returns:
         A share that rises linearly from 0 in the first step to 1 after the warm-up; None without

@@ -22,12 +22,12 @@ class EmptySteps:
         """Counts a step if it has no item.
 
         Args:
-            items: Number of its items; stays on the device.
+            items: Number of its items, a tensor that stays on the device.
         """
         self.count = self.count + (items == 0).all()
 
     def warn(self, show: bool) -> None:
-        """Warns once if there were any; waits for the device.
+        """Warns if there were empty steps, but only once; waits for the device.
 
         Args:
             show: Whether this process writes to the log.

@@ -1,4 +1,4 @@
-"""What an evaluation reports of losses: means over all of its items, whatever its batches are."""
+"""The losses that an evaluation reports: means over all of its items, however they are batched."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hf_losses.training.loss.items import kept, sum_over_items
 
 
 class EvaluationLosses:
-    """Adds up an evaluation's losses and their items, batch by batch, on its own process."""
+    """Adds up the losses and the items of an evaluation, batch by batch, on each process."""
 
     def __init__(self) -> None:
         """Starts without items."""
         self._sums: list[Tensor] = []
-        self._added: list[Tensor] = []
+        self._terms: list[Tensor] = []
         self._bins: Tensor | None = None
 
     def add(self, active: ActiveLoss, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Adds a batch.
 
         Args:
-            active: The loss, and the baseline that is reported beside it.
-            pairs: Logits and labels as `fit` gives them: one pair, or two for the start and the end
-                of an answer.
+            active: The loss and the baseline of its task.
+            pairs: Logits and labels as `fit` returns them: one pair, or two for the start and the
+                end of an answer.
 
         Returns:
             The mean over the items of the batch, a scalar.
@@ -40,12 +40,12 @@ class EvaluationLosses:
         for logits, labels in pairs:
             if len(labels):
                 loss = summed(logits, labels, 1.0)
-                of_baseline = loss if same else summed_baseline(logits, labels, 1.0)
-                parts.append(torch.stack([loss, of_baseline, kept(labels, problem).sum()]))
+                baseline_loss = loss if same else summed_baseline(logits, labels, 1.0)
+                parts.append(torch.stack([loss, baseline_loss, kept(labels, problem).sum()]))
             else:
                 parts.append(logits.new_zeros(3, dtype=torch.float32))
-            of_classes = baseline.spec.task == "classification" and not labels.is_floating_point()
-            if of_classes and logits.dim() == 2 and labels.dim() == 1 and len(pairs) == 1:
+            are_classes = baseline.spec.task == "classification" and not labels.is_floating_point()
+            if are_classes and logits.dim() == 2 and labels.dim() == 1 and len(pairs) == 1:
                 bins = calibration_bins(logits.detach(), labels)
                 self._bins = bins if self._bins is None else self._bins + bins
         sums = torch.stack(parts, -1)
@@ -55,16 +55,16 @@ class EvaluationLosses:
         return mean
 
     def add_term(self, term: Tensor, rows: int) -> None:
-        """Takes what a batch of so many rows adds to its loss, such as that of a router."""
-        self._added.append(torch.stack([term.detach() * rows, term.new_tensor(float(rows))]))
+        """Adds the term that a batch of `rows` rows adds to its loss, such as a router's."""
+        self._terms.append(torch.stack([term.detach() * rows, term.new_tensor(float(rows))]))
 
     def metrics(self, accelerator: Any, *, finite_only: bool) -> dict[str, float]:
         """The means over the items of all processes, which must all call this.
 
         Args:
-            accelerator: That of the trainer.
-            finite_only: Leaves out batches with a loss that is not finite, as the stock Trainer
-                does by `logging_nan_inf_filter`.
+            accelerator: The trainer's accelerator.
+            finite_only: Whether to leave out batches whose loss is not finite, as Trainer does with
+                `logging_nan_inf_filter`.
 
         Returns:
             `loss`, `baseline` and for a classifier `ece`; empty if there were no batches.
@@ -74,17 +74,19 @@ class EvaluationLosses:
         sums = torch.stack(self._sums).cpu().double()
         if finite_only and (finite := sums[:, 0].isfinite().all(-1)).any():
             sums = sums[finite]
-        loss, baseline, items = _of_all(sums.sum(0), accelerator)
-        found = {"loss": _mean(loss, items), "baseline": _mean(baseline, items)}
-        if self._added:
-            term, rows = _of_all(torch.stack(self._added).cpu().double().sum(0), accelerator)
-            found["loss"] += float(term / rows)
+        loss, baseline, items = _summed_over_processes(sums.sum(0), accelerator)
+        metrics = {"loss": _mean(loss, items), "baseline": _mean(baseline, items)}
+        if self._terms:
+            term, rows = _summed_over_processes(
+                torch.stack(self._terms).cpu().double().sum(0), accelerator
+            )
+            metrics["loss"] += float(term / rows)
         if self._bins is not None:
-            found["ece"] = expected_calibration_error(accelerator.reduce(self._bins))
-        return found
+            metrics["ece"] = expected_calibration_error(accelerator.reduce(self._bins))
+        return metrics
 
 
-def _of_all(sums: Tensor, accelerator: Any) -> Tensor:
+def _summed_over_processes(sums: Tensor, accelerator: Any) -> Tensor:
     if accelerator.num_processes == 1:
         return sums
     total: Tensor = accelerator.reduce(sums.to(accelerator.device)).cpu()
@@ -96,14 +98,14 @@ def _mean(sums: Tensor, items: Tensor) -> float:
 
 
 def rows_of_last_batch(accelerator: Any, size: int, *, tensor_parallel: bool) -> int | None:
-    """How many rows of an evaluation's last batch are this process's own.
+    """How many rows of an evaluation batch are this process's own.
 
-    Several processes fill it up with rows from the beginning, so that all have equally many.
+    Several processes fill up the last batch with rows from the start, so that all have as many.
 
     Args:
-        accelerator: That of the trainer, within its evaluation loop.
+        accelerator: The trainer's accelerator, within its evaluation loop.
         size: Rows of the batch.
-        tensor_parallel: Whether several processes are given the same batch.
+        tensor_parallel: Whether several processes get the same batch.
 
     Returns:
         A number of rows; None for all of them.

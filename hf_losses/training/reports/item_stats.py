@@ -1,4 +1,4 @@
-"""What a loss does to the single examples of a step: quantiles of p_y, margin and gradient weight.
+"""What a loss does to the examples of a step: quantiles of p_y, margin and gradient weight.
 
 The gradient weight of an item is the L1 norm of the loss's gradient with respect to its logits,
 divided by cross-entropy's for the same target, which is 2·(1 - p_y) for a class index. Class
@@ -21,9 +21,9 @@ from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-# Numbers of the logits that are looked at together: a large vocabulary must not be copied whole.
+# Logits to process at a time: those of a large vocabulary must not be copied as a whole.
 CHUNK = 2**22
-# Fills up the processes that have fewer items than others.
+# Pads the items of a process that has fewer than others.
 ABSENT = -1.0
 
 
@@ -51,7 +51,7 @@ def check_stats(args: Any, criterion: Any) -> None:
 
 
 def stats_due(args: Any, step: int) -> bool:
-    """Whether an optimizer step, counted from 1, is one whose items are looked at."""
+    """Whether the figures of an optimizer step, counted from 1, are logged."""
     steps = getattr(args, "loss_stats_steps", 0)
     return bool(steps) and step % steps == 0
 
@@ -66,17 +66,17 @@ class LossStats:
     def add(
         self, criterion: ClassificationLoss | RegressionLoss, logits: Tensor, labels: Tensor
     ) -> None:
-        """Takes one micro-batch; see `item_stats`."""
+        """Adds the items of one micro-batch; see `item_stats`."""
         self._parts.append(item_stats(criterion, logits, labels))
 
     def take(
         self, criterion: ClassificationLoss | RegressionLoss, accelerator: Any
     ) -> dict[str, float]:
-        """The figures of all items so far, which are forgotten.
+        """Returns the figures of all items so far, and forgets the items.
 
         Args:
             criterion: The loss.
-            accelerator: That of the trainer. All processes must call this together.
+            accelerator: The trainer's accelerator. All processes must call this together.
 
         Returns:
             See `summary`; the same on every process.
@@ -93,31 +93,31 @@ class LossStats:
 def summary(criterion: ClassificationLoss | RegressionLoss, items: Tensor) -> dict[str, float]:
     """Quantiles of items, by the name under which they are logged.
 
-    A quantile is the number of a real item, the nearest by rank: that of p_y is the sigmoid of
-    the margin's, and an infinite margin is no harm to the others.
+    A quantile is the value of one item, the nearest by rank. So the quantile of p_y is the sigmoid
+    of the margin's, and an infinite margin does not spoil the others.
 
     Args:
         criterion: The loss.
-        items: `[N, 3]`, see `item_stats`.
+        items: `[N, 3]`; see `item_stats`.
 
     Returns:
         `loss_stats/p_y_q05`, …, `loss_stats/margin_q05`, …, `loss_stats/weight_q05`, …, for the
         losses that have a `max_weight` the share `loss_stats/at_max_weight`; for regression
-        `loss_stats/error_q05`, … and `loss_stats/weight_q05`, …. All NaN if an item's number is
+        `loss_stats/error_q05`, … and `loss_stats/weight_q05`, …. All NaN if an item has a
         NaN; empty without items.
     """
     if not len(items):
         return {}
     ranks = [round(q * (len(items) - 1)) for q in QUANTILES]
     ordered = items[:, :2].sort(0).values
-    first, weight = ordered[ranks].where(~ordered[-1].isnan(), torch.nan).T  # NaN is sorted last.
-    found = {"weight": weight}
+    quantiles = ordered[ranks].where(~ordered[-1].isnan(), torch.nan)  # NaN is sorted last.
+    margin_or_error, weight = quantiles.T
     if isinstance(criterion, RegressionLoss):
-        found = {"error": first} | found
+        figures = {"error": margin_or_error, "weight": weight}
     else:
-        found = {"p_y": first.sigmoid(), "margin": first} | found
-    names = [f"loss_stats/{name}_q{100 * q:02.0f}" for name in found for q in QUANTILES]
-    values = [*found.values()]
+        figures = {"p_y": margin_or_error.sigmoid(), "margin": margin_or_error, "weight": weight}
+    names = [f"loss_stats/{name}_q{100 * q:02.0f}" for name in figures for q in QUANTILES]
+    values = [*figures.values()]
     if criterion.spec.has_max_weight:
         names.append("loss_stats/at_max_weight")
         values.append(items[:, 2:].mean(0))
@@ -132,8 +132,8 @@ def item_stats(
 
     Args:
         criterion: The loss.
-        logits: What it was computed from, of any floating dtype; its graph is left alone.
-        labels: The same; items with -100 are left out, except for regression.
+        logits: The model's logits, of any floating dtype; their graph is left alone.
+        labels: Their labels; items with -100 are left out, except in regression.
 
     Returns:
         `[items, 3]`, float32: the margin of the true class, the gradient weight, and 1 where
@@ -149,8 +149,8 @@ def item_stats(
     if criterion.problem_type == MULTI_LABEL:
         z, target = logits.float(), labels.float()
         margin = torch.where(target >= 0.5, z, -z)
-        of_loss, of_baseline = _gradients(criterion, z, target)
-        items = _stacked(criterion, margin, _ratio(of_loss, of_baseline))
+        gradient, baseline_gradient = _gradients(criterion, z, target)
+        items = _stack(criterion, margin, _ratio(gradient, baseline_gradient))
         return items[target != IGNORE]
     soft = labels.is_floating_point()
     classes = logits.shape[-1]
@@ -164,38 +164,39 @@ def item_stats(
         true = target.argmax(-1) if soft else target.where(keep, 0)
         margin = _margin(z, true)
         if soft or criterion.label_smoothing:
-            of_loss, of_baseline = _gradients(criterion, z, target)
-            weight = _ratio(of_loss.norm(1, -1), of_baseline.norm(1, -1))
+            gradient, baseline_gradient = _gradients(criterion, z, target)
+            weight = _ratio(gradient.norm(1, -1), baseline_gradient.norm(1, -1))
         elif criterion.spec.is_full:
-            of_loss = _gradient(criterion, z, target)
-            weight = _ratio(of_loss.norm(1, -1), 2 * torch.sigmoid(-margin))
+            gradient = _gradient(criterion, z, target)
+            weight = _ratio(gradient.norm(1, -1), 2 * torch.sigmoid(-margin))
         else:
             weight = _weight(criterion, margin)
             if criterion.spec.has_max_weight:
                 weight = weight.clamp(max=criterion.max_weight)
             if criterion.weight is not None:
                 weight = weight * criterion.weight[true]
-        parts.append(_stacked(criterion, margin, weight)[keep])
+        parts.append(_stack(criterion, margin, weight)[keep])
     return torch.cat(parts)
 
 
 def _margin(z: Tensor, true: Tensor) -> Tensor:
-    """`class_margin` without its copies of the logits, where these are not needed."""
+    """The same as `class_margin`, with copies only of those logits that need them."""
     log_p = z.gather(-1, true.unsqueeze(-1)).squeeze(-1) - z.logsumexp(-1)
     margin = log_p - torch.log1p(-log_p.exp())
-    # From p = 1/2 on, 1 - p cancels. NaN and infinite logits go the long way too.
+    # From p = 1/2 on, 1 - p loses digits. NaN and infinite logits need class_margin too.
     rest = (~((log_p > -torch.inf) & (log_p < -0.7))).nonzero().squeeze(-1)
     margin[rest] = class_margin(z[rest], true[rest])
     return margin
 
 
 def _weight(criterion: ClassificationLoss, margin: Tensor) -> Tensor:
-    """The gradient weight by the formula, not capped and without class weights."""
-    m = margin.clamp(max=80.0)  # It has long reached its limit; sigmoid(-m) ends soon.
+    """The gradient weight by the loss's formula, before `max_weight` and class weights."""
+    m = margin.clamp(max=80.0)  # The weight is at its limit there; sigmoid(-m) soon underflows.
     return gradient_weight(partial(criterion.spec.function, **criterion.params), m)
 
 
-def _stacked(criterion: ClassificationLoss, margin: Tensor, weight: Tensor) -> Tensor:
+def _stack(criterion: ClassificationLoss, margin: Tensor, weight: Tensor) -> Tensor:
+    """Margin, weight and whether `max_weight` caps it, as the last dimension."""
     if criterion.spec.has_max_weight:
         capped = (_weight(criterion, margin) > criterion.max_weight).float()
     else:
@@ -204,7 +205,7 @@ def _stacked(criterion: ClassificationLoss, margin: Tensor, weight: Tensor) -> T
 
 
 def _gradients(criterion: ClassificationLoss, z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of the loss and of cross-entropy for the same, equally smoothed target."""
+    """Gradients of the loss and of cross-entropy for the same, equally smoothed target."""
     baseline = get_loss(
         "cross_entropy",
         label_smoothing=criterion.label_smoothing,

@@ -13,7 +13,7 @@ class NonfiniteSteps:
     """Counts the optimizer steps whose gradient norm is NaN or infinite.
 
     Args:
-        counted: Steps that a checkpoint had counted before.
+        counted: Steps counted up to the checkpoint that training resumes from.
     """
 
     def __init__(self, counted: int = 0) -> None:
@@ -25,12 +25,12 @@ class NonfiniteSteps:
         """Counts one step if its gradient is not finite.
 
         Args:
-            norm: The norm of its gradient; None if it is not known. DeepSpeed writes -1 for one
+            norm: The norm of its gradient; None if it is not known. DeepSpeed gives -1 for a norm
                 that is not finite.
-            skipped: Whether the optimizer has left the step out for that reason.
+            skipped: Whether the optimizer has skipped the step for that reason.
         """
         if isinstance(norm, Tensor):
-            # Stays where it is: asking for its value would make every step wait for the device.
+            # Stays on the device: asking for its value would make every step wait.
             self._last = ~torch.isfinite(norm)
         else:
             self._last = skipped or (norm is not None and not 0 <= norm < math.inf)
@@ -46,21 +46,21 @@ class NonfiniteSteps:
 
         Args:
             steps: Optimizer steps in all.
-            last_was_skipped: Whether the optimizer left out the very last step, as fp16 does when
-                a gradient overflows.
+            last_was_skipped: Whether the optimizer skipped the very last step, as it does in fp16
+                when a gradient overflows.
         """
         if self._last and not last_was_skipped:
-            what = (
+            outcome = (
                 "the last one too, so the weights are probably NaN: go back to a checkpoint, or "
                 "start again"
             )
         else:
-            what = (
+            outcome = (
                 "but training went on: fp16 leaves out a step that overflows and lowers its loss "
                 "scale, and a few of these are no harm"
             )
         return (
-            f"The gradient was not finite in {self.count} of {steps} optimizer steps, {what}. What "
-            "helps: a lower learning_rate, max_grad_norm, bf16 rather than fp16, and for a strict "
-            "loss a smaller max_weight (loss_kwargs '{\"max_weight\": 100}')."
+            f"The gradient was not finite in {self.count} of {steps} optimizer steps, {outcome}. "
+            "What helps: a lower learning_rate, max_grad_norm, bf16 rather than fp16, and for a "
+            "strict loss a smaller max_weight (loss_kwargs '{\"max_weight\": 100}')."
         )
