@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 from hf_losses import LossTrainer, LossTrainingArguments
 from hf_losses.models.heads import shift_left
+from hf_losses.training.loss.items import Items
 from hf_losses.training.reports.item_stats import LossStats
 
 LOSS = "strict_l"
@@ -108,7 +109,7 @@ def collection(trainer, data):
     seconds = []
     for _ in range(REPEATS):
         stats, start = LossStats(), time.perf_counter()
-        stats.add(trainer.criterion, logits, labels)
+        stats.add(trainer.criterion, Items(logits, labels, None))
         stats.take(trainer.criterion, trainer.accelerator)
         seconds.append(time.perf_counter() - start)
     return {

@@ -280,6 +280,7 @@ def main(folder, *only):
         for what in ("instructions", "peak_bytes"):
             if what in found:
                 print(case, what, found[what], flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results | _machine(), indent=1) + "\n", encoding="utf-8")
     draw(results, path.with_suffix(".png"))
 

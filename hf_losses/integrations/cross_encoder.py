@@ -15,7 +15,7 @@ from hf_losses.citation import PAPER, PAPER_CITATION
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
 from hf_losses.losses.registry import get_spec
 from hf_losses.messages import MissingExtra, UsageError
-from hf_losses.training.loss.items import check_targets
+from hf_losses.training.loss.items import Items, check_targets
 
 if TYPE_CHECKING:
     from sentence_transformers.cross_encoder import CrossEncoder
@@ -129,7 +129,7 @@ class CrossEncoderLoss(nn.Module):
             labels = labels.squeeze(1)
         if not self._checked:
             self._checked = True
-            check_targets(scores, labels, self.criterion)
+            check_targets(Items(scores, labels, None), self.criterion)
         value: Tensor = self.criterion(scores, labels)
         return value
 

@@ -86,14 +86,15 @@ def compute_loss_func(
             # loss by their number although it was computed on all outputs at once.
             num_items_in_batch = num_items_in_batch.flatten()[0] * num_items_in_batch.numel()
         items = num_items_in_batch
-        logits, labels = fit(logits, labels, problem)
+        batch = fit(logits, labels, problem)
         if not seen:
             seen.append(True)
-            check_targets(logits, labels, loss)
+            check_targets(batch, loss)
         if items is not None and problem == REGRESSION:
             items = items + (labels == IGNORE).sum()  # Trainer has left them out of the count.
         elif items is not None and problem == SINGLE_LABEL and labels.is_floating_point():
             items = items / labels.shape[-1]  # Trainer has counted every number of a row.
-        return summed(logits, labels, item_count(labels, items, problem))
+        logits, labels, _ = batch
+        return summed(logits, labels, item_count(labels, items, problem), None)
 
     return compute

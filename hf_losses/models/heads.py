@@ -34,6 +34,8 @@ LABELLERS = (
 )
 IGNORED_PIXELS = "semantic_loss_ignore_index"
 POSITIONS = ["start_positions", "end_positions"]
+# The column with the weight of every item, or row of items.
+LOSS_WEIGHT = "loss_weight"
 
 
 def is_classifier(model: Any) -> bool:
@@ -152,9 +154,29 @@ class Targets:
             name = "loss_ignore_index" if hasattr(config, "loss_ignore_index") else IGNORED_PIXELS
             ignored = getattr(config, name)
             return [labels.long().masked_fill(labels == ignored, IGNORE)]
+        return [shift_left(labels) if self._shifts_labels else labels]
+
+    @property
+    def _shifts_labels(self) -> bool:
         # The last virtual token is followed by the first real one, which is learned too.
-        shifts = self.shifts and not self.virtual_tokens
-        return [shift_left(labels) if shifts else labels]
+        return self.shifts and not self.virtual_tokens
+
+    def weights_of_batch(
+        self, inputs: Mapping[str, Any], weight: Tensor | None
+    ) -> list[Tensor | None]:
+        """The weights that belong to the labels of a batch.
+
+        Args:
+            inputs: The batch with its labels.
+            weight: `[B]`, or the shape of the labels; None if all weigh the same.
+
+        Returns:
+            One for each of the tensors that `of_batch` returns.
+        """
+        if weight is not None and weight.dim() > 1:
+            if self._shifts_labels and inputs.get("shift_labels") is None:
+                weight = shift_left(weight, 0)
+        return [weight] * (len(self.label_names) if self.kind == QUESTION_ANSWERING else 1)
 
     def logits(self, outputs: Any, labels: list[Tensor], *, shifted: bool) -> list[Tensor]:
         """The logits that belong to labels.
@@ -191,9 +213,20 @@ def _within(positions: Tensor, length: int) -> Tensor:
     return positions.clamp(min=0).masked_fill(positions >= length, IGNORE)
 
 
-def shift_left(labels: Tensor) -> Tensor:
+def shift_left(labels: Tensor, fill: float = IGNORE) -> Tensor:
     """Labels of the next token; shifting the logits instead would copy them."""
-    return F.pad(labels, (0, 1), value=IGNORE)[..., 1:].contiguous()
+    return F.pad(labels, (0, 1), value=fill)[..., 1:].contiguous()
+
+
+def without_loss(outputs: Any) -> Any:
+    """The outputs of a model as a `ModelOutput`, a dict, or a tuple that begins with the logits."""
+    if torch.is_tensor(outputs):
+        return (outputs,)  # As some users' modules return it.
+    if not isinstance(outputs, tuple):
+        return outputs
+    # Without labels some models return (None, logits), with labels (loss, logits).
+    tensors = (out for out in outputs if not torch.is_tensor(out) or out.dim())
+    return tuple(out for out in tensors if out is not None)
 
 
 def logits_of(outputs: Any, *, known: bool = True) -> Tensor:

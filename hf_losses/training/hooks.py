@@ -7,6 +7,7 @@ from __future__ import annotations
 
 # Why each method is overridden or called.
 METHODS = {
+    "_get_dataloader": "overridden: batches keep the column loss_weight",
     "_get_grad_norm": "overridden: counts the steps whose gradient is not finite, without a sync",
     "_get_num_items_in_batch": "overridden: what an item is follows from the head, not from -100",
     "_init_training_state": "overridden: a resumed training goes on counting",

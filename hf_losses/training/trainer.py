@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,13 +16,14 @@ from hf_losses.losses.linear import HeadOutput, linear_of_head
 from hf_losses.losses.registry import get_spec
 from hf_losses.messages import UsageError
 from hf_losses.models.adapters import adapter_term
-from hf_losses.models.builtin import auxiliary_weight, check_batch, loss_type
+from hf_losses.models.builtin import auxiliary_weight, check_batch
 from hf_losses.models.decoder_inputs import decoder_inputs
-from hf_losses.models.heads import logits_of, settle_problem_type
+from hf_losses.models.heads import LOSS_WEIGHT, logits_of, settle_problem_type, without_loss
 from hf_losses.training.base_trainers import SFTLog, check_base
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
-from hf_losses.training.loss.items import SumFunction, check_targets, divisors, fit, items_of
+from hf_losses.training.loss.item_weights import keeping_weights
+from hf_losses.training.loss.items import Items, SumFunction, check_targets, divisors, fit, items_of
 from hf_losses.training.loss.warmup import target_share
 from hf_losses.training.publishing import PublishingMixin
 from hf_losses.training.reports.empty_steps import EmptySteps
@@ -70,6 +71,7 @@ class LossMixin(PublishingMixin):
         self._fused_head: Any = None  # Set while a step is computed without logits.
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
         self._batch_has_loss = False
+        self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
         self._targets_checked = {True: False, False: False}  # By `model.training`.
         # Labels and attention mask of the last batch that the model was run on.
         self._adapter_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -103,6 +105,13 @@ class LossMixin(PublishingMixin):
     def _set_signature_columns_if_needed(self) -> None:
         with self._wrapped.uncompiled():  # Compiled, it has *args and **kwargs.
             super()._set_signature_columns_if_needed()
+        if LOSS_WEIGHT not in self._signature_columns:
+            self._signature_columns.append(LOSS_WEIGHT)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's data loader, whose batches keep the column `loss_weight`."""
+        with keeping_weights(self):
+            return super()._get_dataloader(*args, **kwargs)
 
     # ---- Computing the loss ------------------------------------------------------------------
 
@@ -117,7 +126,7 @@ class LossMixin(PublishingMixin):
 
         Args:
             model: The model, possibly wrapped.
-            inputs: A batch with `labels`; it is not changed.
+            inputs: A batch with `labels`, and perhaps `loss_weight`; it is not changed.
             return_outputs: Whether to return the model's outputs too.
             num_items_in_batch: The items in all micro-batches and processes of this optimizer
                 step, as `kept` counts them; for question answering two numbers, of starts and of
@@ -139,8 +148,14 @@ class LossMixin(PublishingMixin):
             )
         self._settle_problem_type(inputs)
         raw_labels = inputs.get(self.label_names[0])
-        labels = targets.of_batch(inputs)
-        shifted = inputs.get("shift_labels") is not None
+        weight = inputs.pop(LOSS_WEIGHT, self._weight_of_evaluation)
+        loss_of = functools.partial(
+            self.compute_loss_func,
+            labels=targets.of_batch(inputs),
+            num_items_in_batch=num_items_in_batch,
+            shifted=inputs.get("shift_labels") is not None,
+            weights=targets.weights_of_batch(inputs, weight),
+        )
         for name in (*self.label_names, "shift_labels", "skip_logits"):
             inputs.pop(name, None)
         core = self._wrapped.core
@@ -152,20 +167,12 @@ class LossMixin(PublishingMixin):
         self._adapter_inputs = (raw_labels, inputs.get("attention_mask"))
         fused = getattr(self.args, "fused_linear", False) and self.model.training
         if fused and not return_outputs:
-            return self._fused_loss(model, inputs, labels, shifted, num_items_in_batch, batch)
-        if loss_type(core) is None and _needs_labels(core):
+            return self._fused_loss(model, inputs, batch, loss_of)
+        if self._wrapped.needs_labels:
             inputs["labels"] = raw_labels
-        outputs = model(**inputs)
+        outputs = without_loss(model(**inputs))
         self._sft.add(batch, outputs)
-        if torch.is_tensor(outputs):
-            outputs = (outputs,)  # As some users' modules return it.
-        if isinstance(outputs, tuple):
-            # Without labels some models return (None, logits), with labels (loss, logits).
-            outputs = tuple(out for out in outputs if not torch.is_tensor(out) or out.dim())
-            outputs = tuple(out for out in outputs if out is not None)
-        loss = self.compute_loss_func(
-            outputs, labels, num_items_in_batch=num_items_in_batch, shifted=shifted
-        )
+        loss = loss_of(outputs)
         if isinstance(outputs, tuple):
             outputs = (loss, *outputs)  # Trainer's evaluation drops the first of a tuple.
         return (loss, outputs) if return_outputs else loss
@@ -183,20 +190,15 @@ class LossMixin(PublishingMixin):
         self,
         model: nn.Module,
         inputs: dict[str, Any],
-        labels: list[Tensor],
-        shifted: bool,
-        items: Any,
         batch: dict[str, Any],
+        loss_of: Callable[..., Tensor],
     ) -> Tensor:
         """Lets the head return the loss, not logits: its weight may only be used in forward."""
         head = self._fused_head = self._wrapped.core.get_output_embeddings()
 
         def loss_of_hidden(hidden: Tensor) -> Tensor:
             self._sft.add_tokens(batch, hidden, head)
-            loss: Tensor = self.compute_loss_func(
-                (hidden,), labels, num_items_in_batch=items, shifted=shifted
-            )
-            return loss
+            return loss_of((hidden,))
 
         try:
             with HeadOutput(head, loss_of_hidden):
@@ -213,22 +215,28 @@ class LossMixin(PublishingMixin):
         labels: list[Tensor],
         num_items_in_batch: Any = None,
         shifted: bool = False,
+        weights: list[Tensor | None] | None = None,
     ) -> Tensor:
         """The mean over the classifications of a row, mostly a single one; see `Targets`."""
         targets, problem = self._wrapped.targets, self._active.problem
         logits = targets.logits(outputs, labels, shifted=shifted)
-        pairs = [fit(*pair, problem) for pair in zip(logits, labels, strict=True)]
+        weights = weights or [None] * len(labels)
+        batches = [
+            fit(z, target, problem, weight)
+            for z, target, weight in zip(logits, labels, weights, strict=True)
+        ]
         if not self._targets_checked[self.model.training]:
             self._targets_checked[self.model.training] = True
-            for pair in pairs:
-                check_targets(*pair, self.criterion)
+            for batch in batches:
+                check_targets(batch, self.criterion)
         if self._evaluation is not None:
-            loss = self._evaluation.add(self._active, [self._own_rows(*pair) for pair in pairs])
+            rows = rows_of_last_batch(
+                self.accelerator, len(labels[0]), tensor_parallel=self.get_tp_size() > 1
+            )
+            loss = self._evaluation.add(self._active, [batch.rows(rows) for batch in batches])
         else:
-            counts = divisors(self, [pair[1] for pair in pairs], num_items_in_batch, problem)
-            losses = [
-                self._loss_of_step(*pair, count) for pair, count in zip(pairs, counts, strict=True)
-            ]
+            of_each = divisors(self, [b.labels for b in batches], num_items_in_batch, problem)
+            losses = [self._loss_of_step(*pair) for pair in zip(batches, of_each, strict=True)]
             loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         self._batch_has_loss = True
         auxiliary = self._auxiliary(outputs)
@@ -237,32 +245,25 @@ class LossMixin(PublishingMixin):
         total: Tensor = loss + auxiliary
         return total
 
-    def _own_rows(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of an evaluation batch that no other process counts."""
-        tensor_parallel = self.get_tp_size() > 1
-        rows = rows_of_last_batch(self.accelerator, len(labels), tensor_parallel=tensor_parallel)
-        return logits[:rows], labels[:rows]
-
-    def _summed(
-        self, loss: tuple[Any, SumFunction], logits: Tensor, labels: Tensor, divisor: Any
-    ) -> Tensor:
+    def _divided(self, loss: tuple[Any, SumFunction], batch: Items, divisor: Any) -> Tensor:
         criterion, summed = loss
+        logits, labels, weight = batch
         if self._fused_head is not None:  # The logits are hidden states.
-            return linear_of_head(logits, self._fused_head, labels, criterion, divisor)
-        return summed(logits, labels, divisor)
+            return linear_of_head(logits, self._fused_head, labels, criterion, divisor, weight)
+        return summed(logits, labels, divisor, weight)
 
-    def _loss_of_step(self, logits: Tensor, labels: Tensor, divisor: Any) -> Tensor:
+    def _loss_of_step(self, batch: Items, divisor: Any) -> Tensor:
         """One classification of a micro-batch, with the loss warm-up while it lasts."""
         share = None
         if self.model.training:
             if stats_due(self.args, self.state.global_step + 1):
-                self._stats.add(self.criterion, logits, labels)
+                self._stats.add(self.criterion, batch)
             share = target_share(self.args, self.state.global_step, self.state.max_steps)
         if share == 0:
-            return self._summed(self._active.initial(), logits, labels, divisor)
-        loss = self._summed(self._active.target(), logits, labels, divisor)
+            return self._divided(self._active.initial(), batch, divisor)
+        loss = self._divided(self._active.target(), batch, divisor)
         if share is not None and share < 1:
-            initial_loss = self._summed(self._active.initial(), logits, labels, divisor)
+            initial_loss = self._divided(self._active.initial(), batch, divisor)
             loss = share * loss + (1 - share) * initial_loss
         return loss
 
@@ -375,18 +376,16 @@ class LossMixin(PublishingMixin):
     ) -> Any:
         """Trainer's step, with this trainer's loss even where a base class takes another."""
         self._batch_has_loss = False
+        # The model, which may generate from the batch or have no labels, must not see the weights.
+        inputs = dict(inputs)
+        self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT, None)
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if loss is not None and not self._batch_has_loss:
             # Seq2SeqTrainer takes the model's built-in loss when it generates.
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
+        self._weight_of_evaluation = None
         return loss, logits, labels
-
-
-def _needs_labels(model: nn.Module) -> bool:
-    """Whether forward requires labels, as that of some users' modules does."""
-    labels = inspect.signature(model.forward).parameters.get("labels")
-    return labels is not None and labels.default is inspect.Parameter.empty
 
 
 class LossTrainer(LossMixin, Trainer):  # type: ignore[misc]

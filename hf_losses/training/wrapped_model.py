@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import is_compiled_module
 
-from hf_losses.models.builtin import shifts_labels
+from hf_losses.models.builtin import loss_type, shifts_labels
 from hf_losses.models.heads import Targets
 
 # Prompts of PEFT that become keys and values of the attention, not tokens.
@@ -43,6 +44,14 @@ class WrappedModel:
         """The model without wrappers and adapters."""
         adapted = self.adapted
         return adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether its forward requires labels, as that of some users' modules does."""
+        if loss_type(self.core) is not None:
+            return False
+        labels = inspect.signature(self.core.forward).parameters.get("labels")
+        return labels is not None and labels.default is inspect.Parameter.empty
 
     @property
     def targets(self) -> Targets:

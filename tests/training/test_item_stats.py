@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_losses import LossMixin, LossTrainer, LossTrainingArguments, get_loss, list_losses
+from hf_losses.training.loss.items import Items
 from hf_losses.training.reports import item_stats as room
 from hf_losses.training.reports.item_stats import item_stats, summary
 
@@ -455,7 +456,8 @@ def test_another_training_begins_anew(tmp_path):
     first = figures(trainer.seen)
     trainer.seen.clear()
     # As after an error in the middle of a step.
-    trainer._stats.add(trainer.criterion, torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))
+    batch = Items(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), None)
+    trainer._stats.add(trainer.criterion, batch)
     trainer.train()
     assert figures(trainer.seen) == first
 

@@ -10,19 +10,39 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hf_losses.losses.base import RegressionLoss
+from hf_losses.losses.base import RegressionLoss, check_item_weight_values
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLoss
 from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
-from hf_losses.models.heads import REGRESSION
+from hf_losses.models.heads import LOSS_WEIGHT, REGRESSION
 
-# Takes logits, labels and the number to divide the sum by.
-SumFunction = Callable[[Tensor, Tensor, Tensor | float], Tensor]
+# Takes logits, labels, the number to divide the sum by and the items' weights.
+SumFunction = Callable[[Tensor, Tensor, Tensor | float, Tensor | None], Tensor]
+
+
+class Items(NamedTuple):
+    """What the loss of a batch is computed from.
+
+    Attributes:
+        logits: `[..., C]`, or numbers.
+        labels: `[...]` classes, or the logits' shape.
+        weight: One number per item, by which its loss is multiplied; None: all are 1.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    weight: Tensor | None
+
+    def rows(self, count: int | None) -> Items:
+        """The first `count` rows; None: all of them."""
+        weight = None if self.weight is None else self.weight[:count]
+        return Items(self.logits[:count], self.labels[:count], weight)
+
 
 # The problem types of PyTorch's own losses, for models that do not have one.
 PROBLEMS: dict[type, str] = {
@@ -69,17 +89,18 @@ def kept(labels: Tensor, problem: str | None) -> Tensor:
     return items_of(labels, problem) != IGNORE
 
 
-def fit(logits: Tensor, labels: Tensor, problem: str | None) -> tuple[Tensor, Tensor]:
-    """Logits, and their labels in the shape that goes with them.
+def fit(logits: Tensor, labels: Tensor, problem: str | None, weight: Tensor | None = None) -> Items:
+    """Logits with labels and weights in the shapes that go with them.
 
     Args:
         logits: `[..., C]`, or numbers `[...]` or `[..., 1]`.
         labels: `[...]`, `[..., 1]` or `[..., C]`.
         problem: What the labels are for.
+        weight: `[B]`, one number per row, or as many as items.
 
     Returns:
-        The logits, and labels `[...]` of classes or labels of the logits' shape: `[N, 1]` never
-        meets `[N]`, which PyTorch would broadcast to `[N, N]`.
+        Labels `[...]` of classes or labels of the logits' shape: `[N, 1]` never meets `[N]`, which
+        PyTorch would broadcast to `[N, N]`. Weights have the shape of `items_of(labels)`.
 
     Raises:
         ValueError: If the shapes do not go together.
@@ -96,19 +117,37 @@ def fit(logits: Tensor, labels: Tensor, problem: str | None) -> tuple[Tensor, Te
             + (f" for {problem}" if problem else "")
             + ("; classes are whole numbers" if labels.is_floating_point() else "")
         )
-    return logits, labels
+    return Items(logits, labels, _fit_weight(weight, items_of(labels, problem)))
 
 
-def check_targets(logits: Tensor, labels: Tensor, loss: Any) -> None:
-    """Raises a ValueError unless the loss is defined for the labels.
+def _fit_weight(weight: Tensor | None, items: Tensor) -> Tensor | None:
+    if weight is None:
+        return None
+    shape, weight = tuple(weight.shape), weight.to(items.device)
+    if weight.shape != items.shape and shape[-1:] == (1,):
+        weight = weight.squeeze(-1)
+    if weight.dim() == 1 and len(weight) == len(items):
+        weight = weight.reshape(-1, *[1] * (items.dim() - 1)).expand(items.shape)
+    if weight.shape != items.shape:
+        raise UsageError(
+            f"{LOSS_WEIGHT} of shape {shape} does not fit items of shape {tuple(items.shape)}: "
+            "give one number per example, or one per label"
+        )
+    return weight
+
+
+def check_targets(items: Items, loss: Any) -> None:
+    """Raises a ValueError unless the loss is defined for the labels and weights.
 
     This reads their values, which makes a GPU wait: call it for the first batch only.
 
     Args:
-        logits: `[..., C]`.
-        labels: As `fit` returns them.
+        items: As `fit` returns them.
         loss: The loss; one of the user's own is accepted as it is.
     """
+    logits, labels, weight = items
+    if weight is not None:
+        check_item_weight_values(weight)
     if not isinstance(loss, ClassificationLoss):
         return
     hint = "for numbers name a regression loss, such as loss='mse'"
@@ -173,8 +212,7 @@ def sum_over_items(loss: Callable[..., Tensor], problem: str | None) -> SumFunct
     if isinstance(loss, ClassificationLoss) and loss.spec.name == "cross_entropy":
         return _sum_of_cross_entropy(loss)
     if isinstance(loss, ClassificationLoss | RegressionLoss):
-        mean: SumFunction = _with_reduction(loss, "mean")
-        return mean
+        return _sum_of_loss(loss)
     return _sum_of_user_loss(loss, problem)
 
 
@@ -184,15 +222,28 @@ def _with_reduction(loss: nn.Module, reduction: str) -> Any:
     return changed
 
 
-def _sum_of_cross_entropy(loss: ClassificationLoss) -> SumFunction:
+def _sum_of_loss(loss: ClassificationLoss | RegressionLoss) -> SumFunction:
     mean_loss = _with_reduction(loss, "mean")
+
+    def summed(
+        logits: Tensor, labels: Tensor, divisor: Tensor | float, weight: Tensor | None = None
+    ) -> Tensor:
+        mean: Tensor = mean_loss(logits, labels, divisor, item_weight=weight)
+        return mean
+
+    return summed
+
+
+def _sum_of_cross_entropy(loss: ClassificationLoss) -> SumFunction:
+    general = _sum_of_loss(loss)
     kernel = nn.CrossEntropyLoss(loss.weight, reduction="sum", label_smoothing=loss.label_smoothing)
 
-    def summed(logits: Tensor, labels: Tensor, divisor: Tensor | float) -> Tensor:
+    def summed(
+        logits: Tensor, labels: Tensor, divisor: Tensor | float, weight: Tensor | None = None
+    ) -> Tensor:
         of_indices = not labels.is_floating_point() and loss.problem_type != MULTI_LABEL
-        if not of_indices or logits.dtype == torch.float64:
-            mean: Tensor = mean_loss(logits, labels, divisor)
-            return mean
+        if not of_indices or logits.dtype == torch.float64 or weight is not None:
+            return general(logits, labels, divisor, weight)
         # PyTorch's kernel, so that the baseline is the stock Trainer's to the last bit.
         try:
             value: Tensor = kernel(*_pytorch_shapes(logits.float(), labels.long()))
@@ -218,7 +269,9 @@ def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFu
         loss = _with_reduction(loss, "none")
     takes_indices = isinstance(loss, nn.MultiLabelMarginLoss)
 
-    def summed(logits: Tensor, labels: Tensor, divisor: Tensor | float) -> Tensor:
+    def summed(
+        logits: Tensor, labels: Tensor, divisor: Tensor | float, weight: Tensor | None = None
+    ) -> Tensor:
         logits, labels = _pytorch_shapes(logits, labels)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
@@ -231,6 +284,13 @@ def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFu
                 "number for each of them"
             )
         items = kept(labels, problem)
+        if weight is not None:
+            if value.numel() != weight.numel():
+                raise UsageError(
+                    f"the loss returned {value.numel()} values for {weight.numel()} items with a "
+                    f"{LOSS_WEIGHT}: it must return one per item, not a mean (reduction='none')"
+                )
+            return (value.flatten() * weight.flatten()).sum() / divisor
         if not value.dim():
             number = items.sum()
             # The mean of no items is NaN.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
 from hf_losses.training.loss.choose import ActiveLoss
-from hf_losses.training.loss.items import kept, sum_over_items
+from hf_losses.training.loss.items import Items, kept, sum_over_items
 
 
 class EvaluationLosses:
@@ -22,13 +22,13 @@ class EvaluationLosses:
         self._terms: list[Tensor] = []
         self._bins: Tensor | None = None
 
-    def add(self, active: ActiveLoss, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def add(self, active: ActiveLoss, batches: Sequence[Items]) -> Tensor:
         """Adds a batch.
 
         Args:
             active: The loss and the baseline of its task.
-            pairs: Logits and labels as `fit` returns them: one pair, or two for the start and the
-                end of an answer.
+            batches: As `fit` returns them: one, or two for the start and the end of an answer. Item
+                weights are part of the loss, but not of the baseline.
 
         Returns:
             The mean over the items of the batch, a scalar.
@@ -37,15 +37,17 @@ class EvaluationLosses:
         same = baseline.config == active.config
         _, summed = active.target()
         summed_baseline = sum_over_items(baseline, problem)
-        for logits, labels in pairs:
+        for logits, labels, weight in batches:
             if len(labels):
-                loss = summed(logits, labels, 1.0)
-                baseline_loss = loss if same else summed_baseline(logits, labels, 1.0)
+                loss = summed(logits, labels, 1.0, weight)
+                baseline_loss = loss
+                if not same or weight is not None:
+                    baseline_loss = summed_baseline(logits, labels, 1.0, None)
                 parts.append(torch.stack([loss, baseline_loss, kept(labels, problem).sum()]))
             else:
                 parts.append(logits.new_zeros(3, dtype=torch.float32))
             are_classes = baseline.spec.task == "classification" and not labels.is_floating_point()
-            if are_classes and logits.dim() == 2 and labels.dim() == 1 and len(pairs) == 1:
+            if are_classes and logits.dim() == 2 and labels.dim() == 1 and len(batches) == 1:
                 bins = calibration_bins(logits.detach(), labels)
                 self._bins = bins if self._bins is None else self._bins + bins
         sums = torch.stack(parts, -1)

@@ -19,6 +19,7 @@ from hf_losses.losses.margin import class_margin, gradient_weight
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
+from hf_losses.training.loss.items import Items, kept, problem_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Logits to process at a time: those of a large vocabulary must not be copied as a whole.
@@ -63,11 +64,12 @@ class LossStats:
         """Starts without items."""
         self._parts: list[Tensor] = []
 
-    def add(
-        self, criterion: ClassificationLoss | RegressionLoss, logits: Tensor, labels: Tensor
-    ) -> None:
-        """Adds the items of one micro-batch; see `item_stats`."""
-        self._parts.append(item_stats(criterion, logits, labels))
+    def add(self, criterion: ClassificationLoss | RegressionLoss, batch: Items) -> None:
+        """Adds the items of one micro-batch, their weights included; see `item_stats`."""
+        stats = item_stats(criterion, batch.logits, batch.labels)
+        if batch.weight is not None:
+            stats[:, 1] *= batch.weight[kept(batch.labels, problem_of(criterion))]
+        self._parts.append(stats)
 
     def take(
         self, criterion: ClassificationLoss | RegressionLoss, accelerator: Any

@@ -1,0 +1,96 @@
+"""The column `loss_weight` of a data set: one number per example, or one per label.
+
+Data collators do not know it. Here it is taken out of the rows before they are collated, and put
+into the batch in the shape of the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_losses.messages import UsageError
+from hf_losses.models.heads import LOSS_WEIGHT
+
+
+class WeightCollator:
+    """A data collator that keeps the column `loss_weight`; the one within does not see it.
+
+    Args:
+        collator: The data collator for all other columns.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[Any]], Any]) -> None:
+        """See the class."""
+        self.collator = collator
+
+    def __call__(self, rows: Sequence[Any]) -> Any:
+        """Collates rows.
+
+        Args:
+            rows: Rows of the data set.
+
+        Returns:
+            The batch of the collator within; where the rows have weights, with `loss_weight`,
+            float32: `[B]`, or the shape of the labels, where padding weighs 0.
+
+        Raises:
+            ValueError: If only some rows have weights, or a row has not as many as labels.
+        """
+        weighted = [isinstance(row, Mapping) and row.get(LOSS_WEIGHT) is not None for row in rows]
+        if not any(weighted):
+            return self.collator(rows)
+        if not all(weighted):
+            raise UsageError(
+                f"a row has no {LOSS_WEIGHT!r} and another has: give each row one (1 is neutral)"
+            )
+        weights = [torch.as_tensor(row[LOSS_WEIGHT], dtype=torch.float32) for row in rows]
+        others = [{key: row[key] for key in row if key != LOSS_WEIGHT} for row in rows]
+        batch = self.collator(others)
+        if LOSS_WEIGHT not in batch:
+            batch[LOSS_WEIGHT] = self._padded(weights, others, batch)
+        return batch
+
+    def _padded(self, weights: list[Tensor], rows: list[dict[str, Any]], batch: Any) -> Tensor:
+        dims = {weight.dim() for weight in weights}
+        if dims != {1}:
+            if len({weight.shape for weight in weights}) > 1:
+                raise UsageError(f"the rows of a batch have {LOSS_WEIGHT!r} of different shapes")
+            return torch.stack(weights)
+        tokenizer = getattr(self.collator, "tokenizer", None)
+        labels = batch.get("labels")
+        if labels is None or labels.dim() < 2:
+            raise UsageError(
+                f"{LOSS_WEIGHT!r} holds a list per row, but a row has one label: give one number"
+            )
+        for row, weight in zip(rows, weights, strict=True):
+            expected = len(next(row[key] for key in ("labels", "label", "input_ids") if key in row))
+            if len(weight) != expected:
+                raise UsageError(
+                    f"a row has {len(weight)} numbers as {LOSS_WEIGHT!r} for {expected} labels: "
+                    "give one per label, or one for the row"
+                )
+        if labels.shape[0] == 1 and len(weights) > 1:  # Rows that were put one behind the other.
+            return torch.cat(weights).unsqueeze(0)
+        padded: Tensor = labels.new_zeros(labels.shape[:2], dtype=torch.float32)
+        for row, weight in zip(padded, weights, strict=True):
+            if getattr(tokenizer, "padding_side", "right") == "left":
+                row[len(row) - len(weight) :] = weight
+            else:
+                row[: len(weight)] = weight
+        return padded
+
+
+@contextmanager
+def keeping_weights(trainer: Any) -> Iterator[None]:
+    """Within this context, the data collator of a trainer keeps the column `loss_weight`."""
+    collator = trainer.data_collator
+    trainer.data_collator = WeightCollator(collator)
+    try:
+        yield
+    finally:
+        trainer.data_collator = collator
