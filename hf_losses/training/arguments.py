@@ -28,8 +28,10 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
             or `mse` for a regression head.
         loss_kwargs: Its parameters and the options of `get_loss`, as a dict or as JSON text. Class
             weights (`weight`) may also be a dict by label name or index, where classes without an
-            entry weigh 1, or `"balanced"`: n / (C · n_c) by the labels of the training data, which
-            are read row by row unless the dataset has them in a column, or as `class_labels`.
+            entry weigh 1, or follow from the labels of the training data: `"balanced"` is
+            n / (C · n_c), `"effective"` (or `"effective:0.99"`, with another β than 0.999) the
+            effective number of labels; see `ClassWeights.resolve`. The labels are read row by row
+            unless the dataset has them in a column, or as `class_labels`.
         loss_warmup_ratio: Share of the steps, from the first, in which training goes over linearly
             from `loss_warmup_from` to `loss`: a cure for the cold start of the bounded losses.
         loss_warmup_steps: The length of that warm-up in optimizer steps, instead of a share.
@@ -63,7 +65,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         metadata={
             "help": "The loss's parameters as JSON, such as '{\"alpha\": 0.3}'; class weights "
             'as \'{"weight": [1, 5]}\', \'{"weight": {"LABEL": 5}}\' or '
-            '\'{"weight": "balanced"}\'.'
+            '\'{"weight": "balanced"}\' (or "effective").'
         },
     )
     loss_warmup_ratio: float = field(

@@ -1,6 +1,7 @@
 """Class weights of a training: by name, balanced, counted when the trainer is built, and saved."""
 
 import json
+from fractions import Fraction
 
 import datasets
 import numpy as np
@@ -23,6 +24,13 @@ LABELS = [0] * 10 + [1] * 5 + [2] * 5
 CLASSES = np.unique(LABELS)
 # n / (C · n_c) by hand.
 BALANCED = [20 / 30, 20 / 15, 20 / 15]
+
+
+def effective(beta):
+    """(1 - beta)/(1 - beta^n_c), scaled to a mean of 1, in fractions (Cui et al. 2019)."""
+    beta = Fraction(str(beta))
+    weights = [(1 - beta) / (1 - beta**count) for count in (10, 5, 5)]
+    return [float(3 * weight / sum(weights)) for weight in weights]
 
 
 def some(labels=LABELS, key="labels"):
@@ -66,6 +74,9 @@ FORMS = {
         BALANCED,
     ),
     "balanced": ("balanced", BALANCED),
+    "effective": ("effective", effective(0.999)),
+    "effective of another beta": ("effective:0.9", effective(0.9)),
+    "effective of beta 0": ("effective:0", [1.0, 1.0, 1.0]),
 }
 
 
@@ -73,12 +84,12 @@ FORMS = {
 def test_what_is_given_becomes_one_number_per_class(build, form, tmp_path):
     given, right = FORMS[form]
     trainer = build(given)
-    assert trainer.loss_config["weight"] == right
+    assert trainer.loss_config["weight"] == pytest.approx(right, rel=1e-14)
     # The arguments can be saved, and mean the same when they are read again.
     again = json.loads(trainer.args.to_json_string())["loss_kwargs"]
     assert build("", loss_kwargs=again).loss_config == trainer.loss_config
     trainer.save_model(str(tmp_path / "model"))
-    assert load_loss(tmp_path / "model").config["weight"] == right
+    assert load_loss(tmp_path / "model").config["weight"] == trainer.loss_config["weight"]
     assert json.loads((tmp_path / "model/training_args.json").read_text())["loss_kwargs"] == again
 
 
@@ -191,6 +202,14 @@ REFUSED = {
     "too few": ([1, 5], {}, "weight has 2 entries, one per class, but BertForS.* has 3 classes"),
     "text": (["1", "2", "3"], {}, r"number per class.*got \['1', '2', '3'\]"),
     "text of a list": ("[1, 2, 3]", {}, r"unknown weight '\[1, 2, 3\]'"),
+    "slip of effective": ("efective:0.9", {}, "unknown weight 'efective:0.9'.* mean 'effective'"),
+    "beta of 1": ("effective:1", {}, "'effective:1': beta must be a number from 0 to below 1"),
+    "no beta": ("effective:", {}, "'effective:': beta must be a number from 0 to below 1"),
+    "effective class without label": (
+        "effective",
+        {"data": some([0, 0, 1])},
+        "'effective' would be infinite for what no training label is: odd",
+    ),
     "slip": ("balancd", {}, "unknown weight 'balancd'.* Did you mean 'balanced'"),
     "set": ({1, 2, 3}, {}, "loss_kwargs must be a JSON object.*set is not JSON"),
     "negative": ({"bad": -1}, {}, r"non-negative.*got \[-1.0\]"),
@@ -330,7 +349,7 @@ def test_models_and_weights_that_come_late(tmp_path, capsys):
         trainer.train()
         assert trainer.loss_config["weight"] == right
         trainer.save_model(str(tmp_path / "model"))
-        assert load_loss(tmp_path / "model").config["weight"] == right
+        assert load_loss(tmp_path / "model").config["weight"] == trainer.loss_config["weight"]
     assert capsys.readouterr().out.count("Class weights: ") == 3
     trainer.train_dataset = some([0, 1, 2])
     args.loss_kwargs = {"weight": "balanced", "max_weight": 10}

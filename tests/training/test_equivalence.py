@@ -144,12 +144,19 @@ def all_gradients(folder, batch):
     others = {
         "warm-up": {"loss": "liberal_circle", "loss_warmup_steps": 3},
         "fused": {"loss": "liberal_exp", "fused_linear": True},
+        "weights": {"loss": "dft"},
     }
+    data = dict.fromkeys(others, TASKS["causal-lm"][1]())
+    generator = torch.Generator().manual_seed(7)
+    data["weights"] = [
+        row | {"loss_weight": torch.rand(tiny.LENGTH, generator=generator)}
+        for row in data["weights"]
+    ]
     return {
         name: tiny.gradients(
             folder,
             TASKS["causal-lm"][0](),
-            TASKS["causal-lm"][1](),
+            data[name],
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=2,
             **settings,

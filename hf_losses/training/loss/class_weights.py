@@ -6,6 +6,7 @@ model's classes nor the data: the trainer turns it into numbers when it is built
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,8 @@ from hf_losses.models.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, i
 # transformers and datasets are imported where they are used: `hf-losses run` checks its arguments
 # before a script has set the environment variables that they read.
 
-BALANCED = "balanced"
+BALANCED, EFFECTIVE = "balanced", "effective"
+DEFAULT_BETA = 0.999
 # The columns that Trainer's collators take for labels.
 COLUMNS = ["labels", "label", "label_ids"]
 # Up to this many classes are listed one by one.
@@ -97,7 +99,9 @@ class ClassWeights:
             params: As `parse_loss_kwargs` returns them. `weight` may be a dict by label name
                 (`config.label2id`) or index, in which classes without an entry weigh 1; or
                 `balanced`: n / (C · n_c) for n labels, n_c of them of class c, and C
-                classes, as in scikit-learn.
+                classes, as in scikit-learn; or `effective`, or `effective:BETA`: in proportion to
+                (1 - β) / (1 - β^n_c), with a mean of 1 over the classes (Cui et al. 2019,
+                arXiv:1901.05555); β is 0.999 unless it is given.
             model: The model without wrappers.
             dataset: The training data.
             label_names: The columns that the trainer takes for labels.
@@ -129,16 +133,16 @@ class ClassWeights:
                 multi_label = is_classifier(model) and model.config.problem_type == MULTI_LABEL
                 if multi_label or params.get("problem_type") == MULTI_LABEL:
                     raise UsageError(
-                        "weight='balanced' is for one class per item, and weights of several "
+                        f"weight={weight!r} is for one class per item, and weights of several "
                         f"labels do not balance yes and no: {ADVICE}"
                     )
                 if loss_type(model) not in (None, "ForTokenClassification", *CLASSIFIERS):
                     raise UsageError(
-                        "weight='balanced' is for labels of whole rows or of single tokens, and "
+                        f"weight={weight!r} is for labels of whole rows or of single tokens, and "
                         f"not for {type(model).__name__}: {ADVICE}"
                     )
                 columns = COLUMNS if label_names == COLUMNS[:1] else label_names
-                numbers = _balanced_weights(dataset, columns, classes, ids)
+                numbers = _counted_weights(weight, dataset, columns, classes, ids)
             self._resolved = key, dataset, numbers
             if show:
                 print(_weights_in_words(numbers, ids), flush=True)
@@ -190,10 +194,28 @@ def _is_language_model(model: Any) -> bool:
 
 def _check_keyword(weight: str | dict[str, Any]) -> None:
     if isinstance(weight, str) and weight != BALANCED:
+        _beta(weight)
+
+
+def _beta(weight: str) -> float:
+    """The β of `effective` or `effective:BETA`."""
+    keyword, colon, text = weight.partition(":")
+    if keyword != EFFECTIVE:
         raise UsageError(
-            f"unknown weight {weight!r}: one number per class, a dict by label name or index, or "
-            f"{BALANCED!r}." + nearest(weight, [BALANCED])
+            f"unknown weight {weight!r}: one number per class, a dict by label name or index, "
+            f"{BALANCED!r}, or {EFFECTIVE!r} (with another beta: '{EFFECTIVE}:0.99')."
+            + nearest(keyword, [BALANCED, EFFECTIVE])
         )
+    try:
+        beta = float(text) if colon else DEFAULT_BETA
+    except ValueError:
+        beta = math.nan
+    if not 0 <= beta < 1:
+        raise UsageError(
+            f"weight={weight!r}: beta must be a number from 0 to below 1, such as "
+            f"'{EFFECTIVE}:{DEFAULT_BETA}'"
+        )
+    return beta
 
 
 def _weights_by_name(weights: dict[str, Any], classes: int, ids: dict[str, int]) -> list[float]:
@@ -221,10 +243,10 @@ def _weights_by_name(weights: dict[str, Any], classes: int, ids: dict[str, int])
     return [numbers.get(index, 1.0) for index in range(classes)]
 
 
-def _balanced_weights(
-    dataset: Any, columns: list[str], classes: int, ids: dict[str, int]
+def _counted_weights(
+    weight: str, dataset: Any, columns: list[str], classes: int, ids: dict[str, int]
 ) -> list[float]:
-    labels = _labels(dataset, columns)
+    labels = _labels(weight, dataset, columns)
     outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
     if len(outside):
         raise UsageError(
@@ -238,19 +260,26 @@ def _balanced_weights(
     if missing:
         listed = ", ".join(missing[:MANY]) + (", …" if len(missing) > MANY else "")
         raise UsageError(
-            f"weight='balanced' would be infinite for what no training label is: {listed}; leave "
+            f"weight={weight!r} would be infinite for what no training label is: {listed}; leave "
             "these out of the model's labels, or give numbers: loss_kwargs '{\"weight\": [1, 5]}', "
             f'or by name, where those left out weigh 1: \'{{"weight": {{"{missing[0]}": 1}}}}\''
         )
-    numbers: list[float] = (counts.sum() / (classes * counts)).tolist()
-    return numbers
+    if weight == BALANCED:
+        numbers = counts.sum() / (classes * counts)
+    else:
+        beta = _beta(weight)
+        # 1 - β^n without cancellation; β = 0 makes all classes alike.
+        effective = -np.expm1(counts * np.log(beta)) if beta else np.ones(classes)
+        numbers = classes / effective / (1 / effective).sum()
+    result: list[float] = numbers.tolist()
+    return result
 
 
-def _labels(dataset: Any, columns: list[str]) -> Any:
+def _labels(weight: str, dataset: Any, columns: list[str]) -> Any:
     """All training labels, flat, as whole numbers."""
     from transformers.trainer_utils import has_length
 
-    condition = "weight='balanced' is computed from the training labels"
+    condition = f"weight={weight!r} is computed from the training labels"
     if dataset is None:
         raise UsageError(
             f"{condition}, and the trainer has no train_dataset: {ADVICE} (hf_losses.json beside a "
