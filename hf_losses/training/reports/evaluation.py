@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
 from hf_losses.training.loss.choose import ActiveLoss
-from hf_losses.training.loss.items import kept, sum_over_items
+from hf_losses.training.loss.items import item_mask, sum_over_items
 
 
 class EvaluationLosses:
@@ -41,7 +41,7 @@ class EvaluationLosses:
             if len(labels):
                 loss = summed(logits, labels, 1.0)
                 baseline_loss = loss if same else summed_baseline(logits, labels, 1.0)
-                parts.append(torch.stack([loss, baseline_loss, kept(labels, problem).sum()]))
+                parts.append(torch.stack([loss, baseline_loss, item_mask(labels, problem).sum()]))
             else:
                 parts.append(logits.new_zeros(3, dtype=torch.float32))
             are_classes = baseline.spec.task == "classification" and not labels.is_floating_point()
