@@ -1,7 +1,7 @@
 """`hf-losses compare`: the same script with several losses, on the same seeds.
 
 The folder of a comparison holds `plan.json` (the flags), `runs/LOSS/seed-1` (a run's own folder),
-`seed-1.log`, `seed-1.json` (see `local_pool`), and what `report` makes of them.
+`seed-1.log`, `seed-1.json` (see `local_pool`), and the files of the report.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from hf_losses.compare.local_pool import Pool, Run, single, stored
+from hf_losses.compare.local_pool import Pool, Run, single, stored_record
 from hf_losses.compare.plan import PLAN, Plan, read_plan
 from hf_losses.compare.results import Facts, Metric, Results, RunRecord, RunSettings, Tuning
 from hf_losses.compare.runs import make_run, planned_runs, read_result
@@ -22,7 +22,7 @@ from hf_losses.compare.tuning import STORE, trials
 from hf_losses.messages import UsageError
 
 LOCK = ".lock"
-PILOT_SEEDS = 3  # Seeds after which the spread is estimated.
+PILOT_SEEDS = 3  # The spread is estimated after this many seeds.
 
 
 def collect(folder: Path) -> Results:
@@ -35,10 +35,10 @@ def collect(folder: Path) -> Results:
         Results that do not depend on the order in which the runs ended.
 
     Raises:
-        UsageError: If there is no comparison.
+        UsageError: If the folder holds no comparison.
     """
     plan = read_plan(folder)
-    records = [record for run in planned_runs(plan, folder) if (record := stored(run))]
+    records = [record for run in planned_runs(plan, folder) if (record := stored_record(run))]
     reported = [record.facts for record in records if record.facts]
     facts = reported[0] if reported else Facts()
     metrics = (record.metric for record in records if record.stage != "tune" and record.metric)
@@ -53,8 +53,8 @@ def collect(folder: Path) -> Results:
         hardware=facts.hardware or {},
         # Runs of one comparison may have been made by several machines or installations.
         same_everywhere=all(
-            (other.versions, other.hardware) == (facts.versions, facts.hardware)
-            for other in reported
+            (run_facts.versions, run_facts.hardware) == (facts.versions, facts.hardware)
+            for run_facts in reported
         ),
         tuned={loss: tuning for loss, tuning in best.items() if tuning},
         runs=records,
@@ -67,15 +67,19 @@ def best_trial(plan: Plan, loss: str, records: Iterable[RunRecord]) -> Tuning | 
     Args:
         plan: The plan.
         loss: The loss.
-        records: Of any runs.
+        records: Records of any runs.
 
     Returns:
-        None if no trial of the loss finished.
+        Its parameters and value; None if no trial of the loss finished.
     """
-    trials = [r for r in records if r.stage == "tune" and r.loss == loss and r.finished]
-    if not trials:
+    finished = [
+        record
+        for record in records
+        if record.stage == "tune" and record.loss == loss and record.finished
+    ]
+    if not finished:
         return None
-    best = max(trials, key=lambda trial: _score(plan, trial))
+    best = max(finished, key=lambda trial: _score(plan, trial))
     return Tuning(best.parameters, cast(float, best.value))
 
 
@@ -87,19 +91,19 @@ def best_losses(plan: Plan, records: Sequence[RunRecord]) -> list[str]:
         records: All records so far.
 
     Returns:
-        In the plan's order. A loss with a failed run is not among them.
+        The losses in the plan's order. Only the baseline may have failed runs.
     """
     means = {}
     for loss in plan.losses:
-        of_loss = [r for r in records if r.stage == "screen" and r.loss == loss]
-        if loss != plan.baseline and of_loss and all(record.finished for record in of_loss):
-            means[loss] = sum(_score(plan, record) for record in of_loss) / len(of_loss)
+        screened = [record for record in records if (record.stage, record.loss) == ("screen", loss)]
+        if loss != plan.baseline and screened and all(record.finished for record in screened):
+            means[loss] = sum(_score(plan, record) for record in screened) / len(screened)
     best = sorted(means, key=lambda loss: -means[loss])[: plan.top]
     return [loss for loss in plan.losses if loss == plan.baseline or loss in best]
 
 
 def _score(plan: Plan, record: RunRecord) -> float:
-    """The value of a finished run, with the sign that makes the larger one the better."""
+    """The value of a finished run, negated if smaller values are better."""
     value, metric = cast(float, record.value), cast(Metric, record.metric)
     return -value if plan.minimizes(metric.name) else value
 
@@ -113,8 +117,9 @@ def stage_runs(
         plan: The plan.
         folder: The comparison's folder.
         stage: `main`, `screen` or `confirm`.
-        losses: The losses in it; one that was to be tuned and has no finished trial is left out.
-        records: Those of the tuning.
+        losses: The losses in it; in a tuned comparison, those without a finished trial are left
+            out.
+        records: The records of the tuning.
     """
     best = {loss: best_trial(plan, loss, records) for loss in losses}
     return [
@@ -134,15 +139,15 @@ def compare(
     progress: Callable[[RunRecord, bool], None],
     say: Callable[[str], None],
 ) -> None:
-    """Makes all runs that are not made yet.
+    """Makes all runs that have not been made yet.
 
     Args:
         plan: The plan, as `open_folder` returned it.
         folder: The comparison's folder.
-        jobs: Runs at a time.
-        keep_models: Whether the runs' weights and checkpoints are kept.
+        jobs: Number of parallel runs.
+        keep_models: Whether to keep the weights and checkpoints of the runs.
         progress: Called with every record, and whether it is new.
-        say: Called with what the design can show, in words.
+        say: Called with sentences for the user, such as what the design can show.
 
     Raises:
         RunsRefused: If the script refuses its arguments.
@@ -201,11 +206,11 @@ def discard(folder: Path) -> None:
 
 
 def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
-    """What each of the runs at a time adds to the environment: its threads and its GPUs.
+    """The environment variables of each parallel run: its threads, or its GPUs.
 
     Args:
         plan: The plan.
-        jobs: Runs at a time.
+        jobs: Number of parallel runs.
 
     Raises:
         ValueError: If a launcher's job would have no GPU.
@@ -218,5 +223,5 @@ def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
         return [{"OMP_NUM_THREADS": str(plan.threads)}] * jobs
     if plan.launcher and jobs > len(gpus):
         raise UsageError(f"--jobs {jobs} leaves some without a GPU; there are {len(gpus)}")
-    shares = [gpus[i::jobs] if plan.launcher else [gpus[i % len(gpus)]] for i in range(jobs)]
+    shares = [gpus[job::jobs] if plan.launcher else [gpus[job % len(gpus)]] for job in range(jobs)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]

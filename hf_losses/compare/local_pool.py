@@ -1,7 +1,7 @@
-"""Runs commands in parallel, each in its own folder; killed at any point, it can be resumed.
+"""Runs commands in parallel, each in its own folder; after a kill at any point it can resume.
 
 A run's folder belongs to its script. Beside it lie `NAME.log` (what the run printed), `NAME.json`
-(how it ended, written in one piece when it did) and, while it runs, `NAME.pid`.
+(how it ended, written as a whole at that moment) and, while it runs, `NAME.pid`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POLL = 0.05  # Seconds between two looks at the running processes.
 GRACE = 10.0  # Seconds that a process gets to end by itself.
 LONGEST_REASON = 300
 ERROR = re.compile(r"[\w.]*(Error|Exception)\b|[\w. -]*error:")
-ALIKE = 3  # The comparison ends if its first runs, this many, fail for the same reason.
+ALIKE = 3  # The comparison ends if this many runs, its first ones, fail for the same reason.
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
@@ -37,9 +37,9 @@ class Run:
     """One process to start.
 
     Attributes:
-        folder: Its output folder.
+        folder: Output folder of the run.
         command: Program and arguments.
-        settings: Its loss, stage, seed and tuned parameters.
+        settings: Loss, stage, seed and tuned parameters of the run.
     """
 
     folder: Path
@@ -75,8 +75,8 @@ class Pool:
         jobs: Number of parallel runs.
         environments: Environment variables of each of the parallel slots; as many as `jobs`.
         read: Reads the record of a run that exited with 0, from its folder and settings. Raises
-            a ValueError if its result does not hold to the contract.
-        done: Called with every record, those of earlier starts too (`new` is False for them).
+            a ValueError if the result does not hold to the contract.
+        done: Called with every record, and with whether it is new: those of earlier starts are not.
         keep_models: Whether weights and checkpoints of finished runs stay on disk.
     """
 
@@ -93,18 +93,18 @@ class Pool:
         self.environments, self.read, self.done = environments, read, done
         self.keep_models = keep_models
         self.running: dict[int, Running] = {}  # By slot.
-        self.proved = False  # Whether a run has ended well.
-        self.reasons: list[str] = []  # Why runs failed before one did.
+        self.proved = False  # Whether a run has succeeded.
+        self.reasons: list[str] = []  # Why runs failed before the first success.
 
     def run(self, chains: Iterable[Chain]) -> None:
         """Runs all chains to their ends, in their order.
 
         Args:
-            chains: Started in this order, as slots become free.
+            chains: The chains, which start in this order as slots become free.
 
         Raises:
-            RunsRefused: If the first run that ends does so by exit code 2 or without results that
-                can be read, or the first three fail alike.
+            RunsRefused: If the first run to end exits with code 2 or without a valid result, or if
+                the first three fail alike.
         """
         waiting = iter(chains)
         exhausted = False
@@ -134,13 +134,13 @@ class Pool:
                 self.running.clear()
 
     def _advance(self, chain: Chain, record: RunRecord | None) -> None:
-        """Sends a record, and starts the next run of the chain that has none yet."""
+        """Sends a record to a chain, and starts the chain's next run that has no record yet."""
         while True:
             try:
                 run = next(chain) if record is None else chain.send(record)
             except StopIteration:
                 return
-            record = stored(run)
+            record = stored_record(run)
             if record is None:
                 self.free_slots.sort()
                 slot = self.free_slots.pop(0)
@@ -151,6 +151,7 @@ class Pool:
             self.done(record, False)
 
     def _record(self, run: Run, code: int, seconds: float) -> RunRecord:
+        """Writes and returns the record of a run that has just ended."""
         reason, record = "", None
         if code:
             reason = failure(run.beside("log"), code)
@@ -185,14 +186,17 @@ def uninterrupted() -> Iterator[None]:
     """Defers SIGINT and SIGTERM until the block has ended."""
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
+    handlers = {
+        number: signal.signal(number, lambda signum, _: received.append(signum))
+        for number in numbers
+    }
     try:
         yield
     finally:
-        for known, handler in before.items():
-            signal.signal(known, handler)
-        for number in received:
-            signal.raise_signal(number)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for signum in received:
+            signal.raise_signal(signum)
 
 
 def single(run: Run) -> Chain:
@@ -200,8 +204,8 @@ def single(run: Run) -> Chain:
     yield run
 
 
-def stored(run: Run) -> RunRecord | None:
-    """The record of a run that has ended, now or before the comparison was resumed."""
+def stored_record(run: Run) -> RunRecord | None:
+    """The record of a run from its file; None if the run has not ended yet."""
     path = run.beside("json")
     if not path.exists():
         return None
@@ -209,20 +213,20 @@ def stored(run: Run) -> RunRecord | None:
 
 
 def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts a run from nothing, after ending what an earlier start has left of it.
+    """Starts a run in an empty folder, after ending a process left over from an earlier start.
 
     Args:
         run: The run.
-        environment: Variables beside those of this process.
+        environment: Variables to add to those of this process.
     """
     import psutil
 
     pid = run.beside("pid")
-    if pid.exists():  # Whoever started it was killed, and it may go on writing into the folder.
+    if pid.exists():  # The comparison was killed, but this run may still be writing.
         with suppress(psutil.NoSuchProcess, ValueError, KeyError):
-            left = json.loads(pid.read_text(encoding="utf-8"))
-            if psutil.Process(left["pid"]).create_time() == left["created"]:
-                end_tree(left["pid"])
+            previous = json.loads(pid.read_text(encoding="utf-8"))
+            if psutil.Process(previous["pid"]).create_time() == previous["created"]:
+                end_tree(previous["pid"])
     shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(run.beside("log"), "wb") as log:
@@ -232,7 +236,7 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C is for us; we end it with its children.
+            start_new_session=True,  # Ctrl-C reaches only this process, which ends the run.
         )
     with suppress(psutil.NoSuchProcess):
         write_json(pid, {"pid": process.pid, "created": psutil.Process(process.pid).create_time()})
@@ -243,7 +247,7 @@ def end_tree(pid: int) -> None:
     """Ends a process that leads a session, and all its children: asks first, then kills.
 
     Args:
-        pid: Number of the process; one that has ended already is no error.
+        pid: Number of the process, which may have ended already.
     """
     import psutil
 
@@ -252,15 +256,15 @@ def end_tree(pid: int) -> None:
         processes = [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    for end in (signal.SIGTERM, signal.SIGKILL):
-        # By the group, whose signal also reaches what is started at this very moment.
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        # A signal to the group also reaches a process that is started at this very moment.
         with suppress(ProcessLookupError):
-            os.killpg(pid, end)
+            os.killpg(pid, number)
         for process in processes:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 if os.getpgid(process.pid) != pid:
-                    process.send_signal(end)
-        processes = _alive({*processes, *_group(pid)})
+                    process.send_signal(number)
+        processes = _survivors({*processes, *_group(pid)})
 
 
 def _group(pid: int) -> list[Any]:
@@ -275,18 +279,18 @@ def _group(pid: int) -> list[Any]:
     return members
 
 
-def _alive(processes: Iterable[Any]) -> list[Any]:
+def _survivors(processes: Iterable[Any]) -> list[Any]:
     """The processes that still run after the grace period."""
-    end = time.monotonic() + GRACE
-    while alive := [process for process in processes if _runs(process)]:
-        if time.monotonic() > end:
+    deadline = time.monotonic() + GRACE
+    while alive := [process for process in processes if _is_running(process)]:
+        if time.monotonic() > deadline:
             break
         time.sleep(POLL)
     return alive
 
 
-def _runs(process: Any) -> bool:
-    """Whether a process runs: one that nobody has waited for, as in a container, does not."""
+def _is_running(process: Any) -> bool:
+    """Whether a process runs; a zombie, which its parent has not waited for, does not."""
     import psutil
 
     try:
@@ -299,15 +303,15 @@ def failure(log: Path, code: int) -> str:
     """Why a process failed, in one line.
 
     Args:
-        log: What it printed.
-        code: Its exit code, negative for a signal.
+        log: The file of what the process printed.
+        code: Exit code of the process, negative for a signal.
     """
     if code < 0:
         name = signal.Signals(-code).name
         return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    # Launchers and progress bars write on after the error itself.
+    # Launchers and progress bars go on writing after the error itself.
     errors = [line for line in lines if ERROR.match(line) and "CalledProcessError" not in line]
     errors = errors or lines[-1:]
     return (errors[-1] if errors else f"exit code {code}, and nothing was printed")[:LONGEST_REASON]
@@ -317,8 +321,8 @@ def last_lines(log: Path, count: int = 20) -> str:
     """The end of what a process printed.
 
     Args:
-        log: The file.
-        count: How many lines.
+        log: The file of what the process printed.
+        count: Number of lines.
     """
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 

@@ -8,7 +8,7 @@ import numpy as np
 
 ALPHA = 0.05
 
-EXACT = 2**16  # Up to so many sign patterns (16 seeds) are gone through one by one.
+EXACT = 2**16  # Up to this many sign patterns (16 seeds), all of them are tried.
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -18,7 +18,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         differences: One per seed.
 
     Returns:
-        Exact for up to 16 seeds, and at least 2/2^k for k; beyond that from random sign patterns.
+        The p value, at least 2/2^k for k seeds: exact up to 16 seeds, from random sign patterns
+        beyond.
     """
     from scipy.stats import permutation_test
 
@@ -27,8 +28,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     largest = max(map(abs, differences))
 
     def mean(x: np.ndarray, axis: int) -> np.ndarray:
-        # Accuracies are counts of the same rows, so that many patterns tie with the one found;
-        # rounding must not decide which of them are as large.
+        # Accuracies are counts of the same rows, so that many patterns tie with the observed one.
+        # Rounding errors must not break these ties.
         rounded: np.ndarray = np.round(np.mean(x, axis=axis) / largest, 9)
         return rounded
 
@@ -45,13 +46,13 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction (1979) of p values for how many there are.
+    """Holm's correction (1979) of p values for their number.
 
     Args:
-        p_values: Of all comparisons of one family.
+        p_values: The p values of all comparisons of one family.
 
     Returns:
-        The corrected ones in their order, at most 1.
+        The corrected p values in the same order, at most 1.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -62,10 +63,10 @@ def smallest_p(seeds: int, comparisons: int) -> float:
     """The smallest p value, after Holm's correction, that a design can give.
 
     Args:
-        seeds: Pairs per loss.
-        comparisons: Losses beside the baseline.
+        seeds: Number of pairs per loss.
+        comparisons: Number of losses beside the baseline.
 
     Returns:
-        2/2^k times the comparisons, at most 1.
+        2/2^k times the number of comparisons, for k seeds; at most 1.
     """
     return min(1.0, comparisons * 2.0 ** (1 - seeds))

@@ -19,21 +19,22 @@ from hf_losses.messages import UsageError
 from hf_losses.metrics import direction
 
 PLAN = "plan.json"
-OURS = ("loss", "seed", "output_dir")  # The flags that compare gives to the script.
+RESERVED = ("loss", "seed", "output_dir")  # The flags that compare itself gives to the script.
 TUNING_SEED = 0  # Test results come from seeds 1, 2, …
 FIRST_SEED = 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what a comparison measures; it stays fixed until it is complete.
+    """Everything that decides what a comparison measures, fixed until the comparison is complete.
 
     Attributes:
         script: The script.
         arguments: Flags that are passed on to the script.
         losses: Registered names, each perhaps followed by further flags of the script.
         baseline: The loss that the others are compared with.
-        launcher: What starts the script instead of this Python, such as `accelerate launch`.
+        launcher: The command that starts the script instead of this Python, such as
+            `accelerate launch`.
         seeds: Number of paired runs of every loss; None with `screen`.
         screen: Number of screening runs of every loss.
         confirm: Number of runs on fresh seeds of the baseline and the best losses.
@@ -41,7 +42,7 @@ class Plan:
         tune: Lowest and highest value of each tuned flag.
         trials: Number of tuning runs of each loss.
         metric: The compared metric; None for the one that the script names.
-        lower_is_better: None if the name of the metric decides it.
+        lower_is_better: Whether a smaller value is better; None lets the metric's name decide.
         threads: CPU threads of every run.
     """
 
@@ -64,7 +65,7 @@ class Plan:
         """Checks everything that can be checked before a run."""
         for argument in self.arguments:
             flag = argument.partition("=")[0].removeprefix("--")
-            if argument.startswith("--") and flag in (*OURS, *self.tune):
+            if argument.startswith("--") and flag in (*RESERVED, *self.tune):
                 raise UsageError(f"compare itself gives --{flag} to the script; leave it out there")
         if len(self.losses) < 2:
             raise UsageError(f"a comparison needs two losses or more, got {', '.join(self.losses)}")
@@ -104,24 +105,24 @@ class Plan:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages in their order, without the tuning."""
+        """The stages in order, without the tuning."""
         return ("screen", "confirm") if self.screen else ("main",)
 
     @property
     def tested_seeds(self) -> int:
-        """How many paired runs of every tested loss there are."""
+        """The number of paired runs of every tested loss."""
         return len(self.seeds_of(self.stages[-1]))
 
     @property
     def comparisons(self) -> int:
-        """How many losses are tested against the baseline."""
+        """The number of losses that are tested against the baseline."""
         return self.top or len(self.losses) - 1
 
     def minimizes(self, metric: str) -> bool:
         """Whether a smaller value of the compared metric is the better one.
 
         Args:
-            metric: The name by which the script calls it; empty where no run has finished yet.
+            metric: The script's name for the metric; empty as long as no run has finished.
         """
         if self.lower_is_better is not None:
             return self.lower_is_better
@@ -151,14 +152,14 @@ class Plan:
         return [*program, self.script, *self.arguments, "--loss", name, *flags]
 
     def seeds_of(self, stage: str) -> list[int]:
-        """The seeds of `main`, `screen` or `confirm`; `confirm` has none of those of `screen`."""
+        """The seeds of `main`, `screen` or `confirm`; `confirm` and `screen` share none."""
         start = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
         count = {"main": self.seeds, "screen": self.screen, "confirm": self.confirm}[stage] or 0
         return list(range(start, start + count))
 
     @property
     def runs(self) -> int:
-        """How many runs there are in all."""
+        """The number of all runs."""
         tests = len(self.losses) * ((self.seeds or 0) + (self.screen or 0))
         return tests + (self.confirm or 0) * (1 + (self.top or 0)) + len(self.losses) * self.trials
 
@@ -174,20 +175,20 @@ def make_plan(
     jobs: int = 1,
     **settings: Any,
 ) -> Plan:
-    """A plan from what a user types.
+    """Makes a plan of what a user typed.
 
     Args:
         script: The script.
         arguments: Flags that are passed on to the script.
         losses: Names or wildcards, each perhaps followed by flags for the script.
-        baseline: One of them; by default the baseline of the task.
-        launcher: A command line.
+        baseline: One of the losses; by default the baseline of the task.
+        launcher: The command line that starts the script; empty for this Python.
         tune: `NAME=LOW:HIGH`, or `learning_rate`.
-        jobs: Runs at a time, among which the cores are divided.
+        jobs: Number of parallel runs, among which the cores are divided.
         **settings: Further fields of `Plan`.
 
     Raises:
-        ValueError: If anything does not fit; names the value, the valid ones and the way out.
+        ValueError: If anything does not fit; the message names the value and the valid ones.
     """
     if jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {jobs}")
@@ -210,17 +211,17 @@ def make_plan(
 
 
 def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]:
-    """Wildcards replaced by the names that match, and the baseline.
+    """Replaces wildcards by the names that match, and finds the baseline.
 
     Args:
         losses: Names or wildcards, each perhaps followed by flags for the script.
-        baseline: One of them; None is the baseline of the task.
+        baseline: One of the losses; None stands for the baseline of the task.
 
     Returns:
-        The losses, the baseline first, and the baseline.
+        The losses, with the baseline first, and the baseline.
 
     Raises:
-        ValueError: If one is unknown or for another task than the baseline.
+        ValueError: If a loss is unknown or for another task than the baseline.
     """
     entries = [shlex.split(entry) for entry in losses]
     if not all(entries):
@@ -245,10 +246,10 @@ def parse_range(text: str) -> tuple[str, list[float]]:
     """Reads `NAME=LOW:HIGH`; `learning_rate` alone has a default range.
 
     Args:
-        text: What follows `--tune`.
+        text: An argument of `--tune`.
 
     Raises:
-        ValueError: If it is not of that form.
+        ValueError: If the text is not of that form.
     """
     name, equals, limits = text.removeprefix("--").partition("=")
     if name == "learning_rate" and not equals:
@@ -268,14 +269,14 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
     """Begins or continues a comparison.
 
     Args:
-        folder: Its folder; made if it is missing.
-        plan: The plan of the present command.
+        folder: Folder of the comparison; it is created if it is missing.
+        plan: The plan of this command.
 
     Returns:
-        The plan to continue with; the number of threads stays that of the first start.
+        The plan to continue with, with the number of threads of the first start.
 
     Raises:
-        ValueError: If the folder belongs to another comparison, or to something else.
+        ValueError: If the folder holds a comparison with other flags, or something else.
     """
     path = folder / PLAN
     if not path.exists():
@@ -284,29 +285,29 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(plan))
         return plan
-    before = read_plan(folder)
-    differ = [
+    stored = read_plan(folder)
+    differences = [
         f"{field.name} was {old!r} and is {new!r}"
         for field in fields(Plan)
         if field.name != "threads"
-        and (old := getattr(before, field.name)) != (new := getattr(plan, field.name))
+        and (old := getattr(stored, field.name)) != (new := getattr(plan, field.name))
     ]
-    if differ:
+    if differences:
         raise UsageError(
-            f"{folder} holds a comparison with other flags: {'; '.join(differ)}. Take those to "
-            "continue it, or another --output_dir"
+            f"{folder} holds a comparison with other flags: {'; '.join(differences)}. Take those "
+            "to continue it, or another --output_dir"
         )
-    return before
+    return stored
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a comparison that has begun.
+    """Reads the plan of a comparison that has begun.
 
     Args:
-        folder: Its folder.
+        folder: Folder of the comparison.
 
     Raises:
-        ValueError: If there is none, or it cannot be read.
+        ValueError: If there is no plan, or it cannot be read.
     """
     path = folder / PLAN
     try:
@@ -318,13 +319,15 @@ def read_plan(folder: Path) -> Plan:
 
 
 def find_program(name: str) -> str:
-    """The path of a launcher, looked for beside this Python first: its environment may be inactive.
+    """Finds the program of a launcher.
+
+    It is first searched for beside this Python, whose environment may not be activated.
 
     Args:
-        name: Its name or path.
+        name: Name or path of the program.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such program.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if program := shutil.which(name, path=path):

@@ -1,4 +1,4 @@
-"""What a number of seeds can find, and how many a difference needs."""
+"""Which differences a number of seeds can find, and how many seeds a difference needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def seeds_needed(comparisons: int) -> int:
     """The fewest seeds with which a difference can be significant at 5 %.
 
     Args:
-        comparisons: Losses beside the baseline.
+        comparisons: Number of losses beside the baseline.
     """
     return math.ceil(1 + math.log2(comparisons / ALPHA))
 
@@ -23,16 +23,16 @@ def seeds_needed(comparisons: int) -> int:
 def detectable_difference(spread: float, seeds: int, comparisons: int) -> float:
     """The true difference that a design finds four times out of five.
 
-    By the power of the paired t test at 5 % / comparisons, Holm's first step: an approximation to
-    the sign-flip test, which has no closed form.
+    It follows from the power of the paired t test at 5 % / comparisons, Holm's first step. This
+    approximates the sign-flip test, whose power has no closed form.
 
     Args:
         spread: Standard deviation of the paired differences.
-        seeds: Pairs per loss.
-        comparisons: Losses beside the baseline.
+        seeds: Number of pairs per loss.
+        comparisons: Number of losses beside the baseline.
 
     Returns:
-        In the units of `spread`; infinite if so few seeds can find nothing.
+        The difference in the units of `spread`; infinite if the seeds are too few to find any.
     """
     from statsmodels.stats.power import TTestPower
 
@@ -43,26 +43,26 @@ def detectable_difference(spread: float, seeds: int, comparisons: int) -> float:
 
 
 def median_spread(spreads: Iterable[float | None]) -> float | None:
-    """The standard deviation of the paired differences, the median over the losses.
+    """The median over the losses of the standard deviation of the paired differences.
 
-    The median, since a loss that fails to learn on some seeds has a spread of its own.
+    It is the median since a loss that fails to learn on some seeds has a spread of its own.
 
     Args:
-        spreads: Of every loss; None for a loss with fewer than two pairs.
+        spreads: Standard deviation of each loss; None for a loss with fewer than two pairs.
 
     Returns:
-        None if no loss has two pairs.
+        The median; None if no loss has two pairs.
     """
     known = [spread for spread in spreads if spread is not None]
     return median(known) if known else None
 
 
 def describe_design(comparisons: int, seeds: int) -> str:
-    """What a design can show before anything is known, in words.
+    """What a design can show, in words, before any run has been made.
 
     Args:
-        comparisons: Losses beside the baseline.
-        seeds: Pairs per loss.
+        comparisons: Number of losses beside the baseline.
+        seeds: Number of pairs per loss.
     """
     losses = "1 loss" if comparisons == 1 else f"{comparisons} losses"
     text = (

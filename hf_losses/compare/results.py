@@ -1,6 +1,6 @@
 """What a comparison holds: the record of every run, and the content of `results.json`.
 
-The fields are those of the files, in the files' order. Only this module reads and writes them.
+The fields are those of the files, in the same order. Only this module reads and writes them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Facts:
         task: Name of the task.
         model: Name of the model.
         versions: Version by library.
-        hardware: Such as `cpu_count` and `gpu`.
+        hardware: Entries such as `cpu_count` and `gpu`.
     """
 
     task: str | None = None
@@ -69,14 +69,14 @@ class RunRecord(RunSettings):
     Attributes:
         status: `finished`; `diverged` if the metric is not finite; `failed` if the script crashed
             or wrote no valid result.
-        reason: Why it has no value; None for a finished run.
+        reason: Why the run has no value; None for a finished run.
         value: The compared metric; None unless the run finished.
-        metric: Which metric that is; None for a failed run.
+        metric: Name and set of the compared metric; None for a failed run.
         metrics: All metrics by evaluation set.
         history: Evaluations during training, each with `step` and its metrics.
-        steps: Optimizer steps.
-        seconds: Of training, without evaluation.
-        facts: None for a failed run.
+        steps: Number of optimizer steps.
+        seconds: Duration of the training without its evaluations.
+        facts: What the script reports about itself; None for a failed run.
         wall_seconds: Duration of the whole process.
     """
 
@@ -111,7 +111,7 @@ class RunRecord(RunSettings):
         return cls(**{**content, **nested})
 
     def entry(self) -> dict[str, Any]:
-        """The run's entry in `results.json`: the metric and the facts stand there once for all."""
+        """The run's entry in `results.json`, which states metric and facts once for all runs."""
         content = asdict(self)
         del content["metric"], content["facts"]
         leading = ("value", "metrics", "history", "steps", "seconds")
@@ -131,15 +131,15 @@ class Results:
     """Everything that a comparison has measured so far.
 
     Attributes:
-        plan: The plan, in which `lower_is_better` is decided.
+        plan: The plan, with `lower_is_better` set.
         task: Name of the task, where a run reports it.
         model: Name of the model, where a run reports it.
         metric: The compared metric; None until a run has finished.
-        versions: Version by library, of the first run.
+        versions: Version of each library in the first run.
         hardware: Hardware of the first run.
         same_everywhere: Whether all runs report the same versions and hardware.
-        tuned: The best trial by loss.
-        runs: In the order of the plan, whatever the order in which they ended.
+        tuned: The best trial of each tuned loss.
+        runs: The records in the order of the plan, whatever order they ended in.
     """
 
     plan: Plan
@@ -158,7 +158,7 @@ class Results:
         return bool(self.plan.lower_is_better)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `results.json` without its statistics."""
+        """The content of `results.json` without the statistics."""
         return {
             "plan": asdict(self.plan),
             "task": self.task,
@@ -173,7 +173,7 @@ class Results:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
-        """Reads the content of `results.json`; its statistics follow from the runs.
+        """Reads the content of `results.json`; the statistics are left out, as they follow from it.
 
         Raises:
             KeyError: If a field is missing.
@@ -201,21 +201,21 @@ def read_results(folder: Path) -> Results:
         folder: The comparison's folder.
 
     Raises:
-        UsageError: If it is missing or does not hold the results of a comparison.
+        UsageError: If the file is missing or does not hold the results of a comparison.
     """
     path = folder / RESULTS
-    again = "hf-losses compare writes it, and hf-losses report again"
+    advice = "hf-losses compare writes it, and hf-losses report again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not {"plan", "runs"} <= set(content):
             raise UsageError("it holds no comparison")
         return Results.from_json(content)
     except FileNotFoundError:
-        raise UsageError(f"{folder} holds no {RESULTS}: {again}") from None
+        raise UsageError(f"{folder} holds no {RESULTS}: {advice}") from None
     except KeyError as error:
-        raise UsageError(f"{path} cannot be read (it lacks {error}): {again}") from None
+        raise UsageError(f"{path} cannot be read (it lacks {error}): {advice}") from None
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}): {again}") from None
+        raise UsageError(f"{path} cannot be read ({error}): {advice}") from None
 
 
 def write_results(
@@ -226,7 +226,7 @@ def write_results(
     Args:
         folder: The comparison's folder.
         results: The results.
-        statistics: The fields of `Statistics`, where it is known what the results show.
+        statistics: The fields of `Statistics`; None if they have not been computed.
     """
     content = results.to_json()
     if statistics is not None:

@@ -3,8 +3,8 @@
 What is compared is any script that takes `--loss`, `--seed` and `--output_dir` and writes
 `result.json` into that folder, with
 
-- `metrics`: `{"validation": {"accuracy": 0.8, …}, "test": {…}}`; compared is the first set whose
-  name begins with `test`, without one the first of all; tuning takes the first `validation` set;
+- `metrics`: `{"validation": {"accuracy": 0.8, …}, "test": {…}}`; the first set whose name begins
+  with `test` is compared, or without one the first of all; tuning takes the first `validation` set;
 - `metric`: the name of the task's metric (not needed with `--metric`);
 - `history` (optional): evaluations on the validation set, `[{"step": 50, "accuracy": 0.7}, …]`;
 - `training` (optional): `global_step`, `runtime` and `evaluation_runtime` in seconds;
@@ -20,22 +20,22 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hf_losses.compare.local_pool import Run, stored
+from hf_losses.compare.local_pool import Run, stored_record
 from hf_losses.compare.plan import TUNING_SEED, Plan
 from hf_losses.compare.results import Facts, Metric, RunRecord, RunSettings
 from hf_losses.messages import UsageError, nearest
 
 
 def run_folder(folder: Path, loss: str, name: str) -> Path:
-    """Where a run of a loss lies.
+    """The output folder of a run of a loss.
 
     Args:
-        folder: That of the comparison.
+        folder: Folder of the comparison.
         loss: A loss, perhaps with flags.
-        name: Such as `seed-1`.
+        name: Name of the run, such as `seed-1`.
     """
     slug = re.sub(r"[^\w.=-]+", "_", loss).strip("_")
-    if slug != loss:  # Flags that differ in nothing but signs must not share a folder.
+    if slug != loss:  # Flags that differ only in punctuation must not share a folder.
         slug = f"{slug[:80]}-{hashlib.sha256(loss.encode()).hexdigest()[:6]}"
     return folder / "runs" / slug / name
 
@@ -53,16 +53,16 @@ def make_run(
 
     Args:
         plan: The comparison's plan.
-        folder: Its folder.
+        folder: Folder of the comparison.
         loss: A loss, perhaps with flags.
         stage: `main`, `screen`, `confirm` or `tune`.
         seed: The script's seed.
         parameters: Values of the tuned flags.
-        trial: Number of the trial, for `tune`.
+        trial: Number of the trial; None unless the stage is `tune`.
     """
-    place = run_folder(folder, loss, f"seed-{seed}" if trial is None else f"trial-{trial}")
+    output_dir = run_folder(folder, loss, f"seed-{seed}" if trial is None else f"trial-{trial}")
     settings = RunSettings(loss, stage, seed, dict(parameters))
-    return Run(place, plan.command(loss, seed, parameters, place), settings)
+    return Run(output_dir, plan.command(loss, seed, parameters, output_dir), settings)
 
 
 def planned_runs(plan: Plan, folder: Path) -> list[Run]:
@@ -78,20 +78,21 @@ def planned_runs(plan: Plan, folder: Path) -> list[Run]:
         for trial in range(plan.trials)
     ]
     for stage in plan.stages:
+        seeds = plan.seeds_of(stage)
         for loss in plan.losses:
-            runs += [make_run(plan, folder, loss, stage, s, {}) for s in plan.seeds_of(stage)]
+            runs += [make_run(plan, folder, loss, stage, seed, {}) for seed in seeds]
     return runs
 
 
 def forget_failed(plan: Plan, folder: Path) -> None:
-    """Removes the records of crashed runs; a trial's stays, since later trials were built on it.
+    """Removes the records of crashed runs, but not of trials: later trials were built on them.
 
     Args:
         plan: The plan.
         folder: The comparison's folder.
     """
     for run in planned_runs(plan, folder):
-        record = stored(run)
+        record = stored_record(run)
         if record and record.status == "failed" and record.stage != "tune":
             run.beside("json").unlink()
 
@@ -108,39 +109,39 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
         The run's record, without its `wall_seconds`.
 
     Raises:
-        UsageError: If `result.json` is missing or does not say what it should.
+        UsageError: If `result.json` is missing or does not hold to the contract.
     """
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         metrics = result["metrics"]
-        names = [name for name, scores in metrics.items() if scores]
+        sets = [name for name, scores in metrics.items() if scores]
         name = plan.metric or result["metric"]
     except FileNotFoundError:
         raise UsageError("the script ended well, but wrote no result.json") from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"result.json does not hold to the contract: {error!r}") from None
     prefix = "validation" if settings.stage == "tune" else "test"
-    chosen = next((n for n in names if n.startswith(prefix)), None)
-    if chosen is None and (settings.stage == "tune" or not names):
-        raise UsageError(f"result.json has metrics of {', '.join(names) or 'no set'}, not {prefix}")
-    chosen = chosen or names[0]
-    if name not in metrics[chosen]:
-        valid = metrics[chosen]
+    compared_set = next((name for name in sets if name.startswith(prefix)), None)
+    if compared_set is None and (settings.stage == "tune" or not sets):
+        raise UsageError(f"result.json has metrics of {', '.join(sets) or 'no set'}, not {prefix}")
+    compared_set = compared_set or sets[0]
+    if name not in metrics[compared_set]:
+        valid = metrics[compared_set]
         raise UsageError(
             f"there is no metric {name!r}.{nearest(name, valid)} Choose --metric from: "
             f"{', '.join(valid)}"
         )
-    value = metrics[chosen][name]
+    value = metrics[compared_set][name]
     finite = isinstance(value, int | float) and math.isfinite(value)
     training = result.get("training") or {}
     runtime = training.get("runtime")
     return RunRecord(
         **vars(settings),
         status="finished" if finite else "diverged",
-        reason=None if finite else f"{name} on the {chosen} set is not finite",
+        reason=None if finite else f"{name} on the {compared_set} set is not finite",
         value=value if finite else None,
-        metric=Metric(chosen, name),
+        metric=Metric(compared_set, name),
         metrics=metrics,
         history=result.get("history") or [],
         steps=training.get("global_step"),

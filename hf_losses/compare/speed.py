@@ -1,4 +1,4 @@
-"""How soon a loss reaches what the baseline reaches in the end."""
+"""How soon a loss reaches the best value of the baseline."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ class TimeToBaseline:
     """When a loss first reaches the baseline's best value on the validation set.
 
     Attributes:
-        steps: Median of the optimizer steps; None if less than half of the runs get there.
-        seconds: Median of the seconds of training; None likewise, or without times.
-        reached: How many runs get there.
-        runs: How many runs there are.
-        by_seed: The steps by seed; None if that run never gets there.
+        steps: Median of the optimizer steps; None unless more than half of the runs reach it.
+        seconds: Median of the seconds of training; None in the same case, or if a run that
+            reaches the value reports no times.
+        reached: Number of runs that reach the value.
+        runs: Number of runs.
+        by_seed: The steps by seed; None for a run that never reaches the value.
     """
 
     steps: float | None
@@ -36,21 +37,22 @@ def time_to_baseline(
     metric: str,
     lower_is_better: bool,
 ) -> TimeToBaseline | None:
-    """When a loss first reaches what the baseline reaches at its best, on the validation set.
+    """When a loss first reaches the baseline's best value on the validation set.
 
     Args:
-        runs: Those of the loss.
-        baseline: Those of the baseline; runs of equal seeds are compared.
+        runs: Runs of the loss.
+        baseline: Runs of the baseline; runs with the same seed are compared.
         metric: The compared metric.
         lower_is_better: Whether the better value is the smaller one.
 
     Returns:
-        None without evaluations during training. A run that failed has not reached it.
+        The times; None without evaluations during training. A run that failed counts as one that
+        never reaches the value.
     """
     sign = -1 if lower_is_better else 1
     best = {}
     for run in baseline:
-        scores = [sign * e[metric] for e in run.history if is_number(e.get(metric))]
+        scores = [sign * entry[metric] for entry in run.history if is_number(entry.get(metric))]
         if scores:
             best[run.seed] = max(scores)
     paired = [run for run in runs if run.seed in best]
@@ -58,19 +60,19 @@ def time_to_baseline(
         return None
     steps, seconds = {}, []
     for run in paired:
-        reached = [
+        reached_at = [
             entry["step"]
             for entry in run.history
             if is_number(entry.get(metric)) and sign * entry[metric] >= best[run.seed]
         ]
-        steps[str(run.seed)] = reached[0] if reached else None
-        if reached and run.seconds and run.steps:
-            seconds.append(run.seconds * reached[0] / run.steps)
-    finite = [step for step in steps.values() if step is not None]
+        steps[str(run.seed)] = reached_at[0] if reached_at else None
+        if reached_at and run.seconds and run.steps:
+            seconds.append(run.seconds * reached_at[0] / run.steps)
+    reached = [step for step in steps.values() if step is not None]
     return TimeToBaseline(
-        steps=_median(finite, len(paired)),
-        seconds=_median(seconds, len(paired)) if len(seconds) == len(finite) else None,
-        reached=len(finite),
+        steps=_median(reached, len(paired)),
+        seconds=_median(seconds, len(paired)) if len(seconds) == len(reached) else None,
+        reached=len(reached),
         runs=len(paired),
         by_seed=steps,
     )

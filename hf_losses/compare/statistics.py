@@ -1,8 +1,8 @@
 """What paired runs show: differences to the baseline, their intervals and tests, by scipy.
 
 Every loss ran on the same seeds as the baseline, so each seed gives one difference, and the tests
-ask whether these differ from zero: a sign-flip permutation test, corrected over the losses by
-Holm's method. Differences are positive where the loss is better, whatever the metric.
+ask whether these differ from zero: a sign-flip permutation test, corrected for the number of
+losses by Holm's method. For any metric, differences are positive where the loss is better.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Comparison:
     """A loss against the baseline, on the same seeds; positive differences are better.
 
     Attributes:
-        pairs: Seeds on which both have a value.
-        differences: By seed.
-        difference: Their mean; None without pairs.
-        sd: Their standard deviation; None for less than two pairs.
-        interval: 95 % by the BCa bootstrap; None for less than five pairs.
+        pairs: Number of seeds on which both have a value.
+        differences: The difference by seed.
+        difference: Mean difference; None without pairs.
+        sd: Standard deviation of the differences; None for fewer than two pairs.
+        interval: 95 % interval by the BCa bootstrap; None for fewer than five pairs.
         p: P value of the sign-flip test; None if seeds are missing, or in a screening.
         p_holm: P value after Holm's correction.
-        probability_better: Share of the seeds with a better value, ties count half.
+        probability_better: Share of the seeds with a better value, where ties count half.
         verdict: `better`, `worse`, `tie` or `incomplete`; None in a screening.
     """
 
@@ -55,15 +55,16 @@ class LossResult:
 
     Attributes:
         loss: The loss, perhaps with flags.
-        mean: Of the compared metric; None without a finished run.
-        sd: Its standard deviation; None for less than two runs.
-        values: The metric by seed, of the finished runs.
-        failed: Why a run has no value, by seed.
+        mean: Mean of the compared metric; None without a finished run.
+        sd: Standard deviation of the metric; None for fewer than two runs.
+        values: The metric of the finished runs by seed.
+        failed: Why runs have no value, by seed.
         missing: Seeds whose run has not been made.
-        cross_entropy: Mean on the compared set, where every finished run has it.
-        ece: Likewise the expected calibration error.
-        time_to_baseline: None without evaluations during training.
-        comparison: None for the baseline.
+        cross_entropy: Mean on the compared set; None unless every finished run reports it.
+        ece: Mean expected calibration error, under the same condition.
+        time_to_baseline: When the loss reaches the baseline's best value; None without
+            evaluations during training.
+        comparison: The comparison with the baseline; None for the baseline itself.
     """
 
     loss: str
@@ -84,13 +85,13 @@ class StageResult:
 
     Attributes:
         stage: `main`, `screen` or `confirm`.
-        tested: Whether there are p values; not in a screening.
-        seeds: Those of the design.
-        comparisons: Losses tested against the baseline.
+        tested: Whether there are p values, which a screening does not have.
+        seeds: Seeds of the design.
+        comparisons: Number of losses tested against the baseline.
         smallest_p: The smallest p value that the design can give.
         seeds_needed: The fewest seeds with which a difference can be significant.
         detectable_difference: The true difference that is found with a probability of `POWER`;
-            None if no difference is.
+            None if there is no such difference.
         losses: The baseline, then the others, the best first.
     """
 
@@ -112,7 +113,7 @@ class Statistics:
         alpha: Level of significance.
         power: Probability for which `detectable_difference` holds.
         lower_is_better: Whether a smaller value of the metric is the better one.
-        stages: Those that have runs.
+        stages: The stages that have runs.
     """
 
     alpha: float
@@ -125,7 +126,7 @@ def statistics(results: Results) -> Statistics:
     """What a comparison shows so far.
 
     Args:
-        results: The results of its runs.
+        results: The results of the runs.
     """
     stages = (_stage(results, stage) for stage in results.plan.stages)
     return Statistics(ALPHA, POWER, results.lower_is_better, [stage for stage in stages if stage])
@@ -139,32 +140,33 @@ def _stage(results: Results, stage: str) -> StageResult | None:
     tested = stage != "screen"
     seeds = plan.seeds_of(stage)
     # The confirmation leaves most losses out; the other stages have all of them.
-    losses = [x for x in plan.losses if stage != "confirm" or any(run.loss == x for run in runs)]
+    run_losses = {run.loss for run in runs}
+    losses = [loss for loss in plan.losses if stage != "confirm" or loss in run_losses]
     by_loss = {loss: [run for run in runs if run.loss == loss] for loss in losses}
     values = {
-        loss: {run.seed: run.value for run in of_loss if run.value is not None}
-        for loss, of_loss in by_loss.items()
+        loss: {run.seed: run.value for run in loss_runs if run.value is not None}
+        for loss, loss_runs in by_loss.items()
     }
     comparisons = compare(
         values, plan.baseline, seeds, lower_is_better=results.lower_is_better, tested=tested
     )
     loss_results = []
-    for loss, of_loss in by_loss.items():
+    for loss, loss_runs in by_loss.items():
         scores = list(values[loss].values())
-        ended = {run.seed for run in of_loss}
+        ended = {run.seed for run in loss_runs}
         speed = None
         if metric:
             reference = by_loss.get(plan.baseline, [])
-            speed = time_to_baseline(of_loss, reference, metric.name, results.lower_is_better)
+            speed = time_to_baseline(loss_runs, reference, metric.name, results.lower_is_better)
         loss_results.append(
             LossResult(
                 loss=loss,
                 mean=fmean(scores) if scores else None,
                 sd=stdev(scores) if len(scores) > 1 else None,
                 values={str(seed): value for seed, value in sorted(values[loss].items())},
-                failed={str(run.seed): run.reason or "" for run in of_loss if not run.finished},
+                failed={str(run.seed): run.reason or "" for run in loss_runs if not run.finished},
                 missing=[seed for seed in seeds if seed not in ended],
-                **{name: _mean_of(of_loss, metric, name) for name in CALIBRATION},
+                **{name: _mean_of(loss_runs, metric, name) for name in CALIBRATION},
                 time_to_baseline=speed,
                 comparison=comparisons.get(loss),
             )
@@ -214,45 +216,47 @@ def compare(
     Args:
         values: The metric by loss and seed; a seed that failed is absent.
         baseline: One of the losses.
-        seeds: Those that the design has. A loss or a baseline that lacks one is `incomplete`: what
-            failed may have failed because of the loss, so the rest is no fair sample. It counts in
-            Holm's correction all the same, as p = 1.
-        lower_is_better: Whether the better value is the smaller one.
-        tested: False gives no p values and no verdicts, as for a screening.
+        seeds: Seeds of the design. If a loss or the baseline lacks one, the comparison is
+            `incomplete`: a run may have failed because of the loss, so that the rest is no fair
+            sample. In Holm's correction it still counts, as p = 1.
+        lower_is_better: Whether a smaller value is the better one.
+        tested: Whether there are p values and verdicts, which a screening does not have.
 
     Returns:
-        By loss, without the baseline.
+        The comparison of every loss but the baseline.
     """
     sign = -1.0 if lower_is_better else 1.0
     reference = values.get(baseline, {})
     comparisons = {
-        loss: _paired(of_loss, reference, seeds, sign, tested)
-        for loss, of_loss in values.items()
+        loss: _compare_pairs(loss_values, reference, seeds, sign, tested)
+        for loss, loss_values in values.items()
         if loss != baseline
     }
     if not tested or not comparisons:
         return comparisons
-    corrected = holm([1.0 if x.p is None else x.p for x in comparisons.values()])
+    corrected = holm(
+        [1.0 if comparison.p is None else comparison.p for comparison in comparisons.values()]
+    )
     return {
-        loss: _judged(comparison, p_holm)
+        loss: _with_verdict(comparison, p_holm)
         for (loss, comparison), p_holm in zip(comparisons.items(), corrected, strict=True)
     }
 
 
-def _paired(
+def _compare_pairs(
     values: Mapping[int, float],
     reference: Mapping[int, float],
     seeds: Sequence[int],
     sign: float,
     tested: bool,
 ) -> Comparison:
-    """A comparison with the baseline's values, without verdict."""
+    """The comparison of a loss's values with the baseline's, without a verdict."""
     pairs = [seed for seed in seeds if seed in values and seed in reference]
     differences = [sign * (values[seed] - reference[seed]) for seed in pairs]
     better = [(difference > 0) + (difference == 0) / 2 for difference in differences]
     return Comparison(
         pairs=len(pairs),
-        differences={str(seed): d for seed, d in zip(pairs, differences, strict=True)},
+        differences=dict(zip(map(str, pairs), differences, strict=True)),
         difference=fmean(differences) if pairs else None,
         sd=stdev(differences) if len(pairs) > 1 else None,
         interval=bootstrap_interval(differences),
@@ -263,8 +267,8 @@ def _paired(
     )
 
 
-def _judged(comparison: Comparison, p_holm: float) -> Comparison:
-    """A comparison with its corrected p value and verdict."""
+def _with_verdict(comparison: Comparison, p_holm: float) -> Comparison:
+    """The comparison with its corrected p value and its verdict."""
     if comparison.p is None or comparison.difference is None:
         return replace(comparison, verdict="incomplete")
     better_or_worse = "better" if comparison.difference > 0 else "worse"
@@ -275,18 +279,18 @@ def _judged(comparison: Comparison, p_holm: float) -> Comparison:
 def describe_spread(
     values: Mapping[str, Mapping[int, float]], baseline: str, comparisons: int, seeds: int
 ) -> str:
-    """What a design can show, judged by the spread of the first runs, in words.
+    """What a design can show, in words, judged by the spread of the first runs.
 
     Args:
-        values: The metric by loss and seed, of the first seeds.
+        values: The metric by loss and seed, for the first seeds.
         baseline: One of the losses.
-        comparisons: Losses beside the baseline that will be tested.
-        seeds: Pairs per loss that the tests will have.
+        comparisons: Number of losses that will be tested against the baseline.
+        seeds: Number of pairs per loss that the tests will have.
 
     Returns:
-        Words; empty if no loss has two pairs or the design can show nothing.
+        A sentence; empty if no loss has two pairs or the design can show nothing.
     """
-    pilot_seeds = sorted({seed for of_loss in values.values() for seed in of_loss})
+    pilot_seeds = sorted({seed for loss_values in values.values() for seed in loss_values})
     pilot = compare(values, baseline, pilot_seeds, tested=False)
     spread = median_spread(comparison.sd for comparison in pilot.values())
     if spread is None:

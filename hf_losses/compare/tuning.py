@@ -14,18 +14,18 @@ STORE = "tuning.db"
 
 
 def trials(plan: Plan, folder: Path, loss: str) -> Chain:
-    """The trials of one loss, one after the other, each on what the earlier ones have found.
+    """The trials of one loss, each chosen by the results of those before.
 
-    A trial depends on the loss's earlier ones and its own number alone, so that a resumed
-    comparison gives the same trials; the first trials of all losses are the same.
+    A trial depends only on its number and on the earlier trials of the loss, so that a resumed
+    comparison makes the same trials; the first trials of all losses are the same.
 
     Args:
         plan: The comparison's plan.
-        folder: Its folder; the trials are stored in its `tuning.db`.
+        folder: Folder of the comparison, whose `tuning.db` stores the trials.
         loss: The loss.
 
     Yields:
-        The runs.
+        The run of each trial.
 
     Raises:
         ImportError: If Optuna is missing.
@@ -45,10 +45,10 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
     )
     for number in range(plan.trials):
         if number >= len(study.trials):
-            # A sampler's state is not in the store: a seed of its own makes each trial repeatable.
+            # The store lacks the state of a sampler: a seed for each trial makes it repeatable.
             sampler = optuna.samplers.TPESampler(seed=number)
-            # Asked in memory and stored whole: killed within `ask`, the store would keep a trial
-            # without parameters.
+            # Asked for in memory and stored as a whole: a kill within `ask` would leave a trial
+            # without parameters in the store.
             draft = optuna.create_study(sampler=sampler)
             draft.add_trials(study.trials)
             params = draft.ask(space).params

@@ -60,7 +60,7 @@ def check_trainer(trainer: Any) -> None:
         data_parallel=trainer.args.n_gpu > 1,
         processes=trainer.accelerator.num_processes,
     )
-    shifts_labels(trainer._wrapped.core)  # Raises if this is unknown of the model.
+    shifts_labels(trainer._wrapped.core)  # Raises if it is unknown whether the model shifts.
     check_stats(trainer.args, trainer.criterion)
     if target_share(trainer.args, 0, 1) is not None:
         trainer._active.initial()  # Raises if it does not fit the model.

@@ -129,8 +129,8 @@ class LossMixin(PublishingMixin):
             inputs: A batch with `labels`, and perhaps `loss_weight`; it is not changed.
             return_outputs: Whether to return the model's outputs too.
             num_items_in_batch: The items in all micro-batches and processes of this optimizer
-                step, as `kept` counts them; for question answering two numbers, of starts and of
-                ends. None divides by the items of this micro-batch.
+                step, as counted by `item_mask`; for question answering two numbers, of starts and
+                of ends. None divides by the items of this micro-batch.
 
         Returns:
             A scalar, or the scalar and the outputs.

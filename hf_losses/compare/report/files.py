@@ -1,7 +1,7 @@
 """The files of a report: `table.md`, `report.html` and the pictures.
 
-All of them are made from `results.json` alone, and the same results give the same files. The HTML
-is `report.html` beside this file; it holds its pictures and asks no other server for anything.
+All of them follow from `results.json` alone, and the same results give the same files. The template
+of the HTML is `report.html` beside this file; the page holds its pictures and loads nothing else.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ TEMPLATE = Path(__file__).with_name(REPORT)
 def write_report(folder: Path) -> tuple[View, list[Path]]:
     """Writes table, report and pictures of a comparison, and its statistics into `results.json`.
 
-    Pictures for which there is nothing to draw, or no matplotlib, are left out, and old ones of
-    their names removed. Every file appears whole or not at all.
+    Pictures that would be empty are left out, without matplotlib all of them; older files of the
+    same names are removed. Every file appears whole or not at all.
 
     Args:
-        folder: That of the comparison.
+        folder: Folder of the comparison.
 
     Returns:
         What the report says, and the files written beside `results.json`.
@@ -43,11 +43,11 @@ def write_report(folder: Path) -> tuple[View, list[Path]]:
     from jinja2 import Environment
 
     results = read_results(folder)
-    shown = statistics(results)
-    write_results(folder, results, asdict(shown))
-    view = view_of(results, shown)
+    stats = statistics(results)
+    write_results(folder, results, asdict(stats))
+    view = view_of(results, stats)
     write_bytes(folder / TABLE, table_md(view).encode())
-    pictures = draw(results, shown, folder)
+    pictures = draw(results, stats, folder)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = _code
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def write_report(folder: Path) -> tuple[View, list[Path]]:
 
 
 def _code(text: str) -> Any:
-    """Escaped text with what stands in backquotes as code."""
+    """Text escaped for HTML, in which backquotes mark code."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))

@@ -23,8 +23,8 @@ from hf_losses.files import write_bytes
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 from hf_losses.losses.registry import list_losses
 
-OWN_STYLE = {**STYLE, "axes.titlelocation": "left", "legend.frameon": False}
-# Distinguished by shape; the colours differ in lightness too.
+PICTURE_STYLE = {**STYLE, "axes.titlelocation": "left", "legend.frameon": False}
+# Verdicts differ in shape, and in the lightness of the colour.
 MARKERS: dict[str | None, dict[str, Any]] = {
     "better": {"marker": "^", "color": "#0B5FA5", "label": "better"},
     "worse": {"marker": "v", "color": "#B3261E", "label": "worse"},
@@ -32,11 +32,11 @@ MARKERS: dict[str | None, dict[str, Any]] = {
     "incomplete": {"marker": "x", "color": "#8C8C8C", "label": "incomplete"},
     None: {"marker": "s", "color": "#4D4D4D", "label": "not tested (screening)"},
 }
-BASELINE = "#000000"
-LOSS = COLORS["liberal"][1]
+BASELINE_COLOR = "#000000"
+LOSS_COLOR = COLORS["liberal"][1]
 WIDTH = 8.0  # Inches.
 COLUMNS = 3
-LABEL = 30  # Characters, after which the label of a loss goes on in a new line.
+LABEL_WIDTH = 30  # Characters; a longer label of a loss is broken into lines.
 TITLES = {"main": "", "screen": "Screening (not tested)", "confirm": "Confirmation on fresh seeds"}
 
 
@@ -45,10 +45,10 @@ def differences_figure(results: Results, statistics: Statistics) -> Any:
 
     Args:
         results: The results of the runs.
-        statistics: What they show.
+        statistics: The statistics of these results.
 
     Returns:
-        A figure with a panel per stage, or None if there is no pair.
+        A figure with a panel per stage; None if there is no pair.
     """
     panels = []
     for stage in statistics.stages:
@@ -61,25 +61,29 @@ def differences_figure(results: Results, statistics: Statistics) -> Any:
             panels.append((stage, sorted(rows, key=lambda row: row[1].difference or 0.0)))
     if not panels:
         return None
-    figure, drawn = _stacked([len(rows) for _, rows in panels], sharex=True)
+    figure, all_axes = _stacked_panels([len(rows) for _, rows in panels], sharex=True)
     plan = results.plan
-    for axes, (stage, rows) in zip(drawn, panels, strict=True):
-        axes.axvline(0, color=BASELINE, linewidth=1.2)
-        for place, (_, comparison) in enumerate(rows):
-            style = {k: v for k, v in MARKERS[comparison.verdict].items() if k != "label"}
+    for axes, (stage, rows) in zip(all_axes, panels, strict=True):
+        axes.axvline(0, color=BASELINE_COLOR, linewidth=1.2)
+        for height, (_, comparison) in enumerate(rows):
+            style = dict(MARKERS[comparison.verdict])
+            del style["label"]
             if comparison.interval:
-                axes.plot(comparison.interval, [place] * 2, color=style["color"], linewidth=2.2)
-            axes.plot(comparison.difference, place, markersize=8, markeredgewidth=2, **style)
+                axes.plot(comparison.interval, [height] * 2, color=style["color"], linewidth=2.2)
+            axes.plot(comparison.difference, height, markersize=8, markeredgewidth=2, **style)
             seeds = list(comparison.differences.values())
-            below = [place - 0.26] * len(seeds)
+            below = [height - 0.26] * len(seeds)
             axes.plot(seeds, below, "o", color=style["color"], alpha=0.4, ms=4, mew=0)
-        _rows(axes, [loss for loss, _ in rows])
+        _label_rows(axes, [loss for loss, _ in rows])
         axes.set_title(TITLES[stage.stage])
-    sign = f"baseline minus loss in {_metric(results)}" if plan.lower_is_better else ""
-    sign = sign or f"difference in {_metric(results)}"
-    drawn[-1].set_xlabel(f"worse ←  {sign} against {plan.baseline}  → better")
-    used = [v for v in MARKERS if any(f.verdict == v for _, rows in panels for _, f in rows)]
-    _legend(figure, [{**MARKERS[verdict], "linewidth": 2.2} for verdict in used])
+    difference = "baseline minus loss" if plan.lower_is_better else "difference"
+    difference += f" in {_metric_label(results)}"
+    all_axes[-1].set_xlabel(f"worse ←  {difference} against {plan.baseline}  → better")
+    verdicts = {comparison.verdict for _, rows in panels for _, comparison in rows}
+    _legend(
+        figure,
+        [{**style, "linewidth": 2.2} for verdict, style in MARKERS.items() if verdict in verdicts],
+    )
     return figure
 
 
@@ -88,55 +92,61 @@ def curves_figure(results: Results, statistics: Statistics) -> Any:
 
     Args:
         results: The results of the runs.
-        statistics: What they show.
+        statistics: The statistics of these results.
 
     Returns:
-        A figure; None if no run of a loss was evaluated while it trained. What was confirmed is
-        shown by its confirmation, the other losses by their screening.
+        A figure; None if no run of a loss was evaluated while it trained. A loss that was confirmed
+        is shown by its confirmation, the others by their screening.
     """
     baseline = results.plan.baseline
     panels: dict[str, tuple[str, dict[int, list[float]], dict[int, list[float]]]] = {}
     for stage in reversed(statistics.stages):
         name = stage.stage
-        reference = _course(results, name, baseline)
+        reference = _curve(results, name, baseline)
         for entry in stage.losses:
             loss = entry.loss
-            course = _course(results, name, loss)
-            if course and loss != baseline and loss not in panels:
+            curve = _curve(results, name, loss)
+            if curve and loss != baseline and loss not in panels:
                 title = f"{loss} (screening)" if name == "screen" else loss
-                panels[loss] = title, course, reference
+                panels[loss] = title, curve, reference
     if not panels:
         return None
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(WIDTH, 0.6 + 2.2 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(panels):
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(WIDTH, 0.6 + 2.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for number, axes in enumerate(grid.flat):
+        if number >= len(panels):
             axes.remove()
             # The panel above is the lowest one of its column.
-            grid[lines - 2, place % columns].tick_params(labelbottom=True)
+            grid[rows - 2, number % columns].tick_params(labelbottom=True)
             continue
-        title, course, reference = list(panels.values())[place]
+        title, curve, reference = list(panels.values())[number]
         if reference:
-            axes.plot(*_mean(reference), color=BASELINE, linestyle=(0, (4, 1.5)), lw=1.6)
-        if any(len(values) > 1 for values in course.values()):
-            low, high = (list(map(limit, course.values())) for limit in (min, max))
-            axes.fill_between(list(course), low, high, color=LOSS, alpha=0.25, linewidth=0)
-        marker = "o" if len(course) == 1 else ""
-        axes.plot(*_mean(course), color=LOSS, linewidth=2, marker=marker)
-        axes.set_title(_wrapped(title, LABEL), fontsize=9)
+            axes.plot(
+                *_mean_curve(reference), color=BASELINE_COLOR, linestyle=(0, (4, 1.5)), lw=1.6
+            )
+        if any(len(values) > 1 for values in curve.values()):
+            low, high = (list(map(limit, curve.values())) for limit in (min, max))
+            axes.fill_between(list(curve), low, high, color=LOSS_COLOR, alpha=0.25, linewidth=0)
+        marker = "o" if len(curve) == 1 else ""
+        axes.plot(*_mean_curve(curve), color=LOSS_COLOR, linewidth=2, marker=marker)
+        axes.set_title(_wrap(title, LABEL_WIDTH), fontsize=9)
         axes.locator_params(axis="x", nbins=4, integer=True)
         axes.locator_params(axis="y", nbins=5)
     figure.supxlabel("optimizer step", fontsize=10)
     figure.supylabel(f"{cast(Metric, results.metric).name} on the validation set", fontsize=10)
     entries: list[dict[str, Any]] = [
-        {"color": LOSS, "linewidth": 2, "label": "mean of the loss; band: lowest to highest seed"}
+        {
+            "color": LOSS_COLOR,
+            "linewidth": 2,
+            "label": "mean of the loss; band: lowest to highest seed",
+        }
     ]
     if any(reference for *_, reference in panels.values()):
-        line = {"color": BASELINE, "linestyle": (0, (4, 1.5)), "linewidth": 1.6}
+        line = {"color": BASELINE_COLOR, "linestyle": (0, (4, 1.5)), "linewidth": 1.6}
         entries.append({**line, "label": f"mean of {baseline}"})
     _legend(figure, entries)
     return figure
@@ -147,14 +157,16 @@ def time_figure(results: Results, statistics: Statistics) -> Any:
 
     Args:
         results: The results of the runs.
-        statistics: What they show.
+        statistics: The statistics of these results.
 
     Returns:
-        A figure; None if no run was evaluated while it trained. Of two stages it shows the
+        A figure; None if no run was evaluated while it trained. With two stages it shows the
         confirmation.
     """
     for stage in reversed(statistics.stages):
-        rows = [(x.loss, x.time_to_baseline) for x in stage.losses if x.time_to_baseline]
+        rows = [
+            (entry.loss, entry.time_to_baseline) for entry in stage.losses if entry.time_to_baseline
+        ]
         if rows:
             break
     else:
@@ -165,35 +177,41 @@ def time_figure(results: Results, statistics: Statistics) -> Any:
 
     rows.sort(key=lambda row: (median(row[1]), -row[1].reached))
     rows.reverse()  # The first row is drawn lowest.
-    reached = [s for _, time in rows for s in time.by_seed.values() if s is not None]
-    edge = 1.1 * max(reached, default=1)
-    figure, (axes,) = _stacked([len(rows)], sharex=False)
+    all_steps = [step for _, time in rows for step in time.by_seed.values() if step is not None]
+    edge = 1.1 * max(all_steps, default=1)
+    figure, (axes,) = _stacked_panels([len(rows)], sharex=False)
     entries: dict[str, dict[str, Any]] = {
         "median": {"marker": "D", "color": "#0B3C8C", "markersize": 7, "linestyle": "none"},
-        "a seed": {"marker": "o", "color": LOSS, "alpha": 0.55, "mew": 0, "linestyle": "none"},
+        "a seed": {
+            "marker": "o",
+            "color": LOSS_COLOR,
+            "alpha": 0.55,
+            "mew": 0,
+            "linestyle": "none",
+        },
         "seeds that never reached it, and how many": {
             "marker": "x",
             "color": "#B3261E",
             "linestyle": "none",
         },
     }
-    for place, (_, time) in enumerate(rows):
+    for height, (_, time) in enumerate(rows):
         steps = time.by_seed.values()
-        there = [step for step in steps if step is not None]
-        axes.plot(there, _spread(there, place), **entries["a seed"])
-        if never := len(steps) - len(there):
-            axes.plot(edge, place, **entries["seeds that never reached it, and how many"])
+        reached = [step for step in steps if step is not None]
+        axes.plot(reached, _dot_heights(reached, height), **entries["a seed"])
+        if never := len(steps) - len(reached):
+            axes.plot(edge, height, **entries["seeds that never reached it, and how many"])
             note = {"xytext": (7, 0), "textcoords": "offset points", "annotation_clip": False}
             axes.annotate(
-                f"{never} of {len(steps)}", (edge, place), va="center", fontsize=9, **note
+                f"{never} of {len(steps)}", (edge, height), va="center", fontsize=9, **note
             )
         if math.isfinite(median(time)):
-            axes.plot(median(time), place, **entries["median"])
+            axes.plot(median(time), height, **entries["median"])
     axes.axvline(edge, color=MARKERS["worse"]["color"], linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 1.04 * edge)
     ticks = [tick for tick in axes.get_xticks() if 0 <= tick < 0.95 * edge]
     axes.set_xticks([*ticks, edge], [*(f"{tick:g}" for tick in ticks), "never"])
-    _rows(axes, [loss for loss, _ in rows])
+    _label_rows(axes, [loss for loss, _ in rows])
     baseline = results.plan.baseline
     axes.set_xlabel(f"optimizer steps to what {baseline} reaches at its best with the same seed")
     _legend(figure, [{**style, "label": label} for label, style in entries.items()])
@@ -207,8 +225,8 @@ def weights_figure(results: Results) -> Any:
         results: The results of the runs.
 
     Returns:
-        A figure, or None if none of them is registered here. Losses that differ in flags of the
-        script alone are drawn once, with default parameters.
+        A figure; None if none of the losses is registered here. Losses that differ only in flags of
+        the script are drawn once, with default parameters.
     """
     names = [label.split()[0] for label in results.plan.losses]
     known = [name for name in dict.fromkeys(names) if name in list_losses()]
@@ -224,18 +242,17 @@ FIGURES: dict[str, Callable[[Results, Statistics], Any]] = {
 
 
 def draw(results: Results, statistics: Statistics, folder: Path) -> dict[str, str]:
-    """Writes the pictures that there is something for, and removes old ones of the others.
+    """Writes the pictures that have something to show, and removes older files of all others.
 
     Args:
         results: The results of the runs.
-        statistics: What they show.
-        folder: Where to.
+        statistics: The statistics of these results.
+        folder: The folder to write to.
 
     Returns:
-        By name, the address of the same picture as an SVG that is its own address (`data:…`);
-        empty without matplotlib.
+        For each file name, the same picture as an SVG in a `data:` URL; empty without matplotlib.
     """
-    for name in FIGURES:  # Those of other results must not stay.
+    for name in FIGURES:  # Pictures of earlier results must not stay.
         (folder / name).unlink(missing_ok=True)
     try:
         import matplotlib.style
@@ -243,7 +260,7 @@ def draw(results: Results, statistics: Statistics, folder: Path) -> dict[str, st
         return {}
     drawn = {}
     # "default": the user's own matplotlib settings must not change a picture.
-    with matplotlib.style.context(["default", OWN_STYLE]):
+    with matplotlib.style.context(["default", PICTURE_STYLE]):
         for name, make in FIGURES.items():
             if (figure := make(results, statistics)) is None:
                 continue
@@ -258,19 +275,19 @@ def draw(results: Results, statistics: Statistics, folder: Path) -> dict[str, st
     return drawn
 
 
-def _stacked(heights: list[int], sharex: bool) -> tuple[Any, list[Any]]:
-    """A figure with panels one below another, of so many rows each."""
+def _stacked_panels(rows: list[int], sharex: bool) -> tuple[Any, list[Any]]:
+    """A figure with panels one below another, given the number of rows of each."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.5 * sum(heights) + 0.5 * len(heights)))
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.5 * sum(rows) + 0.5 * len(rows)))
     figure.set_layout_engine("constrained")
-    ratios = [height + 0.5 for height in heights]
-    drawn = figure.subplots(len(heights), 1, sharex=sharex, squeeze=False, height_ratios=ratios)
-    return figure, list(drawn[:, 0])
+    ratios = [count + 0.5 for count in rows]
+    grid = figure.subplots(len(rows), 1, sharex=sharex, squeeze=False, height_ratios=ratios)
+    return figure, list(grid[:, 0])
 
 
-def _rows(axes: Any, losses: list[str]) -> None:
-    axes.set_yticks(range(len(losses)), [_wrapped(loss, LABEL) for loss in losses])
+def _label_rows(axes: Any, losses: list[str]) -> None:
+    axes.set_yticks(range(len(losses)), [_wrap(loss, LABEL_WIDTH) for loss in losses])
     axes.set_ylim(-0.6, len(losses) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
@@ -283,8 +300,8 @@ def _legend(figure: Any, entries: Iterable[Mapping[str, Any]]) -> None:
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=9)
 
 
-def _course(results: Results, stage: str, loss: str) -> dict[int, list[float]]:
-    """The metric of every seed, by the steps at which all finished runs were evaluated."""
+def _curve(results: Results, stage: str, loss: str) -> dict[int, list[float]]:
+    """The metric of all seeds, by the steps at which all finished runs were evaluated."""
     metric = results.metric.name if results.metric else ""
     runs = [
         {entry["step"]: entry[metric] for entry in run.history if is_number(entry.get(metric))}
@@ -298,27 +315,27 @@ def _course(results: Results, stage: str, loss: str) -> dict[int, list[float]]:
     return {step: values[step] for step in sorted(values) if len(values[step]) == len(runs)}
 
 
-def _mean(course: Mapping[int, list[float]]) -> tuple[list[int], list[float]]:
-    return list(course), list(map(fmean, course.values()))
+def _mean_curve(curve: Mapping[int, list[float]]) -> tuple[list[int], list[float]]:
+    return list(curve), list(map(fmean, curve.values()))
 
 
-def _spread(steps: list[Any], place: int) -> list[float]:
-    """Heights for the dots of a row, so that equal ones lie beside each other."""
+def _dot_heights(steps: list[Any], row: int) -> list[float]:
+    """Heights for the dots of a row, so that equal ones do not cover each other."""
     step_up = 0.09 if steps and max(map(steps.count, steps)) <= 8 else 0.6 / max(len(steps), 1)
     seen: dict[Any, int] = defaultdict(int)
     heights = []
     for step in steps:
         number = seen[step]
-        heights.append(place + step_up * ((number + 1) // 2) * (-1) ** number)
+        heights.append(row + step_up * ((number + 1) // 2) * (-1) ** number)
         seen[step] += 1
     return heights
 
 
-def _metric(results: Results) -> str:
+def _metric_label(results: Results) -> str:
     metric = cast(Metric, results.metric)
     return f"{metric.name} ({metric.set})"
 
 
-def _wrapped(label: str, width: int) -> str:
-    """The name of a loss in one line, its flags in further ones."""
+def _wrap(label: str, width: int) -> str:
+    """A label broken into lines between its words."""
     return "\n".join(textwrap.wrap(label, width, break_on_hyphens=False, break_long_words=False))

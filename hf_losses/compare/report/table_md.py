@@ -14,10 +14,10 @@ def table_md(view: View) -> str:
     """The content of `table.md`.
 
     Args:
-        view: What it says.
+        view: What the table says.
     """
     blocks = [f"# {_plain(view.title)}", _plain("; ".join(view.lead)) + "."]
-    blocks += [f"**What was found.** {_plain(' '.join(view.found))}"]
+    blocks += [f"**What was found.** {_plain(' '.join(view.findings))}"]
     blocks += [_plain(" ".join(view.design))]
     for stage in view.stages:
         blocks += [f"## {stage.title}", stage.note, _grid(stage.rows)]
@@ -38,7 +38,7 @@ def _grid(rows: Sequence[Row]) -> str:
     """A Markdown table."""
     lines = []
     for row in rows:
-        # A bar would end a cell even within code.
+        # A bar would end a cell, even within code.
         cells = {key: _plain(cell).replace("`", "\\`") for key, cell in row.items()}
         if "loss" in row:
             cells["loss"] = "`" + row["loss"].replace("|", "\\|") + "`"
@@ -48,6 +48,6 @@ def _grid(rows: Sequence[Row]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, but for what stands in backquotes."""
+    """Text escaped for Markdown; what stands in backquotes remains code."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"[\\*|~]|\](?=[(\[])", r"\\\g<0>", escaped)

@@ -6,7 +6,7 @@ import io
 
 from hf_losses.compare.report.words import View
 
-TERMINAL = 100  # Characters.
+TERMINAL = 100  # Width in characters.
 # Columns that do not fit into a terminal.
 WIDE = ("p", "steps", "seconds", "NLL", "ECE")
 
@@ -18,7 +18,7 @@ def text_table(view: View) -> str:
         view: What the table says.
 
     Returns:
-        Text without a final line break, 100 characters wide.
+        Text without a final line break, 100 characters wide where the columns allow it.
     """
     from rich import box
     from rich.console import Console
@@ -33,22 +33,22 @@ def text_table(view: View) -> str:
             columns = [column for column in stage.rows[0] if column not in WIDE]
             columns.sort(key=lambda column: column == "verdict")
             table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-            total = 0
+            table_width = 0
             for column in columns:
                 cells = [column, *(row[column] for row in stage.rows)]
                 if wraps := column in ("loss", "verdict"):
                     cells = " ".join(cells).split()
                 width = max(map(len, cells))
                 table.add_column(column, no_wrap=not wraps, min_width=width)
-                total += width + 2
-            console.width = max(TERMINAL, total)
+                table_width += width + 2
+            console.width = max(TERMINAL, table_width)
             for row in stage.rows:
                 table.add_row(*(Text(row[column]) for column in columns))
             console.print(table)
             console.width = TERMINAL
             console.print()
         for run in view.failed:
-            about = f"{run['loss']}, {run['stage']}, seed {run['seed']} {run['status']}"
-            console.print(Text(f"{about}: {run['reason']}"))
-        console.print(Text(" ".join([*view.found, *view.design]).replace("`", "")))
+            description = f"{run['loss']}, {run['stage']}, seed {run['seed']} {run['status']}"
+            console.print(Text(f"{description}: {run['reason']}"))
+        console.print(Text(" ".join([*view.findings, *view.design]).replace("`", "")))
     return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())

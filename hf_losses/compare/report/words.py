@@ -1,4 +1,4 @@
-"""What a comparison found, in words and formatted numbers: what every form of its report says."""
+"""What a comparison found, in words and formatted numbers, for every form of its report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_COMPARED = Comparison(0, {}, None, None, None, None, None, None, None)
 NO_TIME = TimeToBaseline(None, None, 0, 0, {})
 # Columns that hold words; the others hold numbers.
 WORDS = ("loss", "verdict", "stage", "status", "reason")
-# Title and note.
+# Title and note of each stage.
 STAGES = {
     "main": ("Losses", ""),
     "screen": (
@@ -48,11 +48,11 @@ Row = Mapping[str, str]  # Text by column.
 
 @dataclass(frozen=True)
 class StageView:
-    """What the report says of a stage.
+    """What the report says about a stage.
 
     Attributes:
-        title: Its heading.
-        note: What the reader must know of it; may be empty.
+        title: The heading.
+        note: What the reader must know about the stage; may be empty.
         rows: A row for each loss.
         seeds: A row for each seed.
     """
@@ -70,19 +70,19 @@ class View:
     Attributes:
         title: The heading.
         lead: Model, metric and seeds.
-        found: Sentences in which names stand in backquotes.
-        design: Likewise, what the design can show.
-        stages: In their order.
+        findings: What was found, in sentences with names in backquotes.
+        design: What the design can show, in sentences.
+        stages: The stages in order.
         failed: A row for each run without a value.
         tuned: A row for the best trial of each loss.
         command: The command that makes the same comparison.
-        versions: The libraries.
-        hardware: The machine.
+        versions: Names and versions of the libraries.
+        hardware: Description of the machine.
     """
 
     title: str
     lead: Sequence[str]
-    found: Sequence[str]
+    findings: Sequence[str]
     design: Sequence[str]
     stages: Sequence[StageView]
     failed: Sequence[Row]
@@ -93,14 +93,14 @@ class View:
 
 
 def view_of(results: Results, statistics: Statistics) -> View:
-    """Everything that the table and the report say.
+    """Puts results and statistics into the words of the table and the report.
 
     Args:
         results: The results of the runs.
-        statistics: What they show.
+        statistics: The statistics of these results.
     """
     plan, metric = results.plan, results.metric
-    digits = _digits(results)
+    digits = _number_format(results)
     others = len(plan.losses) - 1
     task = results.task or Path(plan.script).stem
     seeds = f"{plan.seeds} seeds"
@@ -113,11 +113,11 @@ def view_of(results: Results, statistics: Statistics) -> View:
     return View(
         title=f"{task}: {others} loss{'es' * (others > 1)} against {plan.baseline}",
         lead=[f"model `{results.model or 'not told'}`", compared, seeds],
-        found=_found(results, statistics),
-        design=_design(results, statistics, digits),
+        findings=_findings(results, statistics),
+        design=_design_sentences(results, statistics, digits),
         stages=[
             StageView(
-                *STAGES[stage.stage], _rows(results, stage, digits), _seed_rows(stage, digits)
+                *STAGES[stage.stage], _loss_rows(results, stage, digits), _seed_rows(stage, digits)
             )
             for stage in statistics.stages
         ],
@@ -130,7 +130,7 @@ def view_of(results: Results, statistics: Statistics) -> View:
             {
                 "loss": loss,
                 **{name: f"{value:.4g}" for name, value in tuning.parameters.items()},
-                "validation": _text(tuning.value, digits),
+                "validation": _formatted(tuning.value, digits),
             }
             for loss, tuning in results.tuned.items()
         ],
@@ -144,7 +144,7 @@ def _seed_rows(stage: StageResult, digits: str) -> list[Row]:
     """The value of every loss, seed by seed."""
 
     def cell(result: LossResult, seed: str) -> str:
-        return "failed" if seed in result.failed else _text(result.values.get(seed), digits)
+        return "failed" if seed in result.failed else _formatted(result.values.get(seed), digits)
 
     return [
         {"seed": seed} | {result.loss: cell(result, seed) for result in stage.losses}
@@ -152,8 +152,8 @@ def _seed_rows(stage: StageResult, digits: str) -> list[Row]:
     ]
 
 
-def _found(results: Results, statistics: Statistics) -> list[str]:
-    """What was found, in sentences; names of losses stand in backquotes."""
+def _findings(results: Results, statistics: Statistics) -> list[str]:
+    """What was found, in sentences with the names of losses in backquotes."""
     if not any(run.finished for run in results.runs):
         return ["No run has finished, so nothing was found."]
     tested = [stage for stage in statistics.stages if stage.tested]
@@ -167,34 +167,34 @@ def _found(results: Results, statistics: Statistics) -> list[str]:
     sentences = []
     for verdict in ("better", "worse"):
         if losses := by_verdict.get(verdict):
-            are = "are" if len(losses) > 1 else "is"
-            sentences.append(f"{_listed(losses)} {are} {verdict} than {baseline}.")
+            verb = "are" if len(losses) > 1 else "is"
+            sentences.append(f"{_joined(losses)} {verb} {verdict} than {baseline}.")
     if losses := by_verdict.get("tie"):
-        who = f"{_listed(losses)} cannot"
+        subject = f"{_joined(losses)} cannot"
         if not sentences:
             complete = " that has all its seeds" if "incomplete" in by_verdict else ""
-            who = f"No loss{complete} can"
-        sentences.append(f"{who} be told from {baseline} with these seeds.")
+            subject = f"No loss{complete} can"
+        sentences.append(f"{subject} be told from {baseline} with these seeds.")
     if losses := by_verdict.get("incomplete"):
-        sentences.append(f"Not judged, since runs are missing: {_listed(losses)}.")
+        sentences.append(f"Not judged, since runs are missing: {_joined(losses)}.")
     return sentences
 
 
-def _design(results: Results, statistics: Statistics, digits: str) -> list[str]:
-    """What the design can show."""
+def _design_sentences(results: Results, statistics: Statistics, digits: str) -> list[str]:
+    """What the design can show, in sentences."""
     sentences = [describe_design(results.plan.comparisons, results.plan.tested_seeds)]
     for stage in statistics.stages:
         if stage.tested and stage.detectable_difference is not None:
+            difference = _formatted(stage.detectable_difference, digits)
             sentences.append(
-                "By the spread of these runs, a true difference of "
-                f"{_text(stage.detectable_difference, digits)} is found {statistics.power:.0%} "
-                "of the time, and larger ones more often."
+                f"By the spread of these runs, a true difference of {difference} is found "
+                f"{statistics.power:.0%} of the time, and larger ones more often."
             )
     return sentences
 
 
-def _rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
-    """The table of a stage: text by column, without the columns that hold nothing."""
+def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
+    """The table of a stage: text by column, without columns that are empty in every row."""
     metric = results.metric.name if results.metric else "metric"
     rows = []
     for result in stage.losses:
@@ -202,43 +202,43 @@ def _rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
         time = result.time_to_baseline or NO_TIME
         limits = ""
         if comparison.interval:
-            low, high = (_text(limit, f"+{digits}") for limit in comparison.interval)
+            low, high = (_formatted(limit, f"+{digits}") for limit in comparison.interval)
             limits = f" [{low}, {high}]"
         reached = f" ({time.reached}/{time.runs})" if result.time_to_baseline else ""
         row = {
             "loss": result.loss,
             "verdict": _verdict(result, stage) if stage.tested else NOTHING,
-            f"{metric} ± sd": _text(result.mean, digits)
-            + ("" if result.sd is None else f" ± {_text(result.sd, digits)}"),
-            "difference [95 % interval]": _text(comparison.difference, f"+{digits}") + limits,
-            "p": _p(comparison.p),
-            "p (Holm)": _p(comparison.p_holm),
-            "P(better)": _text(comparison.probability_better, ".2f"),
-            "steps": _text(time.steps, "g") + reached,
-            "seconds": _text(time.seconds, ".1f"),
-            "NLL": _text(result.cross_entropy, ".4f"),
-            "ECE": _text(result.ece, ".4f"),
+            f"{metric} ± sd": _formatted(result.mean, digits)
+            + ("" if result.sd is None else f" ± {_formatted(result.sd, digits)}"),
+            "difference [95 % interval]": _formatted(comparison.difference, f"+{digits}") + limits,
+            "p": _formatted_p(comparison.p),
+            "p (Holm)": _formatted_p(comparison.p_holm),
+            "P(better)": _formatted(comparison.probability_better, ".2f"),
+            "steps": _formatted(time.steps, "g") + reached,
+            "seconds": _formatted(time.seconds, ".1f"),
+            "NLL": _formatted(result.cross_entropy, ".4f"),
+            "ECE": _formatted(result.ece, ".4f"),
         }
         rows.append(row)
-    kept = [column for column in rows[0] if any(row[column] != NOTHING for row in rows)]
-    return [{column: row[column] for column in kept} for row in rows]
+    columns = [column for column in rows[0] if any(row[column] != NOTHING for row in rows)]
+    return [{column: row[column] for column in columns} for row in rows]
 
 
 def _verdict(result: LossResult, stage: StageResult) -> str:
-    """The verdict; of what lacks seeds, which and why."""
+    """The verdict, with the number of failed and missing seeds where the comparison lacks any."""
     without_value = {"failed": len(result.failed), "missing": len(result.missing)}
-    lacks = [f"{count} {why}" for why, count in without_value.items() if count]
-    of_seeds = f" of {len(stage.seeds)} seeds" if lacks else ""
+    gaps = [f"{count} {reason}" for reason, count in without_value.items() if count]
+    of_seeds = f" of {len(stage.seeds)} seeds" if gaps else ""
     if result.comparison is None:
-        return "baseline" + (f": {', '.join(lacks)}{of_seeds}" if lacks else "")
+        return "baseline" + (f": {', '.join(gaps)}{of_seeds}" if gaps else "")
     verdict = str(result.comparison.verdict)
     if verdict != "incomplete":
         return verdict
-    return f"incomplete: {', '.join(lacks) + of_seeds if lacks else 'the baseline lacks seeds'}"
+    return f"incomplete: {', '.join(gaps) + of_seeds if gaps else 'the baseline lacks seeds'}"
 
 
 def _command(plan: Plan, metric: Metric | None) -> str:
-    """The command that makes the same comparison; the folder is any."""
+    """The command that makes the same comparison, with FOLDER for the output folder."""
     words = ["hf-losses", "compare", "--losses", *plan.losses, "--baseline", plan.baseline]
     for name in ("seeds", "screen", "confirm", "top", "metric"):
         if (value := getattr(plan, name)) is not None:
@@ -265,20 +265,20 @@ def _hardware(results: Results) -> str:
     return text.removeprefix("; ")
 
 
-def _digits(results: Results) -> str:
-    """How values of the metric are written: four decimals up to 1, fewer for large ones."""
+def _number_format(results: Results) -> str:
+    """The format of values of the metric: four decimals for values up to 1, fewer for larger."""
     values = [run.value for run in results.runs if run.value is not None]
     largest = max(map(abs, values), default=1) or 1
-    return f"z.{max(0, 4 - math.ceil(math.log10(largest)))}f"  # z: a zero has no sign.
+    return f"z.{max(0, 4 - math.ceil(math.log10(largest)))}f"  # z: a zero gets no sign.
 
 
-def _text(value: float | None, style: str) -> str:
+def _formatted(value: float | None, style: str) -> str:
     return NOTHING if value is None else f"{value:{style}}".replace("-", "−")
 
 
-def _p(value: float | None) -> str:
-    return "<0.001" if value is not None and value < 0.001 else _text(value, ".3g")
+def _formatted_p(value: float | None) -> str:
+    return "<0.001" if value is not None and value < 0.001 else _formatted(value, ".3g")
 
 
-def _listed(words: Sequence[str]) -> str:
+def _joined(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]

@@ -3,7 +3,7 @@
 `Trainer` counts the items of all micro-batches and processes of a step and hands the count to the
 loss. A loss that sums over its micro-batch and divides by that count gives the same gradients for
 batch 16, 8 x 2 accumulated, and 2 processes x 8. What an item is follows from the head's problem:
-see `kept`.
+see `item_mask`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def items_of(labels: Tensor, problem: str | None) -> Tensor:
     return labels
 
 
-def kept(labels: Tensor, problem: str | None) -> Tensor:
+def item_mask(labels: Tensor, problem: str | None) -> Tensor:
     """A mask of the items that count; see `items_of`."""
     return items_of(labels, problem) != IGNORE
 
@@ -159,7 +159,7 @@ def check_targets(items: Items, loss: Any) -> None:
         )
     if not multi_label and not labels.is_floating_point():
         return
-    values = labels[kept(labels, loss.problem_type)]
+    values = labels[item_mask(labels, loss.problem_type)]
     if not values.numel():
         return
     low, high = values.min().item(), values.max().item()
@@ -185,7 +185,7 @@ def sum_over_items(loss: Callable[..., Tensor], problem: str | None) -> SumFunct
     Args:
         loss: A loss of this project, a loss module of PyTorch, or a callable `loss(logits, labels)`
             that returns a mean over the items that are not -100, or one value per item.
-        problem: What the labels are for; see `kept`.
+        problem: What the labels are for; see `item_mask`.
 
     Returns:
         A function of logits, labels (as `fit` returns them) and the divisor, that returns a scalar.
@@ -283,7 +283,7 @@ def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFu
                 f"the loss returned {value!r}, not a tensor: the mean over the items, or one "
                 "number for each of them"
             )
-        items = kept(labels, problem)
+        items = item_mask(labels, problem)
         if weight is not None:
             if value.numel() != weight.numel():
                 raise UsageError(
@@ -307,9 +307,9 @@ def item_count(labels: Tensor, counted: Any, problem: str | None) -> Tensor | An
     Args:
         labels: Labels of the batch.
         counted: Number of items of the step; None if they were not counted.
-        problem: What the labels are for; see `kept`.
+        problem: What the labels are for; see `item_mask`.
     """
-    items = kept(labels, problem).sum() if counted is None else counted
+    items = item_mask(labels, problem).sum() if counted is None else counted
     return items.clamp(min=1) if torch.is_tensor(items) else max(items, 1)
 
 
@@ -323,7 +323,7 @@ def divisors(
         labels: Labels of each classification of a row, mostly a single one.
         counted: Trainer's count of the items of the step, `[P]` for P classifications; None if they
             were not counted, so that the items of the micro-batch take their place.
-        problem: What the labels are for; see `kept`.
+        problem: What the labels are for; see `item_mask`.
 
     Returns:
         P numbers.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
 from hf_losses.training.loss.choose import ActiveLoss
-from hf_losses.training.loss.items import Items, kept, sum_over_items
+from hf_losses.training.loss.items import Items, item_mask, sum_over_items
 
 
 class EvaluationLosses:
@@ -43,7 +43,7 @@ class EvaluationLosses:
                 baseline_loss = loss
                 if not same or weight is not None:
                     baseline_loss = summed_baseline(logits, labels, 1.0, None)
-                parts.append(torch.stack([loss, baseline_loss, kept(labels, problem).sum()]))
+                parts.append(torch.stack([loss, baseline_loss, item_mask(labels, problem).sum()]))
             else:
                 parts.append(logits.new_zeros(3, dtype=torch.float32))
             are_classes = baseline.spec.task == "classification" and not labels.is_floating_point()

@@ -19,7 +19,7 @@ from hf_losses.losses.margin import class_margin, gradient_weight
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
-from hf_losses.training.loss.items import Items, kept, problem_of
+from hf_losses.training.loss.items import Items, item_mask, problem_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Logits to process at a time: those of a large vocabulary must not be copied as a whole.
@@ -68,7 +68,7 @@ class LossStats:
         """Adds the items of one micro-batch, their weights included; see `item_stats`."""
         stats = item_stats(criterion, batch.logits, batch.labels)
         if batch.weight is not None:
-            stats[:, 1] *= batch.weight[kept(batch.labels, problem_of(criterion))]
+            stats[:, 1] *= batch.weight[item_mask(batch.labels, problem_of(criterion))]
         self._parts.append(stats)
 
     def take(
