@@ -12,7 +12,7 @@ FUNCTIONS = ("log", "exp", "sqrt", "sin", "cos", "sinh", "cosh", "tanh", "pi")
 
 
 def variants(task):
-    """(name, parameters) of every loss, with default and other values, as `parametrize` takes them."""
+    """Every loss with default and other parameters, and their ids, for `parametrize`."""
     cases = {}
     for name in list_losses(task=task):
         cases[name] = name, {}
