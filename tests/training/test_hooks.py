@@ -68,10 +68,10 @@ def test_trainer_still_has_it(name):
     overridden = hooks.METHODS[name].startswith("overridden")
     assert overridden == any(name in vars(cls) for cls in LossMixin.__mro__[:-1])
     if overridden:
-        ours = inspect.signature(getattr(LossMixin, name)).parameters.values()
-        theirs = inspect.signature(getattr(Trainer, name)).parameters
-        variadic = any(p.kind is p.VAR_POSITIONAL for p in ours)
-        assert variadic or [p.name for p in ours] == [*theirs]
+        parameters = inspect.signature(getattr(LossMixin, name)).parameters.values()
+        expected = inspect.signature(getattr(Trainer, name)).parameters
+        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        assert variadic or [p.name for p in parameters] == [*expected]
 
 
 @pytest.mark.parametrize("name", hooks.ATTRIBUTES)
