@@ -1,4 +1,4 @@
-"""The registry's formula texts in 50 digits: what the tests hold the torch code against."""
+"""The registry's formula texts in 50 digits: the reference for the tests of the torch code."""
 
 import functools
 
@@ -12,14 +12,14 @@ FUNCTIONS = ("log", "exp", "sqrt", "sin", "cos", "sinh", "cosh", "tanh", "pi")
 
 
 def variants(task):
-    """(name, parameters) of every loss, with its defaults and with other values; and their ids."""
-    found = {}
+    """Every loss with default and other parameters, and their ids, for `parametrize`."""
+    cases = {}
     for name in list_losses(task=task):
-        found[name] = name, {}
+        cases[name] = name, {}
         for parameter, of in get_spec(name).parameters.items():
             for value in (of.default / 4, of.default * 3):
-                found[f"{name}-{parameter}={value:g}"] = name, {parameter: value}
-    return {"argvalues": list(found.values()), "ids": list(found)}
+                cases[f"{name}-{parameter}={value:g}"] = name, {parameter: value}
+    return {"argvalues": list(cases.values()), "ids": list(cases)}
 
 
 def evaluate(formula, **variables):
@@ -37,17 +37,17 @@ def digits(largest):
 
 
 @functools.cache
-def parts(name, **given):
+def parts(name, **given_params):
     """The loss of the true class as a function of P = p, of a wrong one as a function of P = 1 - q.
 
     Either falls to 0 as P rises to 1, and both are bounded by the same rule.
     """
     spec = get_spec(name)
-    params = {key: mpf(number) for key, number in spec.resolve(given).items()}
-    found = [lambda p: evaluate(spec.formula, p=p, **params)]
+    params = {key: mpf(number) for key, number in spec.resolve(given_params).items()}
+    losses = [lambda p: evaluate(spec.formula, p=p, **params)]
     if spec.is_full:
-        found.append(lambda p: evaluate(spec.wrong_class_formula, q=1 - p, **params))
-    return found
+        losses.append(lambda p: evaluate(spec.wrong_class_formula, q=1 - p, **params))
+    return losses
 
 
 def weight(loss, p):

@@ -20,21 +20,21 @@ import yaml
 from huggingface_hub import ModelCard
 
 TOKEN = "hf_" + "abcdefghijklmnopq" * 2
-LARGE = (".safetensors",)  # What the Hub keeps in its store for large files.
+LARGE = (".safetensors",)  # The endings of files that go to the store for large files.
 
 
 @dataclass
 class Fault:
-    """What happens to the first `times` requests that fit, instead of an answer.
+    """What happens to the first `times` matching requests instead of an answer.
 
     Attributes:
-        method: Of the request.
-        path: A regular expression for its path.
-        status: The answer, with `headers`.
+        method: The method of the request.
+        path: A regular expression for the path of the request.
+        status: The status of the answer, which is sent with `headers`.
         drop: Bytes of the request's body after which the connection breaks.
         sleep: Whether the server stays silent until it ends.
         lose: Whether the request is carried out, and the connection breaks before the answer.
-        times: How often.
+        times: How many requests are affected.
     """
 
     method: str
@@ -48,7 +48,7 @@ class Fault:
 
 
 class Hub:
-    """The server and what it holds.
+    """The server and its contents.
 
     Attributes:
         files: Contents by path, by repository.
@@ -56,8 +56,8 @@ class Hub:
         blobs: Contents of the store for large files by sha256.
         private: Names of the private repositories.
         requests: `(method, path, bytes of the body that arrived)` in order.
-        received: The bodies.
-        faults: What is to go wrong.
+        received: The bodies of the requests.
+        faults: The faults to come.
     """
 
     def __init__(self, large=LARGE):
@@ -82,12 +82,12 @@ class Hub:
         self.server.server_close()
 
     def environment(self, home, token=TOKEN):
-        """Variables for a process whose Hub this is, and whose home and cache are in a folder."""
+        """Environment variables of a process that uses this Hub, with its home in a folder."""
         settings = {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         return settings | {"HF_HOME": str(home), "HOME": str(home), "HF_TOKEN": token}
 
     def counted(self, method, path):
-        """How many requests there were."""
+        """How many requests with this method had a path that matches the pattern."""
         return sum(m == method and bool(re.search(path, p)) for m, p, _ in self.requests)
 
     def uploaded(self):
@@ -105,7 +105,7 @@ class Hub:
         return hashlib.sha1(repr((repo, len(self.commits[repo]))).encode()).hexdigest()
 
     def oid(self, path, content):
-        """What the client compares its files with."""
+        """The object id that the client compares its files with."""
         if path.endswith(self.large):
             return hashlib.sha256(content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -137,13 +137,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault and not fault.lose:
             return self.close_connection_now()
         for method, pattern, answer in ROUTES:
-            found = re.fullmatch(pattern, path)
-            if found and method in (self.command, "ANY"):
-                given = self.headers.get("Authorization")
-                if method != "ANY" and given != f"Bearer {hub.token}":
+            match = re.fullmatch(pattern, path)
+            if match and method in (self.command, "ANY"):
+                authorization = self.headers.get("Authorization")
+                if method != "ANY" and authorization != f"Bearer {hub.token}":
                     return self.answer(401, {"error": "Invalid username or password."})
                 self.lost = bool(fault and fault.lose)
-                return answer(self, hub, body, **found.groupdict())
+                return answer(self, hub, body, **match.groupdict())
         return self.answer(404, {"error": f"no {path}"})
 
     do_HEAD = do_POST = do_PUT = do_GET
@@ -170,19 +170,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"name": "me", "type": "user", "orgs": []})
 
     def create(self, hub, body):
-        asked = json.loads(body)
-        owner = asked["organization"] or "me"
-        repo = f"{owner}/{asked['name']}"
+        request = json.loads(body)
+        owner = request["organization"] or "me"
+        repo = f"{owner}/{request['name']}"
         if owner != "me":
             return self.answer(403, {"error": f"You don't have the rights to write to {owner}"})
         exists = repo in hub.files
         if not exists:
             hub.files[repo] = {".gitattributes": b"*.safetensors filter=lfs\n"}
             hub.commits[repo] = []
-            if asked.get("visibility") == "private":
+            if request.get("visibility") == "private":
                 hub.private.add(repo)
-        said = {"error": "You already created this model repo"} if exists else {}
-        return self.answer(409 if exists else 200, {"url": f"{hub.url}/{repo}", "id": repo} | said)
+        error = {"error": "You already created this model repo"} if exists else {}
+        return self.answer(409 if exists else 200, {"url": f"{hub.url}/{repo}", "id": repo} | error)
 
     def validate(self, hub, body):
         content = json.loads(body)["content"]
@@ -195,11 +195,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def preupload(self, hub, body, repo, revision):
-        there, answer = hub.files[repo], []
+        stored, answer = hub.files[repo], []
         for file in json.loads(body)["files"]:
             path = file["path"]
             mode = "lfs" if path.endswith(hub.large) else "regular"
-            oid = hub.oid(path, there[path]) if path in there else None
+            oid = hub.oid(path, stored[path]) if path in stored else None
             answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.answer(200, {"files": answer})
 
@@ -208,8 +208,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for item in json.loads(body)["objects"]:
             links = {"upload": f"{hub.url}/store/{item['oid']}", "verify": f"{hub.url}/verify"}
             actions = {name: {"href": link} for name, link in links.items()}
-            there = item["oid"] in hub.blobs
-            answer.append(item if there else item | {"actions": actions})
+            stored = item["oid"] in hub.blobs
+            answer.append(item if stored else item | {"actions": actions})
         self.answer(200, {"transfer": "basic", "objects": answer})
 
     def store(self, hub, body, oid):
@@ -270,9 +270,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.answer(200, [self.entry(hub, repo, name) for name in names])
 
     def paths_info(self, hub, body, repo, revision):
-        asked = urllib.parse.parse_qs(body.decode()).get("paths", [])
-        there = [name for name in asked if name in hub.files[repo]]
-        self.answer(200, [self.entry(hub, repo, name) for name in there])
+        paths = urllib.parse.parse_qs(body.decode()).get("paths", [])
+        stored = [name for name in paths if name in hub.files[repo]]
+        self.answer(200, [self.entry(hub, repo, name) for name in stored])
 
     def entry(self, hub, repo, name):
         content = hub.files[repo][name]
@@ -299,7 +299,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 REPO = r"/api/models/(?P<repo>[^/]+/[^/]+)"
-ROUTES = [  # ANY: without a token too.
+ROUTES = [  # ANY: any method, and no token is needed.
     ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate),

@@ -30,17 +30,17 @@ ROOT = Path(hf_losses.__file__).parents[1]
 LOSSES = ["cross_entropy", "strict_l", "liberal_exp"]
 
 
-def command(folder, *flags, losses=LOSSES, script=SCRIPT, own=()):
-    """The arguments of `hf-losses`."""
+def command(folder, *flags, losses=LOSSES, script=SCRIPT, script_flags=()):
+    """The command line of a comparison, after `hf-losses`."""
     flags = flags or ("--seeds", "2")
     return [
         *("compare", "--losses", *losses, *flags, "--output_dir", str(folder)),
-        *("--", script, *own),
+        *("--", script, *script_flags),
     ]
 
 
 def start(arguments):
-    """The same in a process of its own."""
+    """Starts `hf-losses` with these arguments as a separate process."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "hf_losses", *arguments],
@@ -56,11 +56,11 @@ def results(folder):
 
 
 def timeless(folder):
-    """The results without what no two comparisons have in common."""
-    found = results(folder)
-    for run in found["runs"]:
+    """The results without run times, which differ between any two comparisons."""
+    comparison = results(folder)
+    for run in comparison["runs"]:
         del run["wall_seconds"]
-    return found
+    return comparison
 
 
 def runs(folder, stage="main"):
@@ -68,7 +68,7 @@ def runs(folder, stage="main"):
 
 
 def refused(arguments, capsys):
-    """The message of a comparison that is not even begun."""
+    """The error message of a comparison that is refused before it starts."""
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
@@ -105,15 +105,15 @@ def two_seeds(tmp_path_factory):
 
 
 def test_every_loss_runs_on_every_seed(two_seeds):
-    found = results(two_seeds)
-    assert [(r["loss"], r["seed"], r["status"]) for r in found["runs"]] == [
+    comparison = results(two_seeds)
+    assert [(r["loss"], r["seed"], r["status"]) for r in comparison["runs"]] == [
         (loss, seed, "finished") for loss in LOSSES for seed in (1, 2)
     ]
-    assert found["metric"] == {"set": "test", "name": "accuracy"}
-    assert (found["task"], found["model"]) == ("toy", "none")
-    for run in found["runs"]:
-        own = run_folder(two_seeds, run["loss"], f"seed-{run['seed']}")
-        script = json.loads((own / "result.json").read_text())
+    assert comparison["metric"] == {"set": "test", "name": "accuracy"}
+    assert (comparison["task"], comparison["model"]) == ("toy", "none")
+    for run in comparison["runs"]:
+        folder = run_folder(two_seeds, run["loss"], f"seed-{run['seed']}")
+        script = json.loads((folder / "result.json").read_text())
         assert run["value"] == script["metrics"]["test"]["accuracy"]
         assert run["metrics"] == script["metrics"]
         assert run["history"] == script["history"]
@@ -140,9 +140,9 @@ def test_table_report_and_pictures_are_written(two_seeds):
 
 
 def test_logs_stay_and_weights_go(two_seeds):
-    own = run_folder(two_seeds, "strict_l", "seed-2")
-    assert "threads" in own.with_name("seed-2.log").read_text()
-    assert {path.name for path in own.iterdir()} == {"result.json"}
+    folder = run_folder(two_seeds, "strict_l", "seed-2")
+    assert "threads" in folder.with_name("seed-2.log").read_text()
+    assert {path.name for path in folder.iterdir()} == {"result.json"}
     assert not list(two_seeds.rglob("*.pid"))
 
 
@@ -168,8 +168,8 @@ def test_what_can_be_shown_is_said_before_anything_runs(tmp_path, capfd):
 
 def test_weights_are_kept_on_demand(tmp_path):
     main(command(tmp_path / "x", "--seeds", "1", "--keep_models", losses=LOSSES[:2]))
-    own = run_folder(tmp_path / "x", "strict_l", "seed-1")
-    assert {path.name for path in own.iterdir()} == {
+    folder = run_folder(tmp_path / "x", "strict_l", "seed-1")
+    assert {path.name for path in folder.iterdir()} == {
         "checkpoint-10",
         "model.safetensors",
         "result.json",
@@ -179,7 +179,7 @@ def test_weights_are_kept_on_demand(tmp_path):
 def test_the_scripts_flags_and_those_behind_a_loss_reach_it(tmp_path):
     folder = tmp_path / "x"
     losses = ["cross_entropy", "strict_l", "strict_l --bonus 0.5"]
-    main(command(folder, "--seeds", "1", losses=losses, own=["--learning_rate", "0.3"]))
+    main(command(folder, "--seeds", "1", losses=losses, script_flags=["--learning_rate", "0.3"]))
     plain, flagged = (r["value"] for r in runs(folder) if r["loss"].startswith("strict_l"))
     assert flagged - plain == pytest.approx(0.5)
     assert len(list(folder.glob("runs/*"))) == 3
@@ -198,10 +198,10 @@ def test_a_launcher_starts_the_script(tmp_path):
 def test_another_metric_where_less_is_more(tmp_path):
     folder = tmp_path / "x"
     main(command(folder, "--seeds", "2", "--metric", "cross_entropy"))
-    found = results(folder)
-    assert found["plan"]["lower_is_better"] is True
-    assert found["metric"]["name"] == "cross_entropy"
-    best = found["statistics"]["stages"][0]["losses"][1]
+    comparison = results(folder)
+    assert comparison["plan"]["lower_is_better"] is True
+    assert comparison["metric"]["name"] == "cross_entropy"
+    best = comparison["statistics"]["stages"][0]["losses"][1]
     assert best["loss"] == "liberal_exp"
     assert best["comparison"]["difference"] == pytest.approx(0.05, abs=0.01)
 
@@ -251,7 +251,7 @@ def tuned(tmp_path_factory):
 
 
 def test_every_loss_is_tuned_on_the_validation_set(tuned):
-    found = results(tuned)
+    comparison = results(tuned)
     for loss in LOSSES[:2]:
         trials = [run for run in runs(tuned, "tune") if run["loss"] == loss]
         assert len(trials) == 6
@@ -260,7 +260,10 @@ def test_every_loss_is_tuned_on_the_validation_set(tuned):
             assert run["value"] == run["metrics"]["validation"]["accuracy"]
             assert 0.1 <= run["parameters"]["learning_rate"] <= 0.5
         best = max(trials, key=lambda run: run["value"])
-        assert found["tuned"][loss] == {"parameters": best["parameters"], "value": best["value"]}
+        assert comparison["tuned"][loss] == {
+            "parameters": best["parameters"],
+            "value": best["value"],
+        }
         (test,) = [run for run in runs(tuned) if run["loss"] == loss]
         assert test["parameters"] == best["parameters"]
         assert test["seed"] == 1
@@ -309,15 +312,15 @@ def test_a_trial_that_was_killed_while_it_was_made_is_made_again_as_it_was(tmp_p
 def test_a_run_that_crashes_or_diverges_is_a_row(tmp_path, capfd):
     folder = tmp_path / "x"
     losses = [*LOSSES, "strict_m"]
-    own = ["--crash", "liberal_exp:2", "--diverge", "strict_m"]
-    assert main(command(folder, losses=losses, own=own)) == 0
-    found = {(run["loss"], run["seed"]): run for run in runs(folder)}
-    crashed = found["liberal_exp", 2]
+    script_flags = ["--crash", "liberal_exp:2", "--diverge", "strict_m"]
+    assert main(command(folder, losses=losses, script_flags=script_flags)) == 0
+    run_of = {(run["loss"], run["seed"]): run for run in runs(folder)}
+    crashed = run_of["liberal_exp", 2]
     assert crashed["status"] == "failed"
     assert crashed["reason"] == "RuntimeError: liberal_exp does not like | seed 2"
-    assert found["strict_m", 1]["status"] == "diverged"
-    assert found["strict_m", 1]["reason"] == "accuracy on the test set is not finite"
-    assert sum(run["status"] == "finished" for run in found.values()) == 5
+    assert run_of["strict_m", 1]["status"] == "diverged"
+    assert run_of["strict_m", 1]["reason"] == "accuracy on the test set is not finite"
+    assert sum(run["status"] == "finished" for run in run_of.values()) == 5
     verdicts = {
         entry["loss"]: entry["comparison"]["verdict"]
         for entry in results(folder)["statistics"]["stages"][0]["losses"]
@@ -330,20 +333,20 @@ def test_a_run_that_crashes_or_diverges_is_a_row(tmp_path, capfd):
 
 def test_what_crashed_is_run_again_on_demand(tmp_path):
     folder, repaired = tmp_path / "x", tmp_path / "repaired"
-    own = ["--crash", "strict_l:2", "--unless", str(repaired)]
-    main(command(folder, own=own))
+    script_flags = ["--crash", "strict_l:2", "--unless", str(repaired)]
+    main(command(folder, script_flags=script_flags))
     kept = {p.name: p.stat().st_mtime_ns for p in records(folder) if "cross" in str(p)}
     repaired.touch()
-    main(command(folder, own=own))
+    main(command(folder, script_flags=script_flags))
     assert [r["status"] for r in runs(folder)].count("failed") == 1
-    main(command(folder, "--seeds", "2", "--retry_failed", own=own))
+    main(command(folder, "--seeds", "2", "--retry_failed", script_flags=script_flags))
     assert {run["status"] for run in runs(folder)} == {"finished"}
     assert kept == {p.name: p.stat().st_mtime_ns for p in records(folder) if "cross" in str(p)}
 
 
 def test_flags_that_the_script_refuses_end_it_at_once(tmp_path, capsys):
     folder = tmp_path / "x"
-    message = refused(command(folder, own=["--lerning_rate", "1"]), capsys)
+    message = refused(command(folder, script_flags=["--lerning_rate", "1"]), capsys)
     assert "error: unrecognized arguments: --lerning_rate 1; the command was: " in message
     assert f"{SCRIPT} --lerning_rate 1 --loss cross_entropy --seed 1" in message
     assert not folder.exists()
@@ -360,7 +363,7 @@ def test_flags_that_the_script_refuses_end_it_at_once(tmp_path, capsys):
     ],
 )
 def test_results_that_do_not_hold_to_the_contract_end_it_at_once(tmp_path, capsys, text, says):
-    assert says in refused(command(tmp_path / "x", own=["--result", text]), capsys)
+    assert says in refused(command(tmp_path / "x", script_flags=["--result", text]), capsys)
     assert not (tmp_path / "x").exists()
 
 
@@ -368,19 +371,21 @@ def test_the_documented_contract_is_the_contract(tmp_path):
     text = (ROOT / "docs" / "compare.md").read_text()
     documented = text.split("```json\n")[1].split("```")[0]
     folder = tmp_path / "x"
-    main(command(folder, "--seeds", "1", losses=LOSSES[:2], own=["--result", documented]))
+    main(command(folder, "--seeds", "1", losses=LOSSES[:2], script_flags=["--result", documented]))
     expected = json.loads(documented)
     for run in runs(folder):
         assert run["value"] == expected["metrics"]["test"]["accuracy"]
         assert run["history"] == expected["history"]
         assert run["steps"] == expected["training"]["global_step"]
         assert run["seconds"] == pytest.approx(61.5 - 4.1)
-    found = results(folder)
-    assert all(found[key] == expected[key] for key in ("task", "model", "versions", "hardware"))
+    comparison = results(folder)
+    assert all(
+        comparison[key] == expected[key] for key in ("task", "model", "versions", "hardware")
+    )
     # The least that a script may write.
     least = json.dumps({"metrics": {"x": {"accuracy": 0.5}}})
     flags = ("--seeds", "1", "--metric", "accuracy")
-    main(command(tmp_path / "y", *flags, losses=LOSSES[:2], own=["--result", least]))
+    main(command(tmp_path / "y", *flags, losses=LOSSES[:2], script_flags=["--result", least]))
     assert [run["value"] for run in runs(tmp_path / "y")] == [0.5, 0.5]
 
 
@@ -419,10 +424,10 @@ def test_a_metric_that_there_is_not_is_named(tmp_path, capsys):
 )
 def test_the_reason_of_a_failure_is_one_line(tmp_path, log, code, reason):
     (tmp_path / "log").write_text(log)
-    found = failure(tmp_path / "log", code)
-    assert found.startswith(reason)
-    assert len(found) <= 300
-    assert "\n" not in found
+    message = failure(tmp_path / "log", code)
+    assert message.startswith(reason)
+    assert len(message) <= 300
+    assert "\n" not in message
 
 
 # ---- Stopped and continued -------------------------------------------------------------------
@@ -431,17 +436,17 @@ def test_the_reason_of_a_failure_is_one_line(tmp_path, log, code, reason):
 @pytest.mark.slow
 def test_killed_and_started_again_it_finds_the_same(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    own = ["--sleep", "0.3"]
-    process = start(command(killed, own=own))
+    script_flags = ["--sleep", "0.3"]
+    process = start(command(killed, script_flags=script_flags))
     wait_for(lambda: len(records(killed)) >= 2)
     wait_for(lambda: list(killed.rglob("seed-*.pid")))
     before = {path: path.stat().st_mtime_ns for path in records(killed)}
     process.kill()
     process.communicate()
     assert 2 <= len(before) < 6
-    assert main(command(killed, own=own)) == 0
+    assert main(command(killed, script_flags=script_flags)) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before  # Kept, not made again.
-    assert main(command(whole, own=own)) == 0
+    assert main(command(whole, script_flags=script_flags)) == 0
     assert timeless(killed) == timeless(whole)
     for name in ("table.md", "plan.json"):
         mine, other = ((folder / name).read_text() for folder in (killed, whole))
@@ -450,15 +455,15 @@ def test_killed_and_started_again_it_finds_the_same(tmp_path):
 
 def test_what_a_killed_comparison_left_running_is_ended(tmp_path):
     folder = tmp_path / "x"
-    own = ["--sleep", "60", "--child"]
-    process = start(command(folder, own=own))
+    script_flags = ["--sleep", "60", "--child"]
+    process = start(command(folder, script_flags=script_flags))
     log = run_folder(folder, "cross_entropy", "seed-1").with_name("seed-1.log")
     wait_for(lambda: log.exists() and "child" in log.read_text())
     process.kill()
     process.communicate()
     child = psutil.Process(int(log.read_text().split()[1]))
     assert child.is_running()
-    again = start(command(folder, own=own))
+    again = start(command(folder, script_flags=script_flags))
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     wait_for(lambda: "child" in log.read_text())
     again.terminate()
@@ -469,8 +474,8 @@ def test_what_a_killed_comparison_left_running_is_ended(tmp_path):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_keeps_what_is_finished(tmp_path, stop):
     folder = tmp_path / "x"
-    own = ["--sleep", "0.5", "--child"]
-    process = start(command(folder, own=own))
+    script_flags = ["--sleep", "0.5", "--child"]
+    process = start(command(folder, script_flags=script_flags))
     wait_for(lambda: len(records(folder)) >= 1)
     logs = [path for path in folder.rglob("*.log")]
     wait_for(lambda: len(list(folder.rglob("*.log"))) > len(logs) or len(records(folder)) > 1)
@@ -486,7 +491,7 @@ def test_interrupted_it_keeps_what_is_finished(tmp_path, stop):
                 assert not runs_still(int(line.split()[1]))
     finished = len(runs(folder))
     assert 1 <= finished < 6
-    again = start(command(folder, own=own))
+    again = start(command(folder, script_flags=script_flags))
     out, err = again.communicate(timeout=60)
     assert (again.returncode, err) == (0, "")
     kept = "1 finished run is kept" if finished == 1 else f"{finished} finished runs are kept"
@@ -514,7 +519,7 @@ def test_interrupted_at_the_start_of_a_run_nothing_goes_on(tmp_path, monkeypatch
 
 def test_other_flags_under_the_same_folder_are_an_error(two_seeds, capsys):
     before = {path: path.read_bytes() for path in two_seeds.glob("*.*")}
-    message = refused(command(two_seeds, "--seeds", "3", own=["--bonus", "1"]), capsys)
+    message = refused(command(two_seeds, "--seeds", "3", script_flags=["--bonus", "1"]), capsys)
     assert "holds a comparison with other flags" in message
     assert "seeds" in message
     assert "arguments" in message
@@ -584,10 +589,10 @@ def test_losses_that_do_not_fit(tmp_path, capsys, losses, says):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("own", [["--seed", "3"], ["--loss=smae"], ["--output_dir", "x"]])
-def test_flags_that_compare_gives_itself(tmp_path, capsys, own):
-    message = refused(command(tmp_path / "x", own=own), capsys)
-    assert f"compare itself gives {own[0].partition('=')[0]} to the script" in message
+@pytest.mark.parametrize("script_flags", [["--seed", "3"], ["--loss=smae"], ["--output_dir", "x"]])
+def test_flags_that_compare_gives_itself(tmp_path, capsys, script_flags):
+    message = refused(command(tmp_path / "x", script_flags=script_flags), capsys)
+    assert f"compare itself gives {script_flags[0].partition('=')[0]} to the script" in message
 
 
 def test_files_that_do_not_fit(tmp_path, capsys):
@@ -650,7 +655,7 @@ def test_each_job_has_its_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def visible(plan, jobs):
-        return [found["CUDA_VISIBLE_DEVICES"] for found in environments(plan, jobs)]
+        return [environment["CUDA_VISIBLE_DEVICES"] for environment in environments(plan, jobs)]
 
     assert visible(plan, 2) == ["0", "1"]
     assert visible(plan, 4) == ["0", "1", "2", "0"]
@@ -662,8 +667,8 @@ def test_each_job_has_its_gpus(monkeypatch):
 
 
 def test_numbers_that_json_does_not_have_become_null():
-    found = strict({"a": [float("nan"), 1.5], "b": (float("inf"), {"c": -float("inf")})})
-    assert found == {"a": [None, 1.5], "b": [None, {"c": None}]}
+    written = strict({"a": [float("nan"), 1.5], "b": (float("inf"), {"c": -float("inf")})})
+    assert written == {"a": [None, 1.5], "b": [None, {"c": None}]}
 
 
 # ---- The recipes -----------------------------------------------------------------------------
@@ -672,21 +677,21 @@ def test_numbers_that_json_does_not_have_become_null():
 @pytest.mark.slow
 def test_a_recipe_holds_to_the_contract(tmp_path):
     folder = tmp_path / "x"
-    own = ["--config_overrides", "hidden_size=16,num_hidden_layers=1", "--max_train_samples", "64"]
-    own += ["--max_eval_samples", "32", "--num_train_epochs", "2", "--use_cpu"]
-    own += ["--dataloader_num_workers", "0"]
-    flags = ("--seeds", "1", "--jobs", "2")
+    script_flags = ["--config_overrides", "hidden_size=16,num_hidden_layers=1", "--use_cpu"]
+    script_flags += ["--max_train_samples", "64", "--max_eval_samples", "32"]
+    script_flags += ["--num_train_epochs", "2", "--dataloader_num_workers", "0"]
     recipe = str(ROOT / "recipes" / "image_classification.py")
-    assert main(command(folder, *flags, losses=LOSSES[:2], script=recipe, own=own)) == 0
-    found = results(folder)
-    assert found["task"] == "digits"
-    assert found["metric"] == {"set": "test", "name": "accuracy"}
-    assert found["versions"]["torch"]
-    for run in found["runs"]:
+    options = {"losses": LOSSES[:2], "script": recipe, "script_flags": script_flags}
+    assert main(command(folder, "--seeds", "1", "--jobs", "2", **options)) == 0
+    comparison = results(folder)
+    assert comparison["task"] == "digits"
+    assert comparison["metric"] == {"set": "test", "name": "accuracy"}
+    assert comparison["versions"]["torch"]
+    for run in comparison["runs"]:
         assert run["status"] == "finished"
         assert [entry["step"] for entry in run["history"]] == [2, 4]
         assert {"accuracy", "cross_entropy", "ece"} <= run["history"][0].keys()
         assert {"accuracy", "cross_entropy", "ece"} <= run["metrics"]["test"].keys()
         assert 0 < run["seconds"] <= run["wall_seconds"]
-    (stage,) = found["statistics"]["stages"]
+    (stage,) = comparison["statistics"]["stages"]
     assert all(entry["ece"] is not None for entry in stage["losses"])

@@ -141,13 +141,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def report_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("found")
     return folder, report(folder, make_results(FOUND))
 
 
-def test_the_table_has_the_numbers(found):
-    baseline, best, other = table_of(found[0], "Losses")
+def test_the_table_has_the_numbers(report_files):
+    baseline, best, other = table_of(report_files[0], "Losses")
     assert baseline["loss"] == "`cross_entropy`"
     assert baseline["accuracy ± sd"] == "0.8025 ± 0.0104"
     assert baseline["verdict"] == "baseline"
@@ -163,50 +163,50 @@ def test_the_table_has_the_numbers(found):
     assert (other["difference [95 % interval]"][:7], other["verdict"]) == ("+0.0000", "tie")
 
 
-def test_every_seed_is_in_the_table(found):
-    text = (found[0] / "table.md").read_text(encoding="utf-8")
+def test_every_seed_is_in_the_table(report_files):
+    text = (report_files[0] / "table.md").read_text(encoding="utf-8")
     assert "| 2 | 0.8100 | 0.8220 | 0.8090 |" in text.split("<details>")[1]
 
 
-def test_words_say_what_the_verdicts_say(found):
-    text = (found[0] / "table.md").read_text(encoding="utf-8")
+def test_words_say_what_the_verdicts_say(report_files):
+    text = (report_files[0] / "table.md").read_text(encoding="utf-8")
     assert "`strict_l` is better than `cross_entropy`." in text
     assert f"`{FLAGS}` cannot be told from `cross_entropy`" in text
     assert "smallest p value possible is 0.016" in text
     assert "a true difference of 0.00" in text
 
 
-def test_statistics_are_stored_and_files_named(found):
-    folder, files = found
+def test_statistics_are_stored_and_files_named(report_files):
+    folder, files = report_files
     stored = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert stored["statistics"]["stages"][0]["losses"][1]["comparison"]["verdict"] == "better"
     assert [path.name for path in files] == ["table.md", "report.html", *PICTURES]
     assert {path.name for path in folder.iterdir()} == {"results.json", *(p.name for p in files)}
 
 
-def test_pictures_can_be_opened(found):
+def test_pictures_can_be_opened(report_files):
     for name in PICTURES:
-        with Image.open(found[0] / name) as picture:
+        with Image.open(report_files[0] / name) as picture:
             assert picture.format == "PNG"
             assert min(picture.size) > 200
             low, high = picture.convert("L").getextrema()
             assert (low < 50, high) == (True, 255), f"{name} is empty"
 
 
-def test_page_asks_nobody_and_runs_nothing(found):
-    page = Page(found[0] / "report.html")
+def test_page_asks_nobody_and_runs_nothing(report_files):
+    page = Page(report_files[0] / "report.html")
     assert len([a for a in page.addresses if a.startswith("data:image/svg+xml;")]) == len(PICTURES)
     assert all(a.startswith(("data:", "#")) for a in page.addresses)
     tags = [tag for tag, _ in page.tags]
     assert not {"script", "link", "iframe", "object", "embed"} & set(tags)
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    text = (found[0] / "report.html").read_text(encoding="utf-8")
+    text = (report_files[0] / "report.html").read_text(encoding="utf-8")
     assert "@import" not in text
     assert "url(" not in text
 
 
-def test_page_can_be_read_without_seeing_it(found):
-    page = Page(found[0] / "report.html")
+def test_page_can_be_read_without_seeing_it(report_files):
+    page = Page(report_files[0] / "report.html")
     assert ("html", {"lang": "en"}) in page.tags
     assert "title" in [tag for tag, _ in page.tags]
     assert len(page.alts) == len(set(page.alts)) == len(PICTURES)
@@ -217,8 +217,8 @@ def test_page_can_be_read_without_seeing_it(found):
     assert "2 CPU cores" in page.text
 
 
-def test_the_command_is_told_whole(found):
-    text = (found[0] / "table.md").read_text(encoding="utf-8")
+def test_the_command_is_told_whole(report_files):
+    text = (report_files[0] / "table.md").read_text(encoding="utf-8")
     command = text.split("```sh\n")[1].split("\n")[0]
     assert command == (
         f"hf-losses compare --losses cross_entropy strict_l '{FLAGS}' --baseline cross_entropy "
@@ -227,10 +227,10 @@ def test_the_command_is_told_whole(found):
     )
 
 
-def test_the_same_results_give_the_same_files_whatever_the_users_settings(found, tmp_path):
+def test_the_same_results_give_the_same_files_whatever_the_users_settings(report_files, tmp_path):
     with matplotlib.rc_context({"font.size": 30, "lines.marker": "o", "svg.hashsalt": "x"}):
         report(tmp_path, make_results(FOUND))
-    for path in found[1]:
+    for path in report_files[1]:
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
@@ -347,10 +347,10 @@ def test_terminal_table_is_narrow_and_loses_nothing():
     assert row.split()[-3:] == ["0.0156", "1.00", "better"]
     assert "+0.0110 [+0.01" in row
     assert "--loss_warmup_ratio" in text
-    given = make_results(FOUND)
-    before = copy.deepcopy(given)
-    terminal(given)
-    assert given == before
+    results = make_results(FOUND)
+    before = copy.deepcopy(results)
+    terminal(results)
+    assert results == before
 
 
 def test_large_values_have_fewer_decimals_and_small_p_a_limit(tmp_path):

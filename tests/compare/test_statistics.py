@@ -28,13 +28,13 @@ from hf_losses.compare.statistics import compare, describe_spread, statistics
 
 
 def by_enumeration(differences):
-    """The share of all sign patterns whose sum is as far from zero as the one found."""
-    found = abs(math.fsum(differences))
+    """The share of all sign patterns whose sum is at least as far from zero as the observed one."""
+    total = abs(math.fsum(differences))
     patterns = list(itertools.product((-1, 1), repeat=len(differences)))
     sums = (
         abs(math.fsum(s * abs(d) for s, d in zip(p, differences, strict=True))) for p in patterns
     )
-    return sum(total >= found - 1e-12 for total in sums) / len(patterns)
+    return sum(other >= total - 1e-12 for other in sums) / len(patterns)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 7, 10])
@@ -46,7 +46,7 @@ def test_p_is_that_of_all_sign_patterns(seeds):
 
 
 def test_p_of_accuracies_whose_sums_are_equal_but_for_rounding():
-    # Accuracies are counts of one test set, so many patterns have just the sum that was found.
+    # Accuracies are counts of one test set, so many patterns have exactly the observed sum.
     generator = np.random.default_rng(0)
     for total in (359, 872, 1044, 10_000):
         for _ in range(20):
@@ -152,11 +152,11 @@ def test_the_detectable_difference_is_found_four_times_out_of_five(seeds, compar
     # Of a family whose other losses differ in nothing, this is Holm's first step.
     true = detectable_difference(0.01, seeds, comparisons)
     generator = np.random.default_rng(4)
-    found = [
+    rejected = [
         sign_flip_p(list(generator.normal(true, 0.01, seeds))) <= 0.05 / comparisons
         for _ in range(150)
     ]
-    assert 0.65 < np.mean(found) < 0.92
+    assert 0.65 < np.mean(rejected) < 0.92
 
 
 def test_spread_is_the_median_over_the_losses():
@@ -172,13 +172,13 @@ SEEDS = list(range(1, 11))
 def draw(generator, planted=0.0, losses=9, seeds=SEEDS):
     """Accuracies that share what the seed decides; one loss is better by `planted` deviations."""
     shared = generator.normal(0.8, 0.05, len(seeds))
-    found = {}
+    accuracies = {}
     for number in range(losses + 1):
         values = shared + generator.normal(0, 0.01, len(seeds))
         if number == 1:
             values = values + planted * 0.01
-        found[f"loss{number}"] = dict(zip(seeds, values.tolist(), strict=True))
-    return found
+        accuracies[f"loss{number}"] = dict(zip(seeds, values.tolist(), strict=True))
+    return accuracies
 
 
 @pytest.fixture
@@ -193,8 +193,8 @@ def test_no_difference_is_called_a_tie_at_the_nominal_rate(no_intervals):
     generator = np.random.default_rng(6)
     wrong = 0
     for _ in range(500):
-        found = compare(draw(generator), "loss0", SEEDS)
-        wrong += any(entry.verdict != "tie" for entry in found.values())
+        comparisons = compare(draw(generator), "loss0", SEEDS)
+        wrong += any(entry.verdict != "tie" for entry in comparisons.values())
     # All nine share the baseline's noise: the rate is below 5 %, and 8 % is 3 deviations above.
     assert 0 < wrong / 500 < 0.08
 
@@ -211,9 +211,14 @@ def test_a_single_comparison_is_wrong_once_in_twenty(no_intervals):
 @pytest.mark.parametrize(("planted", "verdict"), [(4, "better"), (-4, "worse")])
 def test_a_planted_difference_is_found_and_no_other(no_intervals, planted, verdict):
     generator = np.random.default_rng(8)
-    found = [compare(draw(generator, planted), "loss0", SEEDS) for _ in range(60)]
-    assert np.mean([of["loss1"].verdict == verdict for of in found]) > 0.8
-    others = [entry.verdict for of in found for loss, entry in of.items() if loss != "loss1"]
+    repetitions = [compare(draw(generator, planted), "loss0", SEEDS) for _ in range(60)]
+    assert np.mean([comparisons["loss1"].verdict == verdict for comparisons in repetitions]) > 0.8
+    others = [
+        comparison.verdict
+        for comparisons in repetitions
+        for loss, comparison in comparisons.items()
+        if loss != "loss1"
+    ]
     assert others.count("tie") / len(others) > 0.97
 
 
@@ -222,20 +227,20 @@ def test_numbers_of_a_comparison_by_hand():
         "b": dict.fromkeys(range(1, 7), 0.5),
         "x": {1: 0.6, 2: 0.7, 3: 0.5, 4: 0.4, 5: 0.6, 6: 0.6},
     }
-    found = compare(values, "b", range(1, 7))["x"]
+    comparison = compare(values, "b", range(1, 7))["x"]
     differences = [0.1, 0.2, 0.0, -0.1, 0.1, 0.1]
-    assert list(found.differences) == ["1", "2", "3", "4", "5", "6"]
-    assert list(found.differences.values()) == pytest.approx(differences)
-    assert found.difference == pytest.approx(np.mean(differences))
-    assert found.sd == pytest.approx(np.std(differences, ddof=1))
-    assert found.probability_better == pytest.approx(4.5 / 6)
-    assert found.p == found.p_holm == pytest.approx(by_enumeration(differences))
-    low, high = found.interval
-    assert low < found.difference < high
-    other = compare(values, "b", range(1, 7), lower_is_better=True)["x"]
-    assert other.difference == pytest.approx(-found.difference)
-    assert other.probability_better == pytest.approx(1.5 / 6)
-    assert other.p == found.p
+    assert list(comparison.differences) == ["1", "2", "3", "4", "5", "6"]
+    assert list(comparison.differences.values()) == pytest.approx(differences)
+    assert comparison.difference == pytest.approx(np.mean(differences))
+    assert comparison.sd == pytest.approx(np.std(differences, ddof=1))
+    assert comparison.probability_better == pytest.approx(4.5 / 6)
+    assert comparison.p == comparison.p_holm == pytest.approx(by_enumeration(differences))
+    low, high = comparison.interval
+    assert low < comparison.difference < high
+    reversed_comparison = compare(values, "b", range(1, 7), lower_is_better=True)["x"]
+    assert reversed_comparison.difference == pytest.approx(-comparison.difference)
+    assert reversed_comparison.probability_better == pytest.approx(1.5 / 6)
+    assert reversed_comparison.p == comparison.p
 
 
 def test_a_missing_seed_makes_no_verdict_but_counts_in_the_correction():
@@ -244,11 +249,11 @@ def test_a_missing_seed_makes_no_verdict_but_counts_in_the_correction():
         "x": {seed: 0.6 + seed / 1000 for seed in SEEDS},
         "y": {seed: 0.9 for seed in SEEDS[1:]},
     }
-    found = compare(values, "b", SEEDS)
-    assert found["y"].verdict == "incomplete"
-    assert found["y"].p is found["y"].p_holm is None
-    assert found["y"].pairs == 9
-    assert found["x"].p_holm == pytest.approx(2 * found["x"].p)
+    comparisons = compare(values, "b", SEEDS)
+    assert comparisons["y"].verdict == "incomplete"
+    assert comparisons["y"].p is comparisons["y"].p_holm is None
+    assert comparisons["y"].pairs == 9
+    assert comparisons["x"].p_holm == pytest.approx(2 * comparisons["x"].p)
     del values["b"][3]
     assert {e.verdict for e in compare(values, "b", SEEDS).values()} == {"incomplete"}
     assert compare({"b": {}, "x": {}}, "b", SEEDS)["x"].difference is None
@@ -256,9 +261,9 @@ def test_a_missing_seed_makes_no_verdict_but_counts_in_the_correction():
 
 def test_a_screening_tests_nothing():
     values = {"b": dict.fromkeys(SEEDS, 0.5), "x": dict.fromkeys(SEEDS, 0.6)}
-    found = compare(values, "b", SEEDS, tested=False)["x"]
-    assert found.p is found.p_holm is found.verdict is None
-    assert found.difference == pytest.approx(0.1)
+    comparison = compare(values, "b", SEEDS, tested=False)["x"]
+    assert comparison.p is comparison.p_holm is comparison.verdict is None
+    assert comparison.difference == pytest.approx(0.1)
 
 
 # ---- Time to the baseline --------------------------------------------------------------------
@@ -273,13 +278,13 @@ def run(seed, scores, seconds=10.0, **fields):
 def test_time_to_the_baseline_by_hand():
     baseline = [run(1, [0.1, 0.5, 0.4]), run(2, [0.2, 0.3, 0.6]), run(3, [0.5, 0.5, 0.5])]
     loss = [run(1, [0.5, 0.2, 0.9]), run(2, [0.1, 0.6, 0.1], seconds=30.0), run(3, [0.4, 0.4, 0.4])]
-    found = time_to_baseline(loss, baseline, "accuracy", False)
-    assert found.by_seed == {"1": 10, "2": 20, "3": None}
-    assert (found.reached, found.runs) == (2, 3)
-    assert found.steps == 20  # The median of 10, 20 and never.
-    assert found.seconds == pytest.approx(20.0)
-    own = time_to_baseline(baseline, baseline, "accuracy", False)
-    assert own.by_seed == {"1": 20, "2": 30, "3": 10}
+    times = time_to_baseline(loss, baseline, "accuracy", False)
+    assert times.by_seed == {"1": 10, "2": 20, "3": None}
+    assert (times.reached, times.runs) == (2, 3)
+    assert times.steps == 20  # The median of 10, 20 and never.
+    assert times.seconds == pytest.approx(20.0)
+    baseline_times = time_to_baseline(baseline, baseline, "accuracy", False)
+    assert baseline_times.by_seed == {"1": 20, "2": 30, "3": 10}
     lower = time_to_baseline(loss, baseline, "accuracy", True)
     assert lower.by_seed == {"1": None, "2": 10, "3": 10}
 
@@ -287,8 +292,8 @@ def test_time_to_the_baseline_by_hand():
 def test_a_loss_that_seldom_gets_there_has_no_median():
     baseline = [run(seed, [0.5]) for seed in (1, 2, 3)]
     loss = [run(1, [0.6]), run(2, [0.4]), run(3, [], status="failed", history=(), seconds=None)]
-    found = time_to_baseline(loss, baseline, "accuracy", False)
-    assert (found.steps, found.seconds, found.reached, found.runs) == (None, None, 1, 3)
+    times = time_to_baseline(loss, baseline, "accuracy", False)
+    assert (times.steps, times.seconds, times.reached, times.runs) == (None, None, 1, 3)
     assert time_to_baseline([run(1, [])], [run(1, [])], "accuracy", False) is None
     nothing = [run(1, [math.nan]), run(2, [None])]
     assert time_to_baseline(nothing, nothing, "accuracy", False) is None
@@ -301,12 +306,12 @@ def make_results(stages, losses, value, **plan):
     runs = []
     for stage, (names, seeds) in stages.items():
         for loss, seed in itertools.product(names, seeds):
-            found = value(loss, seed)
-            done = found is not None
-            scores = {"accuracy": found, "cross_entropy": 0.5, "ece": seed / 100}
+            accuracy = value(loss, seed)
+            done = accuracy is not None
+            scores = {"accuracy": accuracy, "cross_entropy": 0.5, "ece": seed / 100}
             ended = {"status": "failed", "reason": "RuntimeError: no"}
             if done:
-                ended = {"status": "finished", "value": found, "metrics": {"test": scores}}
+                ended = {"status": "finished", "value": accuracy, "metrics": {"test": scores}}
             runs.append(RunRecord(loss, stage, seed, {}, **ended))
     return Results(
         Plan("x.py", [], losses, losses[0], lower_is_better=False, **plan),
@@ -328,9 +333,9 @@ def test_a_whole_comparison():
         return None if (loss, seed) == ("y", 2) else {"b": 0.5, "x": 0.6, "y": 0.9}[loss]
 
     results = make_results({"main": (losses, range(1, 8))}, losses, value, seeds=8)
-    found = statistics(results)
-    json.dumps(asdict(found), allow_nan=False)
-    (stage,) = found.stages
+    summary = statistics(results)
+    json.dumps(asdict(summary), allow_nan=False)
+    (stage,) = summary.stages
     assert stage.seeds == list(range(1, 9))
     assert [entry.loss for entry in stage.losses] == ["b", "y", "x"]
     _, y, x = stage.losses

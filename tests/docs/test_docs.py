@@ -38,9 +38,9 @@ def test_a_changed_registry_makes_all_stale_and_a_build_makes_them_true(
     copied, eleventh_loss, capsys
 ):
     assert copied.main(["--check"]) == 1
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert all(
-        f"stale: {name} " in said for name in (*copied.PICTURES, "README.md", "docs/losses.md")
+        f"stale: {name} " in message for name in (*copied.PICTURES, "README.md", "docs/losses.md")
     )
     assert copied.main([]) == 0
     assert copied.main(["--check"]) == 0

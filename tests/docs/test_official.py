@@ -118,8 +118,8 @@ def test_outcomes_of_tests_are_read_by_name(tmp_path):
 
     (tmp_path / "test_it.py").write_text(TESTS)
     suite = Suite("test_it.py", "Trainer", "ours", "transformers", {})
-    found = outcomes(suite, tmp_path, [])
-    assert found == {
+    outcome_of = outcomes(suite, tmp_path, [])
+    assert outcome_of == {
         "test_it.test_passes": ("passed", ""),
         "TestOther.test_fails[a.b]": ("failed", "KeyError: 'first line\\nsecond'"),
         "TestOther.test_is_skipped": ("skipped", "no reason"),
@@ -132,11 +132,11 @@ def test_what_differs_is_named_with_the_reason_where_it_is_meant():
     stock = {"A.test_one": ("passed", ""), "A.test_two": ("passed", ""), "A.test": ("failed", "x")}
     ours = {name: ("failed", "/tmp/f/site-packages/x.py: error") for name in stock}
     suite = Suite("test_it.py", "Trainer", "ours", "transformers", {"test_one": "meant"})
-    found = compared(suite, stock, ours, Path("/tmp/f"))
-    assert found["stock"] == {"passed": 2, "failed": 1}
-    assert found["ours"] == {"failed": 3}
+    comparison = compared(suite, stock, ours, Path("/tmp/f"))
+    assert comparison["stock"] == {"passed": 2, "failed": 1}
+    assert comparison["ours"] == {"failed": 3}
     row = {"stock": "passed", "ours": "failed", "message": "x.py: error"}
-    assert found["differences"] == [
+    assert comparison["differences"] == [
         {"test": "A.test_one", **row, "allowed": "meant"},
         {"test": "A.test_two", **row, "allowed": ""},
     ]

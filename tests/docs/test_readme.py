@@ -16,8 +16,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def block(having: str) -> str:
-    (found,) = (block for block in BLOCKS if having in block)
-    return found
+    (code,) = (block for block in BLOCKS if having in block)
+    return code
 
 
 def test_a_loss_of_ones_own_is_differentiated_as_it_says(monkeypatch):

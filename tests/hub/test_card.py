@@ -134,9 +134,9 @@ def test_options_of_the_loss(folder):
     ],
 )
 def test_the_picture_has_the_parameters_of_the_run(loss, x, value, weight):
-    found = curves(get_loss(**loss, reduction="none"), torch.tensor([x], dtype=torch.float64))
-    assert found["loss"].item() == pytest.approx(value, rel=1e-6)
-    assert found["weight"].item() == pytest.approx(weight, rel=1e-6)
+    points = curves(get_loss(**loss, reduction="none"), torch.tensor([x], dtype=torch.float64))
+    assert points["loss"].item() == pytest.approx(value, rel=1e-6)
+    assert points["weight"].item() == pytest.approx(weight, rel=1e-6)
 
 
 def test_other_parameters_give_another_picture(folder):
@@ -163,9 +163,9 @@ def test_a_loss_that_is_not_ours(folder, name):
 
 def test_results_on_a_dataset_of_the_hub(folder, no_pictures):
     text, data = card_of(folder(result=MRPC), repo_id="me/my-mrpc")
-    found = {(r.metric_type, r.metric_value, r.dataset_split) for r in data.eval_results}
+    results = {(r.metric_type, r.metric_value, r.dataset_split) for r in data.eval_results}
     # Those of the sample are not the split's.
-    assert found == {("f1", 0.9, "validation"), ("accuracy", 0.86, "validation")}
+    assert results == {("f1", 0.9, "validation"), ("accuracy", 0.86, "validation")}
     first = data.eval_results[0]
     assert (first.dataset_type, first.dataset_name) == ("nyu-mll/glue", "GLUE MRPC")
     assert (first.dataset_config, first.task_type) == ("mrpc", "text-classification")
@@ -204,7 +204,7 @@ def trained(tmp_path, monkeypatch):
             eval_dataset=data,
             loss=loss,
             processing_class=processor,
-            compute_metrics=lambda found: {"accuracy": len(found.label_ids) / 100},
+            compute_metrics=lambda outputs: {"accuracy": len(outputs.label_ids) / 100},
         )
         trainer.train()
         trainer.save_model()
@@ -309,34 +309,36 @@ def t5():
 def run_code(folder):
     """Executes the card's code where the folder lies; returns its variables."""
     text = (folder / "README.md").read_text(encoding="utf-8")
-    found = {}
+    namespace = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(block, found)
-    return found
+        exec(block, namespace)
+    return namespace
 
 
 def test_the_code_for_text(trained, capsys):
     model = tiny.bert(id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
     words = tokenizer()
-    found = run_code(trained(model, processor=words, loss=get_loss("strict_m_power", alpha=0.3)))
+    namespace = run_code(
+        trained(model, processor=words, loss=get_loss("strict_m_power", alpha=0.3))
+    )
     with torch.no_grad():
         shares = model.eval()(**words("Some text.", return_tensors="pt")).logits.softmax(-1)[0]
-    (answer,) = found["pipe"]("Some text.")
+    (answer,) = namespace["pipe"]("Some text.")
     assert answer["label"] == "abc"[shares.argmax()]
     assert answer["score"] == pytest.approx(shares.max().item(), abs=1e-6)
     assert str(answer["label"]) in capsys.readouterr().out
-    assert found["loss"].config == {"name": "strict_m_power", "alpha": 0.3}
+    assert namespace["loss"].config == {"name": "strict_m_power", "alpha": 0.3}
 
 
 def test_the_code_for_images(trained):
     Image.new("RGB", (9, 9), "red").save("photo.jpg")
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
     model = tiny.vit()
-    found = run_code(trained(model, tiny.images(), processor=processor))
+    namespace = run_code(trained(model, tiny.images(), processor=processor))
     inputs = processor(Image.open("photo.jpg"), return_tensors="pt")
     with torch.no_grad():
         best = model.eval()(**inputs).logits.softmax(-1).max().item()
-    assert found["pipe"]("photo.jpg")[0]["score"] == pytest.approx(best, abs=1e-6)
+    assert namespace["pipe"]("photo.jpg")[0]["score"] == pytest.approx(best, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -361,23 +363,23 @@ def test_the_code_for_other_tasks(trained, model, label, task, loss):
     path = trained(model, tiny.texts(label=label), processor=tokenizer(), loss=loss)
     text, data = card_of(path)
     assert data.pipeline_tag == task
-    found = run_code(path)
+    namespace = run_code(path)
     if label is tiny.number:
         assert "(regression)" in text
         inputs = tokenizer()("Some text.", return_tensors="pt")
-        (answer,) = found["pipe"]("Some text.")
+        (answer,) = namespace["pipe"]("Some text.")
         assert answer["score"] == pytest.approx(model.eval()(**inputs).logits.item(), abs=1e-6)
         assert "without an estimate of their error" in text
     if label is tiny.yes_or_no_per_class:
         assert "(several labels per example)" in text
         assert 'pipe("Some text.", top_k=None)' in text
-        assert len(found["pipe"]("Some text.", top_k=None)) == tiny.CLASSES
+        assert len(namespace["pipe"]("Some text.", top_k=None)) == tiny.CLASSES
 
 
 def test_the_code_without_a_tokenizer(trained):
     model = tiny.bert()
-    found = run_code(trained(model))
-    assert torch.equal(found["model"].classifier.weight, model.classifier.weight)
+    namespace = run_code(trained(model))
+    assert torch.equal(namespace["model"].classifier.weight, model.classifier.weight)
 
 
 def saved_and_loaded(model, path, **options):
@@ -395,10 +397,10 @@ def test_an_adapter_gets_an_adapters_card(trained, tmp_path):
     assert "A LORA adapter of `base` for text classification" in text
     assert "| adapter | rank 2, alpha 8, dropout 0.0 |" in text
     assert str(tmp_path) not in (path / "README.md").read_text(encoding="utf-8")
-    found = run_code(path)
+    namespace = run_code(path)
     with torch.no_grad():
-        logits = model.eval()(**found["inputs"]).logits
-    assert torch.allclose(found["logits"], logits, atol=1e-6)
+        logits = model.eval()(**namespace["inputs"]).logits
+    assert torch.allclose(namespace["logits"], logits, atol=1e-6)
 
 
 def test_an_adapter_of_an_image_model_with_another_head(trained, tmp_path):
@@ -411,10 +413,10 @@ def test_an_adapter_of_an_image_model_with_another_head(trained, tmp_path):
     path = trained(model, tiny.images(), processor=processor)
     card = (path / "README.md").read_text(encoding="utf-8")
     assert "num_labels=3, ignore_mismatched_sizes=True" in card
-    found = run_code(path)
+    namespace = run_code(path)
     with torch.no_grad():
-        logits = model.eval()(**found["inputs"]).logits
-    assert torch.allclose(found["logits"], logits, atol=1e-6)
+        logits = model.eval()(**namespace["inputs"]).logits
+    assert torch.allclose(namespace["logits"], logits, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -270,11 +270,11 @@ def test_what_passes_is_tried_again(home, hub, monkeypatch, caplog, method, path
     assert contents("run") == before
     assert hub.files[REPO]["model.safetensors"] == Path("run/model.safetensors").read_bytes()
     if (method, path) in OURS:
-        asked = [7, 7] if "headers" in fault else [1, 2]
-        assert hub.waits == asked[:tries]
+        waits = [7, 7] if "headers" in fault else [1, 2]
+        assert hub.waits == waits[:tries]
         lines = [record.message for record in caplog.records if record.name == upload.__name__]
-        said = [line.rpartition("; ")[2] for line in lines]
-        assert said == [f"trying again in {wait} s" for wait in asked[:tries]]
+        messages = [line.rpartition("; ")[2] for line in lines]
+        assert messages == [f"trying again in {wait} s" for wait in waits[:tries]]
         assert hub.waits_of_client == []
     else:
         assert hub.waits == []
@@ -326,14 +326,14 @@ def test_without_a_token_nothing_is_sent(home, hub, refused, monkeypatch):
 
 @pytest.mark.parametrize(("method", "path"), [OURS[0], OURS[-1], CLIENTS[0]])
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [(401, "the token is not valid"), (403, "no right to write to me/model"), (404, "there is no")],
 )
-def test_what_stays_is_said_at_once(home, hub, refused, method, path, status, said):
+def test_what_stays_is_said_at_once(home, hub, refused, method, path, status, message):
     hub.faults = [Fault(method, path, status=status, times=100)]
     line = refused(PUBLISH)
     assert f"the Hub answered {status}" in line
-    assert said in line
+    assert message in line
     assert hub.counted(method, path) == 1
     assert hub.waits == hub.waits_of_client == []
     hub.faults = []
@@ -352,12 +352,12 @@ def test_a_wrong_token_and_somebody_elses_name(home, hub, refused, monkeypatch):
 
 
 def test_a_name_that_is_taken(home, hub, refused):
-    theirs = {"model.safetensors": b"precious", "config.json": b"{}"}
-    hub.files[REPO], hub.commits[REPO] = dict(theirs), []
+    files = {"model.safetensors": b"precious", "config.json": b"{}"}
+    hub.files[REPO], hub.commits[REPO] = dict(files), []
     line = refused(PUBLISH)
     assert f"the name {REPO} is taken" in line
     assert "--overwrite" in line
-    assert hub.files[REPO] == theirs
+    assert hub.files[REPO] == files
     main([*PUBLISH, "--overwrite"])
     assert hub.files[REPO]["model.safetensors"] == Path("run/model.safetensors").read_bytes()
 
@@ -375,7 +375,7 @@ def test_a_name_that_cannot_be(home, hub, refused, repo):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda run: run.rename("elsewhere"), "no folder 'run'"),
         (lambda run: (run / "hf_losses.json").unlink(), "run has no hf_losses.json"),
@@ -397,9 +397,9 @@ def test_a_name_that_cannot_be(home, hub, refused, repo):
     ],
 )
 @pytest.mark.parametrize("command", [PUBLISH, [*PUBLISH, "--dry_run"]], ids=["push", "dry run"])
-def test_a_folder_that_is_no_finished_run(home, hub, refused, command, spoil, said):
+def test_a_folder_that_is_no_finished_run(home, hub, refused, command, spoil, message):
     spoil(Path("run"))
-    assert said in refused(command)
+    assert message in refused(command)
     assert hub.requests == []
 
 
@@ -557,11 +557,11 @@ def test_a_checkpoint_to_go_on_from(home, hub, strategy, folder):
     trainer.train()
     published = hub.files[REPO]
     whole = {path.name for path in files("new/checkpoint-2")}
-    found = {name.partition("/")[2] for name in published if name.startswith(f"{folder}/")}
-    assert "optimizer.pt" in found
-    assert found == whole - {"training_args.bin"}
+    names = {name.partition("/")[2] for name in published if name.startswith(f"{folder}/")}
+    assert "optimizer.pt" in names
+    assert names == whole - {"training_args.bin"}
     assert not [name for name in published if "optimizer" in name and "/" not in name]
-    for name in found:
+    for name in names:
         path = Path("downloaded") / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(published[f"{folder}/{name}"])

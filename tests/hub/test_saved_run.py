@@ -29,12 +29,12 @@ def saved(tmp_path):
 
 
 def test_it_is_the_same_loss(saved):
-    given = get_loss("strict_m_power", **OPTIONS)
-    found = load_loss(saved(given))
-    assert found.config == given.config
+    loss = get_loss("strict_m_power", **OPTIONS)
+    loaded = load_loss(saved(loss))
+    assert loaded.config == loss.config
     logits, labels = torch.randn(8, 3), torch.arange(8) % 3
-    assert torch.equal(found(logits, labels), given(logits, labels))
-    assert not torch.equal(found(logits, labels), get_loss("strict_m_power")(logits, labels))
+    assert torch.equal(loaded(logits, labels), loss(logits, labels))
+    assert not torch.equal(loaded(logits, labels), get_loss("strict_m_power")(logits, labels))
 
 
 def test_what_cannot_be_given_back_is_said(saved, tmp_path):

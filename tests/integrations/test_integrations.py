@@ -350,9 +350,9 @@ def test_sft_logs_what_it_logs_without_the_mixin(
         assert len(lines) == 2
         return trainer.model, lines, evaluation
 
-    def check(found, expected, names, prefix=""):
+    def check(metrics, expected, names, prefix=""):
         for name in names:
-            assert found[prefix + name] == pytest.approx(expected[prefix + name], rel=2e-5)
+            assert metrics[prefix + name] == pytest.approx(expected[prefix + name], rel=2e-5)
 
     _, stock_lines, stock_evaluation = train(build(trl.SFTTrainer, None))
     model, lines, evaluation = train(build(Ours, "cross_entropy"))
@@ -413,11 +413,13 @@ def test_sft_keeps_the_best_model_by_its_own_figure_and_publishes_it(tmp_path, h
         return trainer
 
     trainer = train()
-    found = [x["eval_mean_token_accuracy"] for x in trainer.state.log_history if "eval_loss" in x]
-    assert len(set(found)) > 1
-    assert trainer.state.best_metric == max(found)
-    assert trainer.evaluate()["eval_mean_token_accuracy"] == max(found)
-    best = found.index(max(found)) + 1
+    accuracies = [
+        x["eval_mean_token_accuracy"] for x in trainer.state.log_history if "eval_loss" in x
+    ]
+    assert len(set(accuracies)) > 1
+    assert trainer.state.best_metric == max(accuracies)
+    assert trainer.evaluate()["eval_mean_token_accuracy"] == max(accuracies)
+    best = accuracies.index(max(accuracies)) + 1
     same(LlamaForCausalLM.from_pretrained(tmp_path / f"checkpoint-{best}"), trainer.model)
     again = train(str(tmp_path / "checkpoint-1"))
     same(again.model, trainer.model)
@@ -693,8 +695,10 @@ def test_setfit(changed, steps, tmp_path):
     )["model"]
     # Checkpoints are of the first phase, the body's; SetFit cannot resume from them.
     of_body = SentenceTransformer(str(tmp_path / "out" / "checkpoint-2"), device="cpu")
-    found, expected = (m.encode(texts, convert_to_tensor=True) for m in (of_body, model.model_body))
-    torch.testing.assert_close(found, expected)
+    embeddings, expected = (
+        m.encode(texts, convert_to_tensor=True) for m in (of_body, model.model_body)
+    )
+    torch.testing.assert_close(embeddings, expected)
 
     if changed:
         for loss in (type(get_loss("liberal_exp")), torch.nn.CrossEntropyLoss):

@@ -20,9 +20,9 @@ def by_hand(logits, labels):
         inside = [m for m in range(1, 16) if (m - 1) / 15 < row.max() <= m / 15]
         bins[inside[0] - 1].append((row.max(), row.argmax() == label))
     total = 0.0
-    for found in filter(None, bins):
-        confidence, right = np.mean(found, axis=0)
-        total += len(found) / len(labels) * abs(right - confidence)
+    for members in filter(None, bins):
+        confidence, right = np.mean(members, axis=0)
+        total += len(members) / len(labels) * abs(right - confidence)
     return total
 
 
@@ -73,11 +73,11 @@ def test_evaluation_reports_it_for_classifiers_alone(tmp_path):
     arguments = tiny.arguments(tmp_path)
     data = tiny.texts(41)  # The last batch has one row.
     trainer = LossTrainer(model=tiny.bert(), args=arguments, loss="strict_l")
-    found = trainer.predict(data)
-    expected = by_hand(found.predictions.astype(np.float64), found.label_ids)
-    assert found.metrics["test_ece"] == pytest.approx(expected, abs=1e-6)
+    output = trainer.predict(data)
+    expected = by_hand(output.predictions.astype(np.float64), output.label_ids)
+    assert output.metrics["test_ece"] == pytest.approx(expected, abs=1e-6)
     # A second evaluation begins anew.
-    assert trainer.evaluate(data)["eval_ece"] == found.metrics["test_ece"]
+    assert trainer.evaluate(data)["eval_ece"] == output.metrics["test_ece"]
     for model, labels in (
         (tiny.bert(num_labels=1), tiny.number),
         (tiny.causal_lm(), tiny.some_next_tokens),
@@ -89,6 +89,8 @@ def test_evaluation_reports_it_for_classifiers_alone(tmp_path):
 
 def test_a_users_own_metric_of_that_name_stays(tmp_path):
     trainer = LossTrainer(
-        model=tiny.bert(), args=tiny.arguments(tmp_path), compute_metrics=lambda found: {"ece": 7}
+        model=tiny.bert(),
+        args=tiny.arguments(tmp_path),
+        compute_metrics=lambda outputs: {"ece": 7},
     )
     assert trainer.evaluate(tiny.texts(9))["eval_ece"] == 7

@@ -37,9 +37,9 @@ def test_more_of_anything_else_is_better():
 
 @pytest.mark.parametrize("arguments", [LossTrainingArguments, RecipeTrainingArguments])
 def test_arguments_know_the_direction_and_leave_a_users_own(arguments, tmp_path):
-    def greater(metric, **given):
-        given["output_dir"] = str(tmp_path)
-        return arguments(metric_for_best_model=metric, **given).greater_is_better
+    def greater(metric, **settings):
+        settings["output_dir"] = str(tmp_path)
+        return arguments(metric_for_best_model=metric, **settings).greater_is_better
 
     for name in LESS:
         assert greater(name) is greater(f"eval_validation_matched_{name}") is False
@@ -57,10 +57,10 @@ def overfit(tmp_path, metric, callbacks=(), cls=LossTrainingArguments, **setting
     if cls is TrainingArguments:
         del settings["loss"]
 
-    def compute_metrics(found):
-        logits = found.predictions - found.predictions.max(-1, keepdims=True)
+    def compute_metrics(outputs):
+        logits = outputs.predictions - outputs.predictions.max(-1, keepdims=True)
         shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        errors = shares - np.eye(tiny.CLASSES)[found.label_ids]
+        errors = shares - np.eye(tiny.CLASSES)[outputs.label_ids]
         return {"mae": np.abs(errors).mean(), "mse": (errors**2).mean()}
 
     trainer = LossTrainer(
@@ -80,11 +80,11 @@ def overfit(tmp_path, metric, callbacks=(), cls=LossTrainingArguments, **setting
 def test_the_model_with_the_least_error_is_loaded(tmp_path, rows, name):
     trainer = overfit(tmp_path, f"{rows}_{name}")
     key = f"eval_{rows.removeprefix('eval_')}_{name}"
-    found = {log["step"]: log[key] for log in trainer.state.log_history if key in log}
-    least = min(found.values())
-    assert max(found.values()) > least
+    errors = {log["step"]: log[key] for log in trainer.state.log_history if key in log}
+    least = min(errors.values())
+    assert max(errors.values()) > least
     assert trainer.state.best_metric == least
-    assert found[trainer.state.best_global_step] == least
+    assert errors[trainer.state.best_global_step] == least
     assert trainer.evaluate()[key] == pytest.approx(least, rel=1e-5)
 
 
@@ -92,8 +92,8 @@ def test_early_stopping_lets_a_training_go_on_that_improves(tmp_path):
     trainer = overfit(tmp_path, "seen_cross_entropy", [EarlyStoppingCallback(1)])
     assert trainer.state.global_step == 4
     key = "eval_seen_cross_entropy"
-    found = [log[key] for log in trainer.state.log_history if key in log]
-    assert found == sorted(found, reverse=True)
+    errors = [log[key] for log in trainer.state.log_history if key in log]
+    assert errors == sorted(errors, reverse=True)
 
 
 def test_early_stopping_stops_what_gets_worse(tmp_path):
@@ -103,24 +103,24 @@ def test_early_stopping_stops_what_gets_worse(tmp_path):
 
 @pytest.mark.parametrize(("metric", "mode"), [("accuracy", "max"), ("mse", "min"), (None, "min")])
 def test_a_learning_rate_that_follows_the_metric_knows_its_direction(tmp_path, metric, mode):
-    given = {"output_dir": str(tmp_path), "metric_for_best_model": metric} | EVERY_STEP
+    settings = {"output_dir": str(tmp_path), "metric_for_best_model": metric} | EVERY_STEP
     for kind in ("reduce_lr_on_plateau", "greedy"):
-        given["lr_scheduler_type"] = kind
-        assert LossTrainingArguments(**given).lr_scheduler_kwargs == {"mode": mode}
-        own = {"mode": "max", "factor": 0.5}
-        args = LossTrainingArguments(**given, lr_scheduler_kwargs=own)
-        assert args.lr_scheduler_kwargs == own
+        settings["lr_scheduler_type"] = kind
+        assert LossTrainingArguments(**settings).lr_scheduler_kwargs == {"mode": mode}
+        scheduler_kwargs = {"mode": "max", "factor": 0.5}
+        args = LossTrainingArguments(**settings, lr_scheduler_kwargs=scheduler_kwargs)
+        assert args.lr_scheduler_kwargs == scheduler_kwargs
     # A rate that does not follow the metric has no direction.
-    del given["lr_scheduler_type"]
-    assert not LossTrainingArguments(**given).lr_scheduler_kwargs
+    del settings["lr_scheduler_type"]
+    assert not LossTrainingArguments(**settings).lr_scheduler_kwargs
 
 
 def test_the_rate_is_not_cut_while_a_metric_rises(tmp_path):
     settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0}}
     trainer = overfit(tmp_path, "wrong_mae", greater_is_better=True, **settings)
     rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
-    found = [log["eval_wrong_mae"] for log in trainer.state.log_history if "eval_wrong_mae" in log]
-    assert found == sorted(found)
+    values = [log["eval_wrong_mae"] for log in trainer.state.log_history if "eval_wrong_mae" in log]
+    assert values == sorted(values)
     assert rates == [3e-3] * 4
 
 
@@ -129,9 +129,9 @@ def test_arguments_that_do_not_know_it_are_refused_or_right(tmp_path):
         with pytest.raises(ValueError, match=rf"'{metric}'.*greater_is_better=False.*LossTraining"):
             overfit(tmp_path, metric, cls=TrainingArguments)
     trainer = overfit(tmp_path, "wrong_mae", cls=TrainingArguments, greater_is_better=False)
-    found = [log["eval_wrong_mae"] for log in trainer.state.log_history if "eval_wrong_mae" in log]
-    assert trainer.state.best_metric == min(found)
-    assert math.isfinite(min(found))
+    values = [log["eval_wrong_mae"] for log in trainer.state.log_history if "eval_wrong_mae" in log]
+    assert trainer.state.best_metric == min(values)
+    assert math.isfinite(min(values))
     # transformers itself knows the direction of a loss: more of it can only be what is wanted.
     settings = {"cls": TrainingArguments, "greater_is_better": True, "max_steps": 1}
     assert overfit(tmp_path, "wrong_loss", **settings).args.greater_is_better is True

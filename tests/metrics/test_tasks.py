@@ -67,22 +67,22 @@ def test_equals_the_formulas(name, seed):
         classes = 3 if name.startswith(("mnli", "class")) else 2
         references = rng.integers(0, classes, 200)
         predictions = np.where(rng.random(200) < 0.6, references, rng.integers(0, classes, 200))
-    found = GlueMetric(name).compute(predictions=predictions, references=references)
-    assert found == pytest.approx(expected(name, predictions, references), rel=2e-6)
-    assert set(found) == set(METRICS[name])
+    scores = GlueMetric(name).compute(predictions=predictions, references=references)
+    assert scores == pytest.approx(expected(name, predictions, references), rel=2e-6)
+    assert set(scores) == set(METRICS[name])
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_perfect_predictions_score_one(name):
-    found = GlueMetric(name).compute(predictions=[0, 1, 1, 0], references=[0, 1, 1, 0])
-    assert found == pytest.approx({metric: float(metric != "mse") for metric in found})
+    scores = GlueMetric(name).compute(predictions=[0, 1, 1, 0], references=[0, 1, 1, 0])
+    assert scores == pytest.approx({metric: float(metric != "mse") for metric in scores})
 
 
 @pytest.mark.parametrize("references", [[0, 1, 1], [0, 0, 0]])
 @pytest.mark.parametrize("name", METRICS)
 def test_constant_predictions_give_what_the_hub_gives_without_a_warning(name, references):
-    found = GlueMetric(name).compute(predictions=[0, 0, 0], references=references)
-    for metric, value in found.items():
+    scores = GlueMetric(name).compute(predictions=[0, 0, 0], references=references)
+    for metric, value in scores.items():
         if metric in ("pearson", "spearmanr"):
             assert math.isnan(value)
         elif metric in ("f1", "matthews_correlation"):
@@ -93,14 +93,14 @@ def test_constant_predictions_give_what_the_hub_gives_without_a_warning(name, re
 
 @pytest.mark.parametrize("name", REGRESSION)
 def test_one_example_has_no_correlation(name):
-    found = GlueMetric(name).compute(predictions=[1.0], references=[1.5])
-    assert math.isnan(found["pearson"])
-    assert math.isnan(found["spearmanr"])
+    scores = GlueMetric(name).compute(predictions=[1.0], references=[1.5])
+    assert math.isnan(scores["pearson"])
+    assert math.isnan(scores["spearmanr"])
 
 
 def test_hand_example_of_mrpc():
-    found = GlueMetric("mrpc").compute(predictions=[1, 1, 0, 1, 0], references=[1, 0, 1, 1, 0])
-    assert found == pytest.approx({"accuracy": 3 / 5, "f1": 2 / 3})
+    scores = GlueMetric("mrpc").compute(predictions=[1, 1, 0, 1, 0], references=[1, 0, 1, 1, 0])
+    assert scores == pytest.approx({"accuracy": 3 / 5, "f1": 2 / 3})
 
 
 def test_batches_add_up():

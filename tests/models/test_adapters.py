@@ -71,8 +71,8 @@ def build(model, data, tmp_path, **settings):
 
 def gradients_of(model, loss):
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-    return {name: g for (name, _), g in zip(named, found, strict=True) if g is not None}
+    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    return {name: g for (name, _), g in zip(named, gradients, strict=True) if g is not None}
 
 
 def check_as_peft(model, batch, trainer):
@@ -164,7 +164,7 @@ def orthogonality(model, batch):
 def test_a_step_has_the_term_once_however_many_micro_batches(kind, term, fused, tmp_path):
     model, data = adapted(kind), rows(12)
     # The second step has one batch of four rows instead of two.
-    found = tiny.gradients(
+    gradients = tiny.gradients(
         tmp_path,
         model,
         data,
@@ -174,8 +174,8 @@ def test_a_step_has_the_term_once_however_many_micro_batches(kind, term, fused, 
         gradient_accumulation_steps=2,
         train_sampling_strategy="sequential",
     )
-    assert len(found) == 2
-    for gradient, step in zip(found, (data[:8], data[8:]), strict=True):
+    assert len(gradients) == 2
+    for gradient, step in zip(gradients, (data[:8], data[8:]), strict=True):
         batch = batch_of(step)
         labels = batch["labels"][:, 1:]
         p = model(input_ids=batch["input_ids"]).logits[:, :-1].softmax(-1)
@@ -208,8 +208,10 @@ def test_adalora_is_saved_resumed_and_loaded(tmp_path):
 
     again = build(adapted("ADALORA"), data, tmp_path, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for resumed, uninterrupted in zip(
+        again.model.parameters(), whole.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(resumed, uninterrupted, rtol=0, atol=0)
 
     loaded = PeftModel.from_pretrained(tiny.causal_lm(), tmp_path / "checkpoint-4")
     batch = batch_of(data)

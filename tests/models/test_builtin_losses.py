@@ -46,13 +46,13 @@ def test_cross_entropy_is_the_loss_of_the_model_itself(name, tmp_path):
     model, batch = tiny_heads.head(name)
     trainer = trainer_of(model, tmp_path)
     with torch.no_grad():
-        own = model.eval()(**batch).loss
-        found = trainer.compute_loss(model, batch)
+        expected = model.eval()(**batch).loss
+        loss = trainer.compute_loss(model, batch)
         # Trainer counts as many items as the model takes the mean over.
         items = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
         counted = trainer.compute_loss(model, batch, num_items_in_batch=items)
-    assert found.item() == pytest.approx(own.item(), rel=2e-6)
-    assert counted.item() == pytest.approx(own.item(), rel=2e-6)
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-6)
+    assert counted.item() == pytest.approx(expected.item(), rel=2e-6)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -82,10 +82,10 @@ def test_an_encoder_decoder_trains_saves_and_goes_on_like_the_stock_trainer(tmp_
         built.train(resume_from_checkpoint=resume)
         return [line["loss"] for line in built.state.log_history if "loss" in line], built.model
 
-    stock, stock_model = train(Trainer, tmp_path / "stock", 4)
+    expected, stock_model = train(Trainer, tmp_path / "stock", 4)
     train(LossTrainer, tmp_path / "ours", 2)
-    ours, model = train(LossTrainer, tmp_path / "ours", 4, resume=True)
-    assert ours == pytest.approx(stock, rel=1e-5)
+    losses, model = train(LossTrainer, tmp_path / "ours", 4, resume=True)
+    assert losses == pytest.approx(expected, rel=1e-5)
     reloaded = type(model).from_pretrained(tmp_path / "ours" / "checkpoint-4")
     for key, value in stock_model.state_dict().items():
         torch.testing.assert_close(reloaded.state_dict()[key], value)
@@ -117,8 +117,8 @@ def test_a_module_of_ones_own_may_have_any_name(tmp_path):
             return {"logits": super().forward(x)}
 
     model, x, labels = ToyForSequenceClassification(4, 3), torch.randn(5, 4), torch.arange(5) % 3
-    found = trainer_of(model, tmp_path).compute_loss(model.eval(), {"x": x, "labels": labels})
-    assert found.item() == pytest.approx(F.cross_entropy(model(x)["logits"], labels).item())
+    loss = trainer_of(model, tmp_path).compute_loss(model.eval(), {"x": x, "labels": labels})
+    assert loss.item() == pytest.approx(F.cross_entropy(model(x)["logits"], labels).item())
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_a_subclass_of_any_name_is_what_its_class_is(name, wraps, tmp_path):
     copy = mine(model.config).eval()
     copy.load_state_dict(model.state_dict())
     with torch.no_grad():
-        own = model(**batch).loss.item()
+        expected = model(**batch).loss.item()
         assert trainer_of(copy, tmp_path).compute_loss(copy.eval(), batch).item() == pytest.approx(
-            own, rel=2e-6
+            expected, rel=2e-6
         )
 
 
@@ -205,9 +205,9 @@ def test_a_subclass_is_refused_too_unless_it_has_a_forward_of_its_own(tmp_path):
     with pytest.raises(ValueError, match="Same is not a model"):
         trainer_of(Same(config), tmp_path)
     model, batch = Plain(config).eval(), {**tiny_heads.sound(), "labels": torch.tensor([1, 0])}
-    own = F.cross_entropy(model(batch["input_values"])["logits"], batch["labels"])
-    found = trainer_of(model, tmp_path).compute_loss(model.eval(), batch)
-    assert found.item() == pytest.approx(own.item(), rel=1e-6)
+    expected = F.cross_entropy(model(batch["input_values"])["logits"], batch["labels"])
+    loss = trainer_of(model, tmp_path).compute_loss(model.eval(), batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_settings_that_change_the_loss_of_the_model_are_refused(tmp_path):
@@ -237,8 +237,8 @@ def test_labels_of_a_second_kind_are_refused(tmp_path):
     trainer = trainer_of(model.eval(), tmp_path, label_names=["labels"])
     batch = tiny_heads.same_tokens()
     with torch.no_grad():
-        own = model.eval()(**batch).loss
-        assert trainer.compute_loss(model, batch).item() == pytest.approx(own.item(), rel=1e-6)
+        expected = model.eval()(**batch).loss
+        assert trainer.compute_loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-6)
     with pytest.raises(ValueError, match="also entity_labels, which would be left out"):
         trainer.compute_loss(model, batch | {"entity_labels": torch.tensor([[0], [1]])})
 
@@ -246,12 +246,12 @@ def test_labels_of_a_second_kind_are_refused(tmp_path):
 def test_rows_of_probabilities_for_deberta_must_be_called_so(tmp_path):
     model, batch = tiny_heads.head("DebertaV2ForSequenceClassification")
     batch["labels"] = torch.tensor([[0.3, 0.7], [0.9, 0.1]])
-    own = model(**batch).loss
+    expected = model(**batch).loss
     with pytest.raises(ValueError, match="are probabilities of the classes for DebertaV2"):
         trainer_of(model, tmp_path).compute_loss(model, batch)
     model.config.problem_type = "single_label_classification"
-    found = trainer_of(model, tmp_path).compute_loss(model.eval(), batch)
-    assert found.item() == pytest.approx(own.item(), rel=1e-6)
+    loss = trainer_of(model, tmp_path).compute_loss(model.eval(), batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["LukeForEntityClassification", "LukeForEntityPairClassification"])
@@ -279,12 +279,12 @@ def test_the_experts_of_a_vision_language_model_are_weighed_as_it_says(tmp_path)
     )
     model = transformers.Qwen3VLMoeForConditionalGeneration(config).eval()
     batch = tiny_heads.same_tokens()
-    own = model(**batch, output_router_logits=True)
-    assert own.aux_loss > 0.1
-    found = trainer_of(model, tmp_path).compute_loss(
+    expected = model(**batch, output_router_logits=True)
+    assert expected.aux_loss > 0.1
+    loss = trainer_of(model, tmp_path).compute_loss(
         model.eval(), batch | {"output_router_logits": True}
     )
-    assert found.item() == pytest.approx(own.loss.item(), rel=1e-6)
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
 
 
 # ---- compute_loss_func, which sees the outputs alone -------------------------------------------
@@ -295,16 +295,16 @@ def test_labels_are_shifted_by_what_the_outputs_say_or_not_at_all(name):
     model, batch = tiny_heads.head(name)
     model.config.output_router_logits = False
     with torch.no_grad():
-        own = model(**batch).loss.item()
+        expected = model(**batch).loss.item()
         outputs, labels = without_labels(model, batch)
     if name in UNCERTAIN:
         with pytest.raises(ValueError, match=r"shift_labels=.* LossTrainer"):
             compute_loss_func("cross_entropy")(outputs, labels)
     else:
-        found = compute_loss_func("cross_entropy")(outputs, labels)
-        assert found.item() == pytest.approx(own, rel=2e-6)
-    told = compute_loss_func("cross_entropy", shift_labels=shifts_labels(model))
-    assert told(outputs, labels).item() == pytest.approx(own, rel=2e-6)
+        loss = compute_loss_func("cross_entropy")(outputs, labels)
+        assert loss.item() == pytest.approx(expected, rel=2e-6)
+    informed = compute_loss_func("cross_entropy", shift_labels=shifts_labels(model))
+    assert informed(outputs, labels).item() == pytest.approx(expected, rel=2e-6)
 
 
 def test_outputs_of_llama_say_nothing_where_cpmant_may_have_made_them():
@@ -316,12 +316,12 @@ def test_outputs_of_llama_say_nothing_where_cpmant_may_have_made_them():
     try:
         cpm = transformers.CpmAntForCausalLM(transformers.CpmAntConfig(**config)).eval()
         ids = torch.randint(1, 50, (2, 8), generator=torch.Generator().manual_seed(1))
-        for found in (outputs, cpm(input_ids=ids)):
+        for ambiguous in (outputs, cpm(input_ids=ids)):
             with pytest.raises(ValueError, match=r"shift_labels=True .* LossTrainer"):
-                compute_loss_func("cross_entropy")(found, ids)
+                compute_loss_func("cross_entropy")(ambiguous, ids)
         same_position = compute_loss_func("cross_entropy", shift_labels=False)
-        own = cpm(input_ids=ids, labels=ids).loss
-        torch.testing.assert_close(same_position(cpm(input_ids=ids), ids), own)
+        expected = cpm(input_ids=ids, labels=ids).loss
+        torch.testing.assert_close(same_position(cpm(input_ids=ids), ids), expected)
     finally:
         del sys.modules[UNSHIFTED_LOOKALIKE]
 
@@ -341,10 +341,10 @@ def test_the_stock_trainer_stops_at_an_encoder_decoder_that_may_read_its_own_inp
     for row, ids in zip(rows, made, strict=True):
         row["decoder_input_ids"] = ids
     with torch.no_grad():
-        own = model(**batch).loss.item()
+        expected = model(**batch).loss.item()
     informed = trainer(shift_labels=False)
     informed.train()
-    assert informed.state.log_history[0]["loss"] == pytest.approx(own, rel=1e-4)
+    assert informed.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_experts_are_not_left_out_without_a_word():

@@ -124,16 +124,18 @@ def guesses(method):
 
 @pytest.mark.slow
 def test_every_head_has_a_plain_loss_or_a_place_in_the_tables():
-    found = {name: (path, method) for name, path, method in heads()}
-    assert len(found) > 600
+    methods = {name: (path, method) for name, path, method in heads()}
+    assert len(methods) > 600
     known = PLAIN_IN_FACT.union(*TABLES)
-    new = {name: list(strange(method)) for name, (_, method) in found.items() if name not in known}
+    new = {
+        name: list(strange(method)) for name, (_, method) in methods.items() if name not in known
+    }
     assert {name: values for name, values in new.items() if values} == {}
-    ours = {*known, *builtin.UNSHIFTED, *builtin.NAMELESS}
-    files = {path.parent for path, _ in found.values()}
+    listed = {*known, *builtin.UNSHIFTED, *builtin.NAMELESS}
+    files = {path.parent for path, _ in methods.values()}
     written = "".join(f.read_text() for folder in files for f in folder.glob("modeling_*.py"))
-    assert {name for name in ours if f"class {name}(" not in written} == set()
-    for name, (path, method) in found.items():
+    assert {name for name in listed if f"class {name}(" not in written} == set()
+    for name, (path, method) in methods.items():
         source = ast.unparse(method)
         reads = "decoder_input_ids" in {a.arg for a in method.args.args}
         own = "self.loss_function(" in source and "shift_labels=" not in source

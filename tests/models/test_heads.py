@@ -103,8 +103,8 @@ def head(request, tmp_path):
         """Sum of losses, gradient of that sum, number of items."""
         items = labels.flatten().tolist() if item is of_class else labels.tolist()
         rows = logits.flatten(0, -2).double().tolist()
-        found = [item(name, z, label) for z, label in zip(rows, items, strict=True)]
-        losses, gradients, counts = zip(*found, strict=True)
+        results = [item(name, z, label) for z, label in zip(rows, items, strict=True)]
+        losses, gradients, counts = zip(*results, strict=True)
         gradient = torch.tensor([[float(g) for g in row] for row in gradients])
         return float(sum(losses)), gradient.view(logits.shape), sum(counts)
 
@@ -120,8 +120,8 @@ def test_a_step_has_the_gradient_that_the_oracle_says(loss, head):
     for step in (trainer.batches[:ACCUMULATED], trainer.batches[ACCUMULATED:]):
         _, gradients, items = zip(*(exact(loss, *batch) for batch in step), strict=True)
         expected = torch.cat(gradients) / sum(items)
-        found = torch.cat([logits.grad for logits, _ in step])
-        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+        gradient = torch.cat([logits.grad for logits, _ in step])
+        assert (gradient - expected).abs().max() < 1e-5 * expected.abs().max()
     assert len(trainer.batches) == 3
 
 

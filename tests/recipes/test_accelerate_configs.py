@@ -122,8 +122,8 @@ def gpus(args):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_comment_says_what_the_launcher_reads(name):
-    args, said = parse(name), header(name)
-    assert {promise for promise in PROMISES if promise in said} == {
+    args, comment = parse(name), header(name)
+    assert {promise for promise in PROMISES if promise in comment} == {
         promise for promise, holds in PROMISES.items() if holds(args)
     }
 
@@ -134,9 +134,9 @@ def recipe_flags():
     return set(parser._option_string_actions)
 
 
-@pytest.mark.parametrize("said", [*map(header, NAMES), DOCS], ids=[*NAMES, "docs"])
-def test_flags_in_comments_and_docs_exist(said):
-    flags = set(re.findall(r"--\w+", said))
+@pytest.mark.parametrize("text", [*map(header, NAMES), DOCS], ids=[*NAMES, "docs"])
+def test_flags_in_comments_and_docs_exist(text):
+    flags = set(re.findall(r"--\w+", text))
     assert flags <= recipe_flags() | set(PARSER._option_string_actions)
 
 
@@ -175,9 +175,9 @@ def test_flags_of_the_launcher_override_the_file():
 
 
 def test_one_gpu_hides_the_others(worker_environment):
-    found = worker_environment("one_gpu")
-    assert found["CUDA_VISIBLE_DEVICES"] == "0"
-    assert found["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    environment = worker_environment("one_gpu")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
 def test_machines_meet_at_the_address_of_the_first():
@@ -200,7 +200,7 @@ def test_fsdp2_plugin(worker_environment):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_plugin_leaves_the_rest_to_the_trainer(worker_environment, stage):
-    found = worker_environment(f"zero{stage}")
+    environment = worker_environment(f"zero{stage}")
     plugin = DeepSpeedPlugin()
     zero = plugin.deepspeed_config["zero_optimization"]
     assert zero["stage"] == stage
@@ -209,7 +209,7 @@ def test_deepspeed_plugin_leaves_the_rest_to_the_trainer(worker_environment, sta
     for key in (*sizes, "gradient_accumulation_steps", "gradient_clipping"):
         assert plugin.deepspeed_config[key] == "auto"
     # TrainingArguments sets the precision; that of the file alone would contradict them.
-    plugin.set_mixed_precision(found["ACCELERATE_MIXED_PRECISION"])
+    plugin.set_mixed_precision(environment["ACCELERATE_MIXED_PRECISION"])
     assert plugin.deepspeed_config["bf16"] == plugin.deepspeed_config["fp16"] == {"enabled": False}
 
 
@@ -369,12 +369,12 @@ def test_every_file_gives_the_result_of_one_process(training, in_one_process, na
 
     def check():
         weights, expected = in_one_process
-        found = result_of(tmp_path)
-        assert found["training"]["world_size"] == processes
-        assert found["training"]["batch_size"] == expected["training"]["batch_size"] == 16
-        assert found["training"]["global_step"] == expected["training"]["global_step"] == 16
+        result = result_of(tmp_path)
+        assert result["training"]["world_size"] == processes
+        assert result["training"]["batch_size"] == expected["training"]["batch_size"] == 16
+        assert result["training"]["global_step"] == expected["training"]["global_step"] == 16
         validation = expected["metrics"]["validation"]
-        assert found["metrics"]["validation"] == pytest.approx(validation, rel=1e-5)
+        assert result["metrics"]["validation"] == pytest.approx(validation, rel=1e-5)
         state = state_of(tmp_path)
         assert state.keys() == weights.keys()
         for key, weight in weights.items():

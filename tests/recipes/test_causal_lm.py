@@ -141,13 +141,13 @@ def encode(tmp_path):
         tokenizer = tokenizer or make_tokenizer()
         file = write(tmp_path / "data" / "train.jsonl", table)
         data = conversations.ChatArguments(train_file=file, train_val_split=0, **options).load()
-        found = []
+        texts = []
         for row in data.encode(tokenizer, max_length)["train"]:
             ids, labels = row["input_ids"], row["labels"]
             assert all(label in (token, -100) for token, label in zip(ids, labels, strict=True))
             shown = [tokenizer.decode([i]) if i >= 0 else "." for i in labels]
-            found.append((tokenizer.decode(ids), "".join(shown)))
-        return found, data
+            texts.append((tokenizer.decode(ids), "".join(shown)))
+        return texts, data
 
     return encode
 
@@ -161,8 +161,8 @@ def test_the_completion_and_its_end_are_learned(encode):
         {"prompt": "f", "completion": "g</s>"},  # It ends already.
         {"prompt": "</s>h", "completion": "</s>i"},
     ]
-    found, data = encode(table)
-    assert found == [
+    texts, data = encode(table)
+    assert texts == [
         ("ab c de</s>", ".... de</s>"),
         ("fg</s>", ".g</s>"),
         ("</s>h</s>i</s>", "..</s>i</s>"),
@@ -201,18 +201,18 @@ TWO_ROUNDS = "<user>q<bot>ok</s>\n<user>r<bot>no</s>"
     ids=["marked", "unmarked", "end-outside-of-the-marks", "no-end-in-the-template"],
 )
 def test_only_the_assistants_turns_are_learned(encode, template, text, learned):
-    found, _ = encode([chat("q", "ok", "r", "no")], make_tokenizer(template))
-    assert found == [(text, learned)]
+    texts, _ = encode([chat("q", "ok", "r", "no")], make_tokenizer(template))
+    assert texts == [(text, learned)]
 
 
 def weighted(*turns):
     """A chat of contents, or pairs of content and weight."""
     contents = [t if isinstance(t, str) else t[0] for t in turns]
-    found = chat(*contents)
-    for turn, given in zip(found["messages"], turns, strict=True):
-        if not isinstance(given, str):
-            turn["weight"] = given[1]
-    return found
+    row = chat(*contents)
+    for turn, content in zip(row["messages"], turns, strict=True):
+        if not isinstance(content, str):
+            turn["weight"] = content[1]
+    return row
 
 
 BEFORE = "<user>q<bot>ok</s>\n"
@@ -237,15 +237,15 @@ BEFORE = "<user>q<bot>ok</s>\n"
     ],
 )
 def test_a_turn_of_weight_0_is_not_learned(encode, template, table, text, learned):
-    found, data = encode([weighted(*table)], make_tokenizer(template))
-    assert [(text, shown.replace("\n", ".")) for text, shown in found] == [(text, learned)]
+    texts, data = encode([weighted(*table)], make_tokenizer(template))
+    assert [(text, shown.replace("\n", ".")) for text, shown in texts] == [(text, learned)]
     assert data.idle == {}
 
 
 def test_a_chat_without_a_turn_to_learn_is_left_out_and_counted(encode):
     table = [weighted("q", ("ok", 0)), weighted("q", "ok"), chat("r", "no")]
-    found, data = encode(table, make_tokenizer(MARKED))
-    assert [text for text, _ in found] == ["<user>q<bot>ok</s>", "<user>r<bot>no</s>"]
+    texts, data = encode(table, make_tokenizer(MARKED))
+    assert [text for text, _ in texts] == ["<user>q<bot>ok</s>", "<user>r<bot>no</s>"]
     assert (data.idle, data.left_out, data.cut) == ({"train": 1}, {}, {})
     assert data.origin["partial"] == ["train"]
     shown = "Rows left out, since every turn of the assistant has weight 0: 1 train\n"
@@ -274,7 +274,7 @@ def test_the_weights_of_turns_decide_what_is_trained(run, tiny, tmp_path):
     validation = write(tmp_path / "data" / "validation.jsonl", table[:2])
     files = ("--train_file", train, "--validation_file", validation)
     still = ("--learning_rate", "0", "--num_train_epochs", "1")
-    found, out = run(*files, *still, model=str(model))
+    result, out = run(*files, *still, model=str(model))
     losses = []
     for text, learned in (
         ("<user>a<bot>yes</s>\n<user>b<bot>no</s>", "no</s>"),
@@ -283,10 +283,14 @@ def test_the_weights_of_turns_decide_what_is_trained(run, tiny, tmp_path):
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             logits = AutoModelForCausalLM.from_pretrained(out)(ids).logits.double()
-        own = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
-        losses += own[-len(tokenizer(learned, add_special_tokens=False)["input_ids"]) :].tolist()
+        token_losses = torch.nn.functional.cross_entropy(
+            logits[0, :-1], ids[0, 1:], reduction="none"
+        )
+        losses += token_losses[
+            -len(tokenizer(learned, add_special_tokens=False)["input_ids"]) :
+        ].tolist()
     expected = math.exp(sum(losses) / len(losses))
-    assert found["metrics"]["validation"]["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert result["metrics"]["validation"]["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_empty_system_turn_is_kept_and_not_learned(encode):
@@ -303,8 +307,8 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted(encode):
         {"prompt": "a", "completion": "1234567"},  # 8 of them to learn.
         {"prompt": "ab", "completion": "123456"},  # 7, and one before them.
     ]
-    found, data = encode(table, max_length=8)
-    assert found == [
+    texts, data = encode(table, max_length=8)
+    assert texts == [
         ("bcdefgh</s>", ".....gh</s>"),
         ("abcgh</s>", "...gh</s>"),
         ("b123456</s>", ".123456</s>"),
@@ -312,18 +316,18 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted(encode):
     assert (data.left_out, data.cut) == ({"train": 1}, {"train": 2})
     assert data.origin["partial"] == ["train"]
     chats = [chat("q", "ok", "r", "no"), chat("q", "12345678")]
-    found, data = encode(chats, make_tokenizer(MARKED), 8)
-    assert found == [("</s>\n<user>r<bot>no</s>", "</s>....no</s>")]
+    texts, data = encode(chats, make_tokenizer(MARKED), 8)
+    assert texts == [("</s>\n<user>r<bot>no</s>", "</s>....no</s>")]
     assert (data.left_out, data.cut) == ({"train": 1}, {"train": 1})
 
 
 def test_the_prompts_to_go_on_from_are_those_of_training(encode):
     tokenizer = make_tokenizer(PLAIN)
     table = [chat("q", "ok", "r", "no"), chat("q", "ok")]
-    found, data = encode(table, tokenizer)
+    texts, data = encode(table, tokenizer)
     prompts = [tokenizer.decode(ids) for ids in data.prompts("train", tokenizer, 48)]
     assert prompts == [
-        text.removesuffix(end) for (text, _), end in zip(found, ("no</s>", "ok</s>"), strict=True)
+        text.removesuffix(end) for (text, _), end in zip(texts, ("no</s>", "ok</s>"), strict=True)
     ]
     assert [tokenizer.decode(p) for p in data.prompts("train", tokenizer, 3)] == [
         "<user>r<bot>",
@@ -391,10 +395,10 @@ def test_trains_evaluates_and_says_where_everything_lies(run, tmp_path, capsys):
         *("--test_file", write(data / "test.jsonl", [*rows(30, 2), endless]), "--do_predict"),
         *("--loss", "liberal_exp", "--num_train_epochs", "8", "--loss_warmup_ratio", "0.3"),
     )
-    found = result["metrics"]["test"]
-    assert found["token_accuracy"] == found["exact_match"] == 1.0
-    assert found["perplexity"] == pytest.approx(math.exp(found["cross_entropy"]), rel=1e-4)
-    assert set(found) == {"token_accuracy", "exact_match", "perplexity", "loss", "cross_entropy"}
+    metrics = result["metrics"]["test"]
+    assert metrics["token_accuracy"] == metrics["exact_match"] == 1.0
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["cross_entropy"]), rel=1e-4)
+    assert set(metrics) == {"token_accuracy", "exact_match", "perplexity", "loss", "cross_entropy"}
     assert (result["metric"], result["best"]["metric"]) == ("token_accuracy", "token_accuracy")
     assert (result["task"], result["model"], result["kind"]) == ("train", "tiny-llama", "liberal")
     assert (result["left_out"], result["cut"]) == ({"train": 1, "test": 1}, {"train": 1})
@@ -436,19 +440,19 @@ def test_metrics_are_those_of_the_saved_model_row_by_row(run, files, tiny, tmp_p
             logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
         right.append(logits.argmax(-1) == answer)
         losses.append(torch.nn.functional.cross_entropy(logits, answer, reduction="none"))
-    found = result["metrics"]["validation"]
-    assert 0 < found["token_accuracy"] < 1
-    assert found["token_accuracy"] == pytest.approx(torch.cat(right).float().mean().item())
-    assert found["exact_match"] == pytest.approx(sum(r.all().item() for r in right) / 20)
-    assert found["perplexity"] == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
+    metrics = result["metrics"]["validation"]
+    assert 0 < metrics["token_accuracy"] < 1
+    assert metrics["token_accuracy"] == pytest.approx(torch.cat(right).float().mean().item())
+    assert metrics["exact_match"] == pytest.approx(sum(r.all().item() for r in right) / 20)
+    assert metrics["perplexity"] == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
 
 
 def test_chats_without_a_validation_set_and_without_answers_to_predict(run, tmp_path):
     chats = [chat(row["prompt"], row["completion"]) for row in rows(300, 0)]
-    asked = [{"messages": row["messages"][:1]} for row in chats[:9]]
+    prompts = [{"messages": row["messages"][:1]} for row in chats[:9]]
     result, out = run(
         *("--train_file", write(tmp_path / "chats.parquet", chats)),
-        *("--test_file", write(tmp_path / "test.json", asked), "--do_predict"),
+        *("--test_file", write(tmp_path / "test.json", prompts), "--do_predict"),
         *("--loss", "strict_l", "--num_train_epochs", "8", "--per_device_eval_batch_size", "4"),
     )
     assert set(result["metrics"]) == {"validation"}
@@ -500,10 +504,12 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(run, files):
 
 def test_the_best_model_is_that_of_the_lowest_perplexity(run, files):
     best = ("--metric_for_best_model", "perplexity", "--load_best_model_at_end", "true")
-    found, _ = run(*files, *best, "--num_train_epochs", "3")
-    least = min(entry["perplexity"] for entry in found["history"])
-    assert found["best"]["value"] == least < max(entry["perplexity"] for entry in found["history"])
-    assert found["metrics"]["validation"]["perplexity"] == pytest.approx(least, rel=1e-5)
+    result, _ = run(*files, *best, "--num_train_epochs", "3")
+    least = min(entry["perplexity"] for entry in result["history"])
+    assert (
+        result["best"]["value"] == least < max(entry["perplexity"] for entry in result["history"])
+    )
+    assert result["metrics"]["validation"]["perplexity"] == pytest.approx(least, rel=1e-5)
 
 
 def test_a_fused_head_gives_the_same_metrics(run, files):
@@ -677,14 +683,14 @@ def test_long_rows_are_cut_to_the_positions_of_the_model(run, files, tmp_path, c
     train = write(tmp_path / "data" / "train.jsonl", table)
     test = write(tmp_path / "data" / "test.jsonl", [{"prompt": "y" * 80}, {"prompt": "a:"}])
     files = ("--train_file", train, *files[2:], "--test_file", test, "--max_new_tokens", "8")
-    found, out = run(*files, "--do_predict", model=model)
+    result, out = run(*files, "--do_predict", model=model)
     shown = capsys.readouterr().out
     assert "Length  32 tokens, since the model takes no more" in shown
     assert "Rows cut at their beginning to 32 tokens (--max_length): 1 train" in shown
     assert AutoTokenizer.from_pretrained(out).model_max_length == 32
     assert len((out / "predictions_test.tsv").read_text().splitlines()) > 2
     cut, _ = run(*files, "--max_length", "32", model=model, name="cut")
-    assert found["metrics"] == cut["metrics"]
+    assert result["metrics"] == cut["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -752,10 +758,10 @@ def test_two_processes_give_the_result_of_one(tiny, tmp_path):
     launch(one, *arguments, "16", "--per_device_eval_batch_size", "32")
     sizes = ("8", "--per_device_eval_batch_size", "16")
     launch(two, *arguments, *sizes, launcher=[*ACCELERATE, "--multi_gpu", "--num_processes", "2"])
-    expected, found = (json.loads((f / "out/result.json").read_text()) for f in (one, two))
-    assert found["training"]["world_size"] == 2
+    expected, result = (json.loads((f / "out/result.json").read_text()) for f in (one, two))
+    assert result["training"]["world_size"] == 2
     for name, metrics in expected["metrics"].items():
         for key in ("token_accuracy", "exact_match", "perplexity"):
-            assert found["metrics"][name][key] == pytest.approx(metrics[key], rel=1e-4)
+            assert result["metrics"][name][key] == pytest.approx(metrics[key], rel=1e-4)
     predictions = [(path / "out" / "predictions_test.tsv").read_text() for path in (one, two)]
     assert predictions[0] == predictions[1]

@@ -192,7 +192,7 @@ def test_numbers_are_numbers_however_they_are_stored(run, tmp_path, kind):
     def score(good, rng):
         return round((1.5 if good else -1.0) + rng.randrange(10) / 10, 1)
 
-    found = {}
+    metrics = {}
     for name in ("float", kind):
         flags = []
         for split, size, seed in (("train", 64, 0), ("validation", 20, 1)):
@@ -210,10 +210,10 @@ def test_numbers_are_numbers_however_they_are_stored(run, tmp_path, kind):
             else:
                 flags += [f"--{split}_file", write(path, table)]
         result, _ = run(*flags, name=f"out-{name}")
-        found[name] = result["metrics"]["validation"]
+        metrics[name] = result["metrics"]["validation"]
         assert result["classes"] is None
-    assert found[kind] == found["float"]
-    assert set(found[kind]) == {"loss", "mse", "spearmanr", "pearson"}
+    assert metrics[kind] == metrics["float"]
+    assert set(metrics[kind]) == {"loss", "mse", "spearmanr", "pearson"}
 
 
 def test_an_undefined_correlation_is_null(run, files, tmp_path):
@@ -225,7 +225,7 @@ def test_an_undefined_correlation_is_null(run, files, tmp_path):
 
 
 def test_formats_give_the_same_result(run, tmp_path):
-    found = {}
+    results = {}
     for ending in ("csv", "json", "jsonl", "parquet"):
         data = tmp_path / ending
         result, out = run(
@@ -235,10 +235,10 @@ def test_formats_give_the_same_result(run, tmp_path):
             name=f"out-{ending}",
         )
         weights = (out / "model.safetensors").read_bytes()
-        found[ending] = result["metrics"], weights, (out / "predictions_test.tsv").read_text()
+        results[ending] = result["metrics"], weights, (out / "predictions_test.tsv").read_text()
         for split in result["metrics"].values():
             assert split["accuracy"] >= 0
-    assert found["csv"] == found["json"] == found["jsonl"] == found["parquet"]
+    assert results["csv"] == results["json"] == results["jsonl"] == results["parquet"]
 
 
 QUOTES = ['"lone', 'good "film"', '"quoted" start', '"whole"', "it's", 'end"', '"', "b"]
@@ -252,8 +252,8 @@ def read(path, text):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_quotes_in_a_tsv_are_text(tmp_path, end):
     lines = ["sentence\tlabel", *(f"{text}\t{i}" for i, text in enumerate(QUOTES))]
-    found = read(tmp_path / "a.tsv", end.join(lines) + end)
-    assert found == {"sentence": QUOTES, "label": list(range(len(QUOTES)))}
+    table = read(tmp_path / "a.tsv", end.join(lines) + end)
+    assert table == {"sentence": QUOTES, "label": list(range(len(QUOTES)))}
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
@@ -263,8 +263,8 @@ def test_quoted_cells_may_hold_anything(tmp_path, ending):
         delimiter = "\t" if ending == "tsv" else ","
         table = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
         table.writerows([["sentence", "label"], *zip(texts, range(12), strict=True)])
-    found = tables.read_rows([tmp_path / f"a.{ending}"]).to_dict()
-    assert found == {"sentence": texts, "label": list(range(12))}
+    columns = tables.read_rows([tmp_path / f"a.{ending}"]).to_dict()
+    assert columns == {"sentence": texts, "label": list(range(12))}
 
 
 @pytest.mark.parametrize(
@@ -348,11 +348,11 @@ def test_long_texts_are_cut_to_the_positions_of_the_model(run, files, tiny, tmp_
     length = 16 if kind == "bert" else 15
     table = [row | {"sentence": f"{row['sentence']} {'film ' * 40}"} for row in rows(32, 0)]
     write(tmp_path / "data" / "train.csv", table)
-    found, out = run(*files, model=model)
+    result, out = run(*files, model=model)
     assert f"Length  {length} tokens, since the model takes no more" in capsys.readouterr().out
     assert AutoTokenizer.from_pretrained(out).model_max_length == length
     cut, _ = run(*files, "--max_length", str(length), model=model, name="cut")
-    assert found["metrics"] == cut["metrics"]
+    assert result["metrics"] == cut["metrics"]
 
 
 def test_texts_within_the_limit_are_not_cut(run, files, capsys):
@@ -362,13 +362,13 @@ def test_texts_within_the_limit_are_not_cut(run, files, capsys):
 
 def test_a_tokenizer_without_padding_pads_with_its_eos(run, files, tiny, tmp_path):
     model = remade(tiny, tmp_path / "model", drop=["pad_token"], eos_token="[SEP]")
-    found, out = run(*files, model=model)
+    result, out = run(*files, model=model)
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.pad_token == tokenizer.eos_token == "[SEP]"
     assert AutoModelForSequenceClassification.from_pretrained(out).config.pad_token_id == 3
     # The attention mask hides what a text is padded with.
     plain, _ = run(*files, name="plain")
-    assert found["metrics"]["validation"]["loss"] == pytest.approx(
+    assert result["metrics"]["validation"]["loss"] == pytest.approx(
         plain["metrics"]["validation"]["loss"], rel=1e-5
     )
 
@@ -417,16 +417,16 @@ def test_local_folder_of_every_glue_task(run, tmp_path, task):
     result, out = run("--task_name", task, "--dataset_name", folder, "--do_predict")
     validation = [name for name in names if name.startswith("validation")]
     assert list(result["metrics"]) == validation  # The labels of the test sets are secret.
-    own = {
+    of_task = {
         "cola": {"matthews_correlation"},
         "mrpc": {"accuracy", "f1"},
         "qqp": {"accuracy", "f1"},
         "stsb": {"pearson", "spearmanr"},
     }.get(task, {"accuracy"})
-    both = {"loss", "mse"} if task == "stsb" else {"loss", "cross_entropy", "ece"}
+    of_every_task = {"loss", "mse"} if task == "stsb" else {"loss", "cross_entropy", "ece"}
     for name in validation:
-        assert set(result["metrics"][name]) - both == own
-    assert result["best"]["metric"].removeprefix(f"{validation[0]}_") in own
+        assert set(result["metrics"][name]) - of_every_task == of_task
+    assert result["best"]["metric"].removeprefix(f"{validation[0]}_") in of_task
     for name in set(names) - set(validation):
         lines = (out / f"predictions_{name}.tsv").read_text().splitlines()
         assert [line.split("\t")[0] for line in lines[1:]] == [str(100 + i) for i in range(16)]
@@ -441,8 +441,8 @@ def test_local_folder_of_every_glue_task(run, tmp_path, task):
 def test_glue_folder_in_other_formats(run, tmp_path, task, ending):
     arguments = ("--task_name", task, "--dataset_name")
     expected, _ = run(*arguments, glue_folder(tmp_path / "parquet", task)[0])
-    found, _ = run(*arguments, glue_folder(tmp_path / ending, task, ending)[0], name="other")
-    assert found["metrics"]["validation"] == expected["metrics"]["validation"]
+    result, _ = run(*arguments, glue_folder(tmp_path / ending, task, ending)[0], name="other")
+    assert result["metrics"]["validation"] == expected["metrics"]["validation"]
 
 
 @pytest.mark.parametrize(
@@ -458,11 +458,11 @@ def test_movie_reviews(run, task, loss):
 def test_class_weights_by_name_and_balanced(run, files, capsys):
     good = sum(row["label"] for row in rows(64, 0))
     balanced = [64 / (2 * (64 - good)), 64 / (2 * good)]
-    for given, right in (('"balanced"', balanced), ('{"1": 5}', [1.0, 5.0])):
-        arguments = ["--loss", "strict_l", "--loss_kwargs", f'{{"weight": {given}}}']
+    for weight, numbers in (('"balanced"', balanced), ('{"1": 5}', [1.0, 5.0])):
+        arguments = ["--loss", "strict_l", "--loss_kwargs", f'{{"weight": {weight}}}']
         result, _ = run(*files, *arguments, "--max_steps", "2")
-        assert result["loss"]["weight"] == right
-        assert f"Class weights: 0 {right[0]:.4g}, 1 {right[1]:.4g}\n" in capsys.readouterr().out
+        assert result["loss"]["weight"] == numbers
+        assert f"Class weights: 0 {numbers[0]:.4g}, 1 {numbers[1]:.4g}\n" in capsys.readouterr().out
 
 
 def test_default_output_folder(tmp_path, tiny, monkeypatch):
@@ -493,11 +493,11 @@ def test_selects_by_an_error_of_one_of_several_sets(run, tmp_path):
     task = ("--task_name", "mnli", "--dataset_name", glue_folder(tmp_path / "glue", "mnli")[0])
     name = "validation_mismatched_cross_entropy"
     best = ("--metric_for_best_model", name, "--load_best_model_at_end", "true")
-    found, out = run(*task, *best, "--num_train_epochs", "3")
+    result, out = run(*task, *best, "--num_train_epochs", "3")
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     values = [entry[f"eval_{name}"] for entry in log if f"eval_{name}" in entry]
-    assert found["best"]["value"] == min(values) < max(values)
-    chosen = found["metrics"]["validation_mismatched"]["cross_entropy"]
+    assert result["best"]["value"] == min(values) < max(values)
+    chosen = result["metrics"]["validation_mismatched"]["cross_entropy"]
     assert chosen == pytest.approx(min(values), rel=1e-5)
 
 
@@ -750,9 +750,10 @@ def test_refuses_a_loss_for_other_labels(refused, files, tmp_path):
 
 
 def test_refuses_unknown_columns(refused, files):
-    found = refused(*files, "--sentence1_column", "sentense")
+    message = refused(*files, "--sentence1_column", "sentense")
     assert (
-        "train.csv has no column 'sentense'. Did you mean 'sentence'? Columns: sentence, " in found
+        "train.csv has no column 'sentense'. Did you mean 'sentence'? Columns: sentence, "
+        in message
     )
     assert "train.csv: column 'label' holds" in refused(*files, "--sentence1_column", "label")
 
@@ -767,11 +768,11 @@ def test_refuses_predictions_without_a_test_set(refused, files):
 
 def test_refuses_a_folder_without_the_task(refused, tmp_path):
     folder, _ = glue_folder(tmp_path / "glue", "rte")
-    found = refused("--task_name", "sst2", "--dataset_name", folder)
-    assert "has no folder 'sst2'; it holds: rte" in found
+    message = refused("--task_name", "sst2", "--dataset_name", folder)
+    assert "has no folder 'sst2'; it holds: rte" in message
     (tmp_path / "glue" / "cola").mkdir()
-    found = refused("--task_name", "cola", "--dataset_name", folder)
-    assert "needs files train-* and validation-*" in found
+    message = refused("--task_name", "cola", "--dataset_name", folder)
+    assert "needs files train-* and validation-*" in message
 
 
 def test_refuses_a_model_that_is_none(refused, files, tmp_path):
@@ -947,11 +948,11 @@ def test_two_processes_give_the_result_of_one(tiny, tmp_path, launcher):
     sizes = ("8", "--per_device_eval_batch_size", "16")
     shown = launch(two, *arguments, *sizes, launcher=launcher)
     assert shown.count("Loss    ") == 1
-    expected, found = result_of(one), result_of(two)
-    assert found["training"]["world_size"] == 2
-    assert found["training"]["global_step"] == expected["training"]["global_step"] == 16
+    expected, result = result_of(one), result_of(two)
+    assert result["training"]["world_size"] == 2
+    assert result["training"]["global_step"] == expected["training"]["global_step"] == 16
     for name, metrics in expected["metrics"].items():
-        assert found["metrics"][name] == pytest.approx(metrics, rel=1e-5)
+        assert result["metrics"][name] == pytest.approx(metrics, rel=1e-5)
     weights = [load_file(path / "out" / "model.safetensors") for path in (one, two)]
     for name, weight in weights[0].items():
         if name.endswith("key.bias"):

@@ -592,10 +592,10 @@ def test_images_of_any_mode_become_rgb(mode):
         assert image.mode == mode
     else:
         image = PIL.Image.fromarray(gradient).convert(mode)
-    found = images.to_rgb(image)
-    assert found.mode == "RGB"
+    converted = images.to_rgb(image)
+    assert converted.mode == "RGB"
     if mode not in ("1", "P"):
-        difference = np.abs(np.asarray(found, np.int64) - gradient[..., None])
+        difference = np.abs(np.asarray(converted, np.int64) - gradient[..., None])
         assert difference.max() <= 1
 
 
@@ -605,8 +605,8 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path, ending, mode):
     PIL.Image.fromarray(exact).save(tmp_path / f"a.{ending}")
     image = PIL.Image.open(tmp_path / f"a.{ending}")
     assert image.mode in (mode, "I")  # Older versions of Pillow read a png into 32 bits, too.
-    found = np.asarray(images.to_rgb(image), np.float64)
-    assert np.abs(found - exact[..., None] / 65535 * 255).max() <= 0.5 + 1e-3
+    pixels = np.asarray(images.to_rgb(image), np.float64)
+    assert np.abs(pixels - exact[..., None] / 65535 * 255).max() <= 0.5 + 1e-3
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -638,12 +638,12 @@ def test_augmentation_depends_on_its_generator_alone(name):
     image = PIL.Image.fromarray(SQUARE).convert("RGB")
     augment = image_pipeline.build_augmentation(name, (24, 16), PIL.Image.Resampling.BILINEAR)
     before = torch.random.get_rng_state()
-    found = [np.asarray(augment(image, np.random.default_rng(seed))) for seed in (0, 0, 1)]
+    arrays = [np.asarray(augment(image, np.random.default_rng(seed))) for seed in (0, 0, 1)]
     assert torch.equal(torch.random.get_rng_state(), before)
     shape = (3, 16, 24) if name == "randaugment" else (16, 24, 3)
-    assert {array.shape for array in found} == {shape}
-    np.testing.assert_array_equal(found[0], found[1])
-    assert (found[0] != found[2]).any()
+    assert {array.shape for array in arrays} == {shape}
+    np.testing.assert_array_equal(arrays[0], arrays[1])
+    assert (arrays[0] != arrays[2]).any()
 
 
 def test_crops_keep_their_least_share_and_mirror_half():
@@ -657,9 +657,9 @@ def test_crops_keep_their_least_share_and_mirror_half():
         assert 0.7499 <= (right - left) / (bottom - top) <= 1.3335
     for name, mirrored in (("crop", 0), ("crop_flip", 100)):
         augment = image_pipeline.build_augmentation(name, (60, 60), 2, min_crop=1.0)
-        found = [np.asarray(augment(image, np.random.default_rng(n)), int) for n in range(200)]
+        crops = [np.asarray(augment(image, np.random.default_rng(n)), int) for n in range(200)]
         # Whole, brightness rises to the right; mirrored, to the left.
-        assert abs(sum(array[0, 0, 0] > array[0, 40, 0] for array in found) - mirrored) <= 25
+        assert abs(sum(array[0, 0, 0] > array[0, 40, 0] for array in crops) - mirrored) <= 25
 
 
 def test_mixup_and_cutmix_share_labels_as_they_share_pixels():
@@ -762,7 +762,7 @@ def test_equal_configurations_give_equal_weights(tiny, tmp_path):
         *("--augmentation", "crop_flip", "--max_grad_norm", "0.5"),
     ]
     two = [*ACCELERATE, "--multi_gpu", "--num_processes", "2"]
-    found = {}
+    results = {}
     for name, launcher, batch, steps in (
         ("16", ACCELERATE, 16, 1),
         ("8x2", ACCELERATE, 8, 2),
@@ -775,9 +775,9 @@ def test_equal_configurations_give_equal_weights(tiny, tmp_path):
         assert result["training"]["global_step"] == 12
         assert result["training"]["batch_size"] == 16
         assert result["training"]["world_size"] == (2 if launcher is two else 1)
-        found[name] = result["metrics"], load_file(path / "out" / "model.safetensors")
-    metrics, weights = found["16"]
-    for others, other_weights in found.values():
+        results[name] = result["metrics"], load_file(path / "out" / "model.safetensors")
+    metrics, weights = results["16"]
+    for others, other_weights in results.values():
         assert others["validation"] == pytest.approx(metrics["validation"], rel=1e-4)
         for name, weight in weights.items():
             if name.endswith("key.bias"):

@@ -49,8 +49,8 @@ def run(tmp_path, tiny, monkeypatch):
     verbosity = logging.get_verbosity()
 
     def run(*flags, name="out", model=tiny):
-        own = ["--model_name_or_path", model, "--output_dir", name, "--use_cpu"]
-        search.main([*own, *flags])
+        fixed_flags = ["--model_name_or_path", model, "--output_dir", name, "--use_cpu"]
+        search.main([*fixed_flags, *flags])
         return result(tmp_path / name)
 
     yield run
@@ -80,38 +80,38 @@ def test_searches_and_says_how_to_train_the_winner(run, files, tmp_path, capsys)
     # Other random numbers have been drawn before the training: these two settings take none.
     flags = (*flags, "--lora_dropout", "0", "--train_sampling_strategy", "random")
     sizes = ("--max_train_samples", "100", "--max_eval_samples", "100")
-    found = run(*files, *SPAN, *sizes, "--losses", "hub*", "--n_trials", "3", *flags)
+    record = run(*files, *SPAN, *sizes, "--losses", "hub*", "--n_trials", "3", *flags)
 
-    trials = found["trials"]
+    trials = record["trials"]
     assert [trial["state"] for trial in trials] == ["COMPLETE"] * 3
     for trial in trials:
         assert set(trial["params"]) == {"loss", "learning_rate", "huber.delta"}
         assert 1e-3 <= trial["params"]["learning_rate"] <= 1e-2
-    assert found["metric"] == "spearmanr"
-    assert found["best"] == max(trials, key=lambda trial: trial["value"])
+    assert record["metric"] == "spearmanr"
+    assert record["best"] == max(trials, key=lambda trial: trial["value"])
     assert len({trial["value"] for trial in trials}) > 1
-    assert (found["seed"], found["n_trials"], found["task"]) == (7, 3, "train")
+    assert (record["seed"], record["n_trials"], record["task"]) == (7, 3, "train")
     settings = {"lora_target_modules": ["query", "dense"], "seed": 7, "num_train_epochs": 3.0}
-    assert settings.items() <= found["settings"].items()
-    assert found["settings"]["losses"] == ["huber"]
-    assert found["settings"]["huber.delta"] == [0.2, 5.0]
-    assert {"hf-losses", "optuna", "torch", "python"} <= set(found["versions"])
+    assert settings.items() <= record["settings"].items()
+    assert record["settings"]["losses"] == ["huber"]
+    assert record["settings"]["huber.delta"] == [0.2, 5.0]
+    assert {"hf-losses", "optuna", "torch", "python"} <= set(record["versions"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *(".lock", "search.json", "study.db")
     }
 
     shown = capsys.readouterr().out
-    assert f"{found['best']['value']:.4f}" in shown
+    assert f"{record['best']['value']:.4f}" in shown
     command = shown.splitlines()[-1]
-    assert command == found["command"]
+    assert command == record["command"]
     python, script, *arguments = shlex.split(command)
     assert python == "python"
     assert os.path.samefile(script, RECIPES / "glue.py")
     assert not {"--max_train_samples", "--max_eval_samples", "--losses"} & set(arguments)
     glue.main([*arguments, "--output_dir", "winner"])
     winner = json.loads((tmp_path / "winner" / "result.json").read_text())
-    assert winner["metrics"]["validation"]["spearmanr"] == pytest.approx(found["best"]["value"])
-    assert winner["loss"] == {"name": "huber", "delta": found["best"]["params"]["huber.delta"]}
+    assert winner["metrics"]["validation"]["spearmanr"] == pytest.approx(record["best"]["value"])
+    assert winner["loss"] == {"name": "huber", "delta": record["best"]["params"]["huber.delta"]}
 
 
 def test_loss_parameters_and_learning_rate_reach_the_training(run, files, monkeypatch):
@@ -123,17 +123,17 @@ def test_loss_parameters_and_learning_rate_reach_the_training(run, files, monkey
             return super().training_step(*args, **kwargs)
 
     monkeypatch.setattr(search, "LossTrainer", Watched)
-    found = run(
+    record = run(
         *(*files, "--per_device_train_batch_size", "64", "--n_trials", "4"),
         *("--losses", "strict_m_power", "cross_entropy", "strict_l"),
         *("--loss_ranges", "strict_l.max_weight=2:50", "strict_m_power.alpha=0.3:0.4"),
     )
     expected = []
-    for trial in found["trials"]:
+    for trial in record["trials"]:
         params = dict(trial["params"])
         name, rate = params.pop("loss"), params.pop("learning_rate")
-        own = {key.removeprefix(f"{name}."): value for key, value in params.items()}
-        expected.append(({"name": name, **own}, rate))
+        loss_params = {key.removeprefix(f"{name}."): value for key, value in params.items()}
+        expected.append(({"name": name, **loss_params}, rate))
     assert seen == expected
     assert [list(config) for config, _ in seen][:3] == [
         *(["name", "alpha"], ["name"], ["name", "max_weight"])
@@ -143,36 +143,36 @@ def test_loss_parameters_and_learning_rate_reach_the_training(run, files, monkey
 
 def test_several_validation_sets(run, tmp_path):
     folder, _ = glue_folder(tmp_path / "glue", "mnli")
-    found = run("--task_name", "mnli", "--dataset_name", folder, "--n_trials", "1")
-    assert found["metric"] == "accuracy"
-    assert found["best"]["value"] * 16 == pytest.approx(round(found["best"]["value"] * 16))
+    record = run("--task_name", "mnli", "--dataset_name", folder, "--n_trials", "1")
+    assert record["metric"] == "accuracy"
+    assert record["best"]["value"] * 16 == pytest.approx(round(record["best"]["value"] * 16))
 
 
 def test_a_trial_that_crashes_is_one_failed_trial(run, files):
-    found = run(
+    record = run(
         *(*files, "--losses", "strict_l", "cross_entropy", "--n_trials", "2"),
         # In strict_l there are two values for the label smoothing: an error when it is trained.
         *("--label_smoothing_factor", "0.1", "--loss_ranges", "strict_l.label_smoothing=0.2:0.3"),
     )
-    assert [trial["state"] for trial in found["trials"]] == ["FAIL", "COMPLETE"]
-    assert found["best"]["params"]["loss"] == "cross_entropy"
+    assert [trial["state"] for trial in record["trials"]] == ["FAIL", "COMPLETE"]
+    assert record["best"]["params"]["loss"] == "cross_entropy"
 
 
 def test_a_model_that_diverged_has_no_value(run, files, tmp_path, capsys):
     # Its accuracy is that of the first class: a number as good as any.
     with pytest.raises(SystemExit, match="No trial came to a value"):
         run(*files, "--learning_rate_range", "1e30", "1e30", "--n_trials", "2")
-    found = result(tmp_path / "out")
-    assert [trial["state"] for trial in found["trials"]] == ["FAIL", "FAIL"]
-    assert (found["best"], found["command"]) == (None, None)
+    record = result(tmp_path / "out")
+    assert [trial["state"] for trial in record["trials"]] == ["FAIL", "FAIL"]
+    assert (record["best"], record["command"]) == (None, None)
 
 
 def test_long_texts_are_cut_to_the_positions_of_the_model(run, files, tiny, tmp_path, capsys):
     model = test_glue.remade(tiny, tmp_path / "model", **test_glue.NO_LIMIT)
     table = [row | {"sentence": f"{row['sentence']} {'film ' * 40}"} for row in rows(32, 0)]
     write(tmp_path / "my data" / "train.csv", table)
-    found = run(*files, *SPAN, "--losses", "strict_m", "--n_trials", "1", model=model)
-    assert [trial["state"] for trial in found["trials"]] == ["COMPLETE"]
+    record = run(*files, *SPAN, "--losses", "strict_m", "--n_trials", "1", model=model)
+    assert [trial["state"] for trial in record["trials"]] == ["COMPLETE"]
     assert "Length  32 tokens, since the model takes no more" in capsys.readouterr().out
 
 
@@ -212,9 +212,9 @@ def test_killed_it_goes_on_as_if_it_had_not_been(run, files, tiny, tmp_path):
     flags = [*files, *SPAN, "--losses", "cross_entropy", "strict_m_power", "--n_trials", "3"]
     flags += ["--num_train_epochs", "4"]
     whole = run(*flags, name="whole")
-    own = ["--model_name_or_path", tiny, "--output_dir", "out", "--use_cpu"]
+    fixed_flags = ["--model_name_or_path", tiny, "--output_dir", "out", "--use_cpu"]
     with subprocess.Popen(
-        [sys.executable, str(RECIPES / "search.py"), *own, *flags],
+        [sys.executable, str(RECIPES / "search.py"), *fixed_flags, *flags],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -232,12 +232,12 @@ def test_killed_it_goes_on_as_if_it_had_not_been(run, files, tiny, tmp_path):
     assert states(tmp_path / "out") == ["COMPLETE", "RUNNING"]
     assert not (tmp_path / "out" / "search.json").exists()
 
-    found = run(*flags)
-    assert [trial["state"] for trial in found["trials"]] == [
+    record = run(*flags)
+    assert [trial["state"] for trial in record["trials"]] == [
         *("COMPLETE", "FAIL", "COMPLETE", "COMPLETE")
     ]
-    assert timeless(found["trials"]) == timeless(whole["trials"])
-    assert run(*flags)["trials"] == found["trials"]
+    assert timeless(record["trials"]) == timeless(whole["trials"])
+    assert run(*flags)["trials"] == record["trials"]
 
 
 def test_goes_on_to_more_trials_but_not_with_other_flags(run, refused, files):
@@ -255,9 +255,9 @@ def test_goes_on_to_more_trials_but_not_with_other_flags(run, refused, files):
         (SPAN, "learning_rate was [2e-05, 0.0005] and is [0.001, 0.01]"),
     ]:
         assert message in refused(*flags, "--n_trials", "2", *changed)
-    found = run(*flags, "--n_trials", "2", "--max_train_samples", "512")
-    assert [trial["state"] for trial in found["trials"]] == ["COMPLETE", "COMPLETE"]
-    assert [trial["params"]["loss"] for trial in found["trials"]] == ["strict_m", "strict_m_power"]
+    record = run(*flags, "--n_trials", "2", "--max_train_samples", "512")
+    assert [trial["state"] for trial in record["trials"]] == ["COMPLETE", "COMPLETE"]
+    assert [trial["params"]["loss"] for trial in record["trials"]] == ["strict_m", "strict_m_power"]
 
 
 def test_two_searches_do_not_share_a_folder(run, refused, files, tmp_path):
@@ -345,6 +345,6 @@ def test_the_bare_command_on_fewer_rows(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = result(tmp_path / "runs/search/movie_reviews-seed42")
-    assert [trial["state"] for trial in found["trials"]] == ["COMPLETE"] * 10
-    assert found["best"]["value"] >= 0.6
+    record = result(tmp_path / "runs/search/movie_reviews-seed42")
+    assert [trial["state"] for trial in record["trials"]] == ["COMPLETE"] * 10
+    assert record["best"]["value"] >= 0.6

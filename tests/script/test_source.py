@@ -67,7 +67,7 @@ MAY_HAVE_ONE_BESIDE = {
 }
 
 
-def found(folder, script, beside):
+def finds_own_loop(folder, script, beside):
     for name, text in ({"script.py": script} | beside).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +77,14 @@ def found(folder, script, beside):
 
 @pytest.mark.parametrize("name", OWN_LOOP)
 def test_a_loop_of_its_own_is_seen(tmp_path, name):
-    assert found(tmp_path, *OWN_LOOP[name])
+    assert finds_own_loop(tmp_path, *OWN_LOOP[name])
 
 
 @pytest.mark.parametrize("name", MAY_HAVE_ONE)
 def test_what_may_have_a_trainer_is_run(tmp_path, name):
-    assert not found(tmp_path, MAY_HAVE_ONE[name], {})
+    assert not finds_own_loop(tmp_path, MAY_HAVE_ONE[name], {})
 
 
 @pytest.mark.parametrize("name", MAY_HAVE_ONE_BESIDE)
 def test_what_may_have_one_beside_it_is_run(tmp_path, name):
-    assert not found(tmp_path, *MAY_HAVE_ONE_BESIDE[name])
+    assert not finds_own_loop(tmp_path, *MAY_HAVE_ONE_BESIDE[name])

@@ -33,12 +33,12 @@ def trained(folder, model, data, resume=None, **settings):
 
 def test_unused_columns_are_left_out_and_the_gradient_is_that_of_the_loss(tmp_path):
     data = rows(sentence=["words"] * 8)
-    (found,) = trained(tmp_path, compiled(tiny.bert()), data, max_steps=1)
+    (gradient,) = trained(tmp_path, compiled(tiny.bert()), data, max_steps=1)
     model = tiny.bert()
     logits = model(input_ids=torch.tensor(data["input_ids"])).logits
     cross_entropy(logits, torch.tensor(data["labels"])).backward()
-    wanted = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    assert (found - wanted).norm() < 2e-6 * wanted.norm()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert (gradient - expected).norm() < 2e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("wrap", [compiled, lambda model: model], ids=["compiled", "plain"])
@@ -72,9 +72,9 @@ def test_gpt2_learns_the_next_token(tmp_path):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=tiny.VOCABULARY, n_embd=32, n_layer=1, n_head=2))
     data = tiny.texts(8, tiny.some_next_tokens)
     args = tiny.arguments(tmp_path, per_device_eval_batch_size=8)
-    found = LossTrainer(model=compiled(model), args=args, eval_dataset=data).evaluate()
+    metrics = LossTrainer(model=compiled(model), args=args, eval_dataset=data).evaluate()
     batch = {key: torch.stack([row[key] for row in data]) for key in data[0]}
-    assert found["eval_loss"] == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-6)
+    assert metrics["eval_loss"] == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-6)
 
 
 def test_a_fused_head_is_refused(tmp_path):

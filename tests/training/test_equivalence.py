@@ -81,7 +81,7 @@ def test_accumulation_does_not_change_the_gradients(task, loss, tmp_path):
 def test_stock_trainer_with_compute_loss_func_has_the_same_gradients(task, loss, tmp_path):
     model, data = TASKS[task]
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
-    ours = tiny.gradients(tmp_path, model(), data(), loss=loss, **settings)
+    gradients = tiny.gradients(tmp_path, model(), data(), loss=loss, **settings)
     stock = tiny.gradients(
         tmp_path,
         model(),
@@ -90,7 +90,7 @@ def test_stock_trainer_with_compute_loss_func_has_the_same_gradients(task, loss,
         keywords={"compute_loss_func": compute_loss_func(loss)},
         **settings,
     )
-    assert tiny.difference(ours, stock) < ROUNDING
+    assert tiny.difference(gradients, stock) < ROUNDING
 
 
 def test_soft_labels_are_counted_in_rows(tmp_path):
@@ -214,7 +214,7 @@ def all_evaluations(folder, batch):
         "smae",
         torch.nn.functional.l1_loss,
     )
-    found = {}
+    evaluations = {}
     for task, (model, data, *losses) in tasks.items():
         # Without averaging, Trainer takes the mean of two means, which are equal only by row.
         for average in (True, False) if task == "bert" else (True,):
@@ -230,8 +230,8 @@ def all_evaluations(folder, batch):
                     key = task, average, loss if isinstance(loss, str) else loss.__name__, size
                     baseline = "eval_mse" if task == "regression" else "eval_cross_entropy"
                     calibration = metrics.get("eval_ece", 0.0)
-                    found[key] = metrics["eval_loss"], metrics[baseline], calibration
-    return found
+                    evaluations[key] = metrics["eval_loss"], metrics[baseline], calibration
+    return evaluations
 
 
 @pytest.mark.slow
@@ -257,12 +257,12 @@ def test_two_processes_log_the_figures_of_one(two_processes, tmp_path):
     assert one.keys() == two_processes["figures"].keys()
     for key, lines in one.items():
         assert len(lines) == 3, key
-        for numbers, found in zip(lines, two_processes["figures"][key], strict=True):
-            assert found == pytest.approx(numbers, rel=1e-4, abs=1e-6), key
+        for expected, numbers in zip(lines, two_processes["figures"][key], strict=True):
+            assert numbers == pytest.approx(expected, rel=1e-4, abs=1e-6), key
 
 
 def all_figures(folder, batch):
-    found = {}
+    figures = {}
     for task, loss in (("bert", "strict_l"), ("bert-token", "liberal_exp"), ("mixup", "strict_m")):
         trainer = LossTrainer(
             model=TASKS[task][0](),
@@ -284,8 +284,8 @@ def all_figures(folder, batch):
             {key: value for key, value in line.items() if key.startswith("loss_stats/")}
             for line in trainer.state.log_history
         ]
-        found[task, loss] = [line for line in lines if line]
-    return found
+        figures[task, loss] = [line for line in lines if line]
+    return figures
 
 
 if __name__ == "__main__":

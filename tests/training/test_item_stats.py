@@ -55,13 +55,13 @@ def train(folder, task="bert", *, model=None, keywords=None, **settings):
 
 def figures(lines):
     """The figures by step."""
-    found = {}
+    by_step = {}
     for line in lines:
-        own = {k.removeprefix(PREFIX): v for k, v in line.items() if k.startswith(PREFIX)}
-        if own:
-            assert line["step"] not in found
-            found[line["step"]] = own
-    return found
+        numbers = {k.removeprefix(PREFIX): v for k, v in line.items() if k.startswith(PREFIX)}
+        if numbers:
+            assert line["step"] not in by_step
+            by_step[line["step"]] = numbers
+    return by_step
 
 
 # ---- An independent computation, slow and in float64 ---------------------------------------------
@@ -129,9 +129,9 @@ def test_the_figures_are_those_of_the_models_logits(task, loss, tmp_path):
         **FIXED,
     )
     rows = TASKS[task][1]()
-    found = figures(trainer.seen)
-    assert list(found) == [1, 2, 3]
-    for step in found:
+    logged = figures(trainer.seen)
+    assert list(logged) == [1, 2, 3]
+    for step in logged:
         batch = rows[16 * step - 16 : 16 * step]
         inputs = {
             key: torch.stack([row[key] for row in batch]) for key in batch[0] if key != "labels"
@@ -144,8 +144,8 @@ def test_the_figures_are_those_of_the_models_logits(task, loss, tmp_path):
         wanted = expected(loss, logits, labels, several=task == "multi-label")
         if loss in STRICT:
             wanted["at_max_weight"] = 0.0
-        assert found[step] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
-        assert list(found[step]) == list(wanted)
+        assert logged[step] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+        assert list(logged[step]) == list(wanted)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_figures_are_those_of_the_models_logits(task, loss, tmp_path):
 )
 def test_all_micro_batches_count(task, loss, tmp_path):
     # 40 examples: the last step has 8 of 16.
-    found = [
+    logged = [
         figures(
             train(
                 tmp_path,
@@ -173,9 +173,9 @@ def test_all_micro_batches_count(task, loss, tmp_path):
         )
         for batch in (16, 4)
     ]
-    assert list(found[0]) == list(found[1]) == [1, 2, 3]
-    for step, numbers in found[0].items():
-        assert found[1][step] == pytest.approx(numbers, rel=1e-4, abs=1e-6)
+    assert list(logged[0]) == list(logged[1]) == [1, 2, 3]
+    for step, numbers in logged[0].items():
+        assert logged[1][step] == pytest.approx(numbers, rel=1e-4, abs=1e-6)
 
 
 # ---- The gradient weight -------------------------------------------------------------------------
@@ -205,8 +205,8 @@ def test_the_weight_is_the_gradients_norm_over_cross_entropys(loss, max_weight, 
         criterion = get_loss(loss, max_weight=max_weight, weight=weights)
         items = item_stats(criterion, logits, target)
         plain = get_loss(loss, max_weight=max_weight, weight=weights, reduction="none")
-        wanted = weight_by_autograd(plain, logits[kept], target[kept])
-        torch.testing.assert_close(items[:, 1].double(), wanted, rtol=1e-4, atol=1e-7)
+        weights = weight_by_autograd(plain, logits[kept], target[kept])
+        torch.testing.assert_close(items[:, 1].double(), weights, rtol=1e-4, atol=1e-7)
     assert items.shape == (kept.sum(), 3)
     assert items.dtype == torch.float32
 
@@ -220,11 +220,11 @@ def test_the_weight_under_smoothing_and_for_probabilities(loss):
     soft = torch.rand(12, 4, generator=generator).softmax(-1)
     for labels, smoothing in ((target, 0.1), (soft, 0.0), (soft, 0.1)):
         criterion = get_loss(loss, label_smoothing=smoothing)
-        found = summary(criterion, item_stats(criterion, logits, labels))
-        found = {key.removeprefix(PREFIX): value for key, value in found.items()}
-        found.pop("at_max_weight", None)
+        numbers = summary(criterion, item_stats(criterion, logits, labels))
+        numbers = {key.removeprefix(PREFIX): value for key, value in numbers.items()}
+        numbers.pop("at_max_weight", None)
         wanted = expected(loss, logits, labels, label_smoothing=smoothing)
-        assert found == pytest.approx(wanted, rel=1e-4)
+        assert numbers == pytest.approx(wanted, rel=1e-4)
     criterion = get_loss("cross_entropy", label_smoothing=0.1)
     assert (item_stats(criterion, logits, target)[:, 1] == 1).all()
 
@@ -245,9 +245,9 @@ def test_the_ends_of_the_margin(loss):
     for bad in (math.nan, math.inf):
         broken = logits.clone()
         broken[4, 1] = bad
-        found = summary(criterion, item_stats(criterion, broken, torch.zeros(10).long()))
-        assert math.isnan(found[f"{PREFIX}margin_q05"])
-        assert math.isnan(found[f"{PREFIX}weight_q95"])
+        numbers = summary(criterion, item_stats(criterion, broken, torch.zeros(10).long()))
+        assert math.isnan(numbers[f"{PREFIX}margin_q05"])
+        assert math.isnan(numbers[f"{PREFIX}weight_q95"])
 
 
 # ---- The share at max_weight ---------------------------------------------------------------------
@@ -263,8 +263,8 @@ def test_the_share_at_max_weight_is_as_planted(loss):
     criterion = get_loss(loss, max_weight=eval(formula, w))  # The formula at p = 0.05.
     target = torch.zeros(11, dtype=torch.long)
     target[1] = -100
-    found = summary(criterion, item_stats(criterion, logits, target))
-    assert found[SHARE] == pytest.approx(3 / 10)
+    numbers = summary(criterion, item_stats(criterion, logits, target))
+    assert numbers[SHARE] == pytest.approx(3 / 10)
     for limit, share in ((math.inf, 0.0), (1e-12, 1.0)):
         criterion = get_loss(loss, max_weight=limit)
         assert summary(criterion, item_stats(criterion, logits[:5], target[:5]))[SHARE] == share
@@ -272,8 +272,8 @@ def test_the_share_at_max_weight_is_as_planted(loss):
 
 def test_losses_without_max_weight_have_no_such_share(tmp_path):
     for loss in ("cross_entropy", "liberal_exp"):
-        (found,) = figures(train(tmp_path, loss=loss, loss_stats_steps=3).seen).values()
-        assert "at_max_weight" not in found
+        (numbers,) = figures(train(tmp_path, loss=loss, loss_stats_steps=3).seen).values()
+        assert "at_max_weight" not in numbers
 
 
 # ---- Regression ----------------------------------------------------------------------------------
@@ -342,8 +342,8 @@ def test_the_same_weights_to_the_last_bit(task, settings, tmp_path):
 
 def stripped(lines):
     """The log without the figures and without what the clock says."""
-    own = (PREFIX, "train_runtime", "train_s", "eval_runtime", "eval_s")
-    return [{k: v for k, v in line.items() if not k.startswith(own)} for line in lines]
+    prefixes = (PREFIX, "train_runtime", "train_s", "eval_runtime", "eval_s")
+    return [{k: v for k, v in line.items() if not k.startswith(prefixes)} for line in lines]
 
 
 def test_steps_that_log_nothing_do_nothing(tmp_path, monkeypatch):

@@ -72,8 +72,8 @@ def test_one_output_meets_whole_numbers_one_by_one(loss, label, build):
         tiny.bert(num_labels=1), data, loss, per_device_train_batch_size=16, max_steps=1
     )
     logits, labels = outputs(trainer.model, data)
-    right = formula(logits.flatten() - labels.flatten()).mean().item()
-    assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
+    expected = formula(logits.flatten() - labels.flatten()).mean().item()
+    assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_module_of_ones_own_with_one_output_meets_numbers_one_by_one(build):
@@ -127,9 +127,9 @@ def test_a_row_of_probabilities_is_one_item_for_any_loss(declared, loss, build):
         rows = (torch.special.xlogy(shares, shares) - shares * logits).sum(-1)
     else:
         rows = -(shares * logits.log_softmax(-1)).sum(-1)
-    right = rows.mean().item()
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(right, rel=1e-5)
-    assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
+    expected = rows.mean().item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
 
 
 def test_labels_in_a_column_are_classes(build):
@@ -138,8 +138,8 @@ def test_labels_in_a_column_are_classes(build):
         trainer = build(tiny.bert(), data, loss)
         logits, labels = outputs(trainer.model, data)
         p = logits.softmax(-1).gather(-1, labels)
-        right = (1 / p - 1) if loss == "strict_m" else -p.log()
-        assert trainer.evaluate()["eval_loss"] == pytest.approx(right.mean().item(), rel=1e-5)
+        expected = (1 / p - 1) if loss == "strict_m" else -p.log()
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "liberal_exp", nn.CrossEntropyLoss()])
@@ -171,12 +171,12 @@ def test_minus_one_hundred_is_a_number_like_any_other(build):
         settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
         trainer = build(tiny.bert(num_labels=1), data, loss, max_steps=1, **settings)
         logits, labels = outputs(trainer.model, data)
-        right = pytest.approx((logits.flatten() - labels).abs().mean().item(), rel=1e-5)
-        assert trainer.evaluate()["eval_loss"] == right
-        assert first_loss(trainer) == pytest.approx(right.expected, rel=1e-4)
+        expected = (logits.flatten() - labels).abs().mean().item()
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+        assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
     stock = compute_loss_func("mae")
-    found = stock({"logits": logits.float()}, labels, (labels != -100).sum())
-    assert found.item() == right
+    value = stock({"logits": logits.float()}, labels, (labels != -100).sum())
+    assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
 def some_rows_without_labels(generator, ids):
@@ -191,13 +191,13 @@ def test_evaluation_is_the_mean_over_tokens_whatever_the_batch(loss, build):
     logits, labels = outputs(model, data)
     p = logits.softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100]
     cross_entropy = -p.log().mean().item()
-    right = ((1 / p).log() + 1 / p - 1).mean().item() if loss == "strict_l" else cross_entropy
+    expected = ((1 / p).log() + 1 / p - 1).mean().item() if loss == "strict_l" else cross_entropy
     if loss == "strict_l":
-        right = get_loss("strict_l")(logits, labels).item()
+        expected = get_loss("strict_l")(logits, labels).item()
     for size in (1, 5, 12):
-        found = build(model, data, loss, per_device_eval_batch_size=size).evaluate()
-        assert found["eval_loss"] == pytest.approx(right, rel=1e-5)
-        assert found["eval_cross_entropy"] == pytest.approx(cross_entropy, rel=1e-5)
+        metrics = build(model, data, loss, per_device_eval_batch_size=size).evaluate()
+        assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+        assert metrics["eval_cross_entropy"] == pytest.approx(cross_entropy, rel=1e-5)
 
 
 def test_training_without_any_label_is_told_once(build, caplog):
@@ -227,8 +227,8 @@ def test_a_mean_over_no_item_is_zero(build):
     settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 1}
     trainer = build(model, data, nn.functional.cross_entropy, **settings)
     logits, labels = outputs(model, data)
-    right = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
-    assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
+    assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
@@ -294,8 +294,8 @@ class Line(nn.Module):
         self.flat = not outputs
 
     def forward(self, input_ids, attention_mask):
-        found = self.linear(input_ids.float() / tiny.VOCABULARY)
-        return (found[:, 0] if self.flat else found,)
+        logits = self.linear(input_ids.float() / tiny.VOCABULARY)
+        return (logits[:, 0] if self.flat else logits,)
 
 
 @pytest.mark.parametrize("loss", [None, "cross_entropy", "liberal_exp"])
@@ -324,8 +324,8 @@ def test_an_unknown_model_learns_what_its_loss_says(build):
     inputs = batch(shares)
     with torch.no_grad():
         (logits,) = trainer.model(inputs["input_ids"], None)
-        right = -(inputs["labels"] * logits.double().log_softmax(-1)).sum(-1).mean().item()
-    assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
+        expected = -(inputs["labels"] * logits.double().log_softmax(-1)).sum(-1).mean().item()
+    assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
 
 
 # ---- Models of the user's own --------------------------------------------------------------------
@@ -361,11 +361,11 @@ def test_a_model_may_return_its_logits_in_many_ways(model, gather, build):
     inputs = batch(data)
     with torch.no_grad():
         scores = model.linear(inputs["input_ids"].float() / tiny.VOCABULARY)
-        right = get_loss("strict_m")(scores.double(), inputs["labels"]).item()
-    found = trainer.predict(data)
-    assert found.metrics["test_loss"] == pytest.approx(right, rel=1e-5)
-    torch.testing.assert_close(torch.as_tensor(found.predictions), scores)
-    assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
+        expected = get_loss("strict_m")(scores.double(), inputs["labels"]).item()
+    output = trainer.predict(data)
+    assert output.metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(torch.as_tensor(output.predictions), scores)
+    assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
 
 
 def test_labels_of_an_unknown_model_may_have_any_name(build):
@@ -378,9 +378,9 @@ def test_labels_of_an_unknown_model_may_have_any_name(build):
     plain.load_state_dict(model.state_dict())
     expected = build(plain, data, "strict_m").evaluate()
     renamed = [{"true_label" if key == "labels" else key: row[key] for key in row} for row in data]
-    found = build(model, renamed, "strict_m", max_steps=1)
-    assert found.evaluate()["eval_loss"] == expected["eval_loss"]
-    assert first_loss(found) == pytest.approx(expected["eval_loss"], rel=1e-4)
+    trainer = build(model, renamed, "strict_m", max_steps=1)
+    assert trainer.evaluate()["eval_loss"] == expected["eval_loss"]
+    assert first_loss(trainer) == pytest.approx(expected["eval_loss"], rel=1e-4)
 
 
 def test_a_loss_or_a_model_that_returns_nothing_is_told_in_one_line(build):
@@ -427,9 +427,9 @@ def test_the_first_token_is_predicted_from_the_last_virtual_one(prompt, fused, m
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 1}
     trainer = build(model, rows, "cross_entropy", **settings, **arguments)
     with torch.no_grad():
-        right = model.eval()(**batch(rows)).loss.item()  # Over all tokens of the step.
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(right, rel=1e-5)
-    assert first_loss(trainer) == pytest.approx(right, rel=1e-4)
+        expected = model.eval()(**batch(rows)).loss.item()  # Over all tokens of the step.
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert first_loss(trainer) == pytest.approx(expected, rel=1e-4)
 
 
 def test_float64_stays(build):
@@ -438,6 +438,6 @@ def test_float64_stays(build):
     inputs = batch(data)
     with torch.no_grad():
         builtin = model.eval()(**inputs).loss
-        ours = trainer.compute_loss(model, inputs)
-    assert builtin.dtype == ours.dtype == torch.float64
-    torch.testing.assert_close(ours, builtin, rtol=1e-14, atol=0)
+        loss = trainer.compute_loss(model, inputs)
+    assert builtin.dtype == loss.dtype == torch.float64
+    torch.testing.assert_close(loss, builtin, rtol=1e-14, atol=0)

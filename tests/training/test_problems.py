@@ -225,9 +225,9 @@ def test_the_losses_are_those_of_the_model_and_of_the_formula(task, tmp_path):
     for loss, formula in losses.items():
         for size in (3, 16):
             args = tiny.arguments(tmp_path, TrainingArguments, per_device_eval_batch_size=size)
-            found = LossTrainer(model, args, eval_dataset=rows, loss=loss).evaluate()
-            assert found["eval_loss"] == pytest.approx(by_hand(parts, formula), rel=1e-4)
-            assert found["eval_cross_entropy"] == pytest.approx(builtin, rel=1e-4)
+            metrics = LossTrainer(model, args, eval_dataset=rows, loss=loss).evaluate()
+            assert metrics["eval_loss"] == pytest.approx(by_hand(parts, formula), rel=1e-4)
+            assert metrics["eval_cross_entropy"] == pytest.approx(builtin, rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "strict_l_full", "liberal_exp"])
@@ -274,8 +274,8 @@ def test_a_checkpoint_is_resumed_and_loaded(task, tmp_path):
     expected = whole.evaluate()
     assert again.evaluate()["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
     loaded = type(model()).from_pretrained(tmp_path / "checkpoint-2")
-    found = LossTrainer(loaded, args, eval_dataset=rows).evaluate()
-    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+    metrics = LossTrainer(loaded, args, eval_dataset=rows).evaluate()
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
     config = json.loads((tmp_path / "checkpoint-2" / "config.json").read_text())
     assert config["hf_losses"] == {"name": "liberal_exp"}
 
@@ -308,6 +308,6 @@ def test_virtual_tokens_have_no_class(tmp_path):
     labels = inputs.pop("labels")
     with torch.no_grad():
         logits = model(**inputs).logits[:, 4:]
-    right = by_hand([(logits[labels >= 0].double(), labels[labels >= 0])], lambda p: -p.log())
+    expected = by_hand([(logits[labels >= 0].double(), labels[labels >= 0])], lambda p: -p.log())
     trainer = LossTrainer(model, tiny.arguments(tmp_path), eval_dataset=rows, loss="cross_entropy")
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(right, rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)

@@ -140,21 +140,21 @@ def test_optuna_searches_over_losses(tmp_path):
 def test_any_module_or_callable_is_normalised_like_our_own(loss, tmp_path):
     data = tiny.texts(label=tiny.class_of_each_token)
     accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
-    ours = tiny.gradients(
+    gradients = tiny.gradients(
         tmp_path,
         tiny.bert(BertForTokenClassification),
         data,
         loss="cross_entropy",
         per_device_train_batch_size=16,
     )
-    theirs = tiny.gradients(
+    expected = tiny.gradients(
         tmp_path,
         tiny.bert(BertForTokenClassification),
         data,
         keywords={"loss": loss},
         **accumulated,
     )
-    assert tiny.difference(ours, theirs) < 1e-6
+    assert tiny.difference(gradients, expected) < 1e-6
 
 
 # ---- Mistakes, told when the trainer is built ------------------------------------------------
@@ -314,8 +314,8 @@ def test_multi_label_and_classes_match_the_builtin_loss(label, build):
     trainer = build(data=tiny.texts(label=label))
     inputs = batch(tiny.texts(6, label))
     with torch.no_grad():
-        ours = trainer.compute_loss(trainer.model.eval(), inputs)
-        torch.testing.assert_close(ours, trainer.model(**inputs).loss)
+        loss = trainer.compute_loss(trainer.model.eval(), inputs)
+        torch.testing.assert_close(loss, trainer.model(**inputs).loss)
 
 
 def test_regression_matches_the_builtin_loss_and_reports_squared_error(build):
@@ -423,10 +423,10 @@ def test_data_parallel_counts_are_not_multiplied_twice(build):
     with torch.no_grad():
         outputs = trainer.model.eval()(input_ids=inputs["input_ids"])
         mean = get_loss("strict_m")(outputs.logits, inputs["labels"])
-        ours = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=per_gpu)
+        loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=per_gpu)
         # The stock Trainer multiplies by the number of GPUs afterwards.
         stock = compute_loss_func("strict_m")(outputs, inputs["labels"], per_gpu) * 2
-    torch.testing.assert_close(ours, mean)
+    torch.testing.assert_close(loss, mean)
     torch.testing.assert_close(stock, mean)
 
 
@@ -471,13 +471,13 @@ def test_a_mixture_of_experts_keeps_its_auxiliary_loss(build):
     inputs = batch(tiny.texts(4, tiny.some_next_tokens))
     with torch.no_grad():
         builtin = model.eval()(**inputs)
-        ours = trainer.compute_loss(model, inputs)
+        loss = trainer.compute_loss(model, inputs)
     assert builtin.aux_loss > 0
-    torch.testing.assert_close(ours, builtin.loss)
+    torch.testing.assert_close(loss, builtin.loss)
     model.train()
     trainer.current_gradient_accumulation_steps = 2
     items = (inputs["labels"][:, 1:] != -100).sum() * 2
-    torch.testing.assert_close(trainer.compute_loss(model, inputs, False, items) * 2, ours)
+    torch.testing.assert_close(trainer.compute_loss(model, inputs, False, items) * 2, loss)
 
 
 def test_the_experts_of_a_model_that_sees_have_their_weight_in_its_text_config(build):
@@ -518,8 +518,8 @@ def test_sequence_to_sequence_models_get_their_decoder_inputs(build):
     trainer = build(t5(), data, loss="cross_entropy")
     inputs = batch(data[:4])
     with torch.no_grad():
-        ours = trainer.compute_loss(trainer.model.eval(), inputs)
-        torch.testing.assert_close(ours, trainer.model(**inputs).loss)
+        loss = trainer.compute_loss(trainer.model.eval(), inputs)
+        torch.testing.assert_close(loss, trainer.model(**inputs).loss)
 
 
 def test_generating_evaluation_reports_this_loss(build):
@@ -538,9 +538,9 @@ def test_generating_evaluation_reports_this_loss(build):
         loss="strict_l",
     )
     plain = build(t5(), data, loss="strict_l")
-    ours, expected = trainer.evaluate(), plain.evaluate()
-    assert ours["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
-    assert ours["eval_cross_entropy"] == pytest.approx(expected["eval_cross_entropy"], rel=1e-6)
+    metrics, expected = trainer.evaluate(), plain.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
+    assert metrics["eval_cross_entropy"] == pytest.approx(expected["eval_cross_entropy"], rel=1e-6)
 
 
 def test_prompt_tuning_lengthens_the_logits_but_not_the_labels(build):
@@ -549,8 +549,8 @@ def test_prompt_tuning_lengthens_the_logits_but_not_the_labels(build):
     trainer = build(model, tiny.texts(label=tiny.some_next_tokens), loss="cross_entropy")
     inputs = batch(tiny.texts(4, tiny.some_next_tokens))
     with torch.no_grad():
-        ours = trainer.compute_loss(model.eval(), inputs)
-        torch.testing.assert_close(ours, model(**inputs).loss)
+        loss = trainer.compute_loss(model.eval(), inputs)
+        torch.testing.assert_close(loss, model(**inputs).loss)
 
 
 def test_a_model_without_a_label_argument_is_trained_and_evaluated(build):

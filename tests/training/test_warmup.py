@@ -38,8 +38,8 @@ def test_each_step_blends_the_two_gradients(tmp_path, first, batch, accumulation
         at_fixed_weights(tmp_path, 16, loss=loss, **kwargs, **settings)[0]
         for loss in (first or "cross_entropy", "liberal_exp")
     ]
-    wanted = [torch.lerp(*ends, share) for share in (0, 0.25, 0.5, 0.75, 1)]
-    assert tiny.difference(blended, wanted) < 2e-6
+    expected = [torch.lerp(*ends, share) for share in (0, 0.25, 0.5, 0.75, 1)]
+    assert tiny.difference(blended, expected) < 2e-6
     assert tiny.difference(blended[:1], blended[4:]) > 0.1
 
 
@@ -92,10 +92,12 @@ def test_evaluation_is_on_the_target(tmp_path):
     trainer = LossTrainer(model, args, train_dataset=data, eval_dataset=data)
     trainer.train()
     logits, labels = map(torch.from_numpy, trainer.predict(data)[:2])
-    wanted = get_loss("liberal_parabolic")(logits, labels).item()
-    found = [line for line in trainer.state.log_history if "eval_loss" in line]
-    assert [line["eval_loss"] for line in found] == pytest.approx([wanted, wanted], abs=1e-6)
-    assert not any("loss_warmup" in line for line in found)
+    expected = get_loss("liberal_parabolic")(logits, labels).item()
+    evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert [line["eval_loss"] for line in evaluations] == pytest.approx(
+        [expected, expected], abs=1e-6
+    )
+    assert not any("loss_warmup" in line for line in evaluations)
     assert trainer.loss_config == {"name": "liberal_parabolic"}
 
 
@@ -145,8 +147,8 @@ def accuracy(folder, warmup):
     model = ViTForImageClassification(ViTConfig(**(config | size)))
     trainer = LossTrainer(model, args, train_dataset=data)
     trainer.train()
-    found = trainer.predict(data)
-    return (found.predictions.argmax(-1) == found.label_ids).mean()
+    output = trainer.predict(data)
+    return (output.predictions.argmax(-1) == output.label_ids).mean()
 
 
 def test_a_bounded_loss_learns_a_hundred_classes_with_it_and_not_without(tmp_path):
