@@ -19,20 +19,20 @@ def find_model(name_or_path: str | None) -> tuple[str, str | None, str]:
     """Finds a model of the Hub or in a folder; without either, the MiniLM of the extra `demo`.
 
     Args:
-        name_or_path: What the user gave.
+        name_or_path: A folder or a Hub name; None for the default model.
 
     Returns:
         The name to show, the name on the Hub if it has one, and what `from_pretrained` takes.
 
     Raises:
-        UsageError: If nothing was given and the default model is not installed.
+        UsageError: If the default model is meant but not installed.
     """
     if name_or_path:
         path = Path(name_or_path)
         if path.is_dir():
             return path.resolve().name, None, name_or_path
         return name_or_path, name_or_path, name_or_path
-    package = importlib.util.find_spec(DEFAULT_MODEL)  # To import it would take seconds.
+    package = importlib.util.find_spec(DEFAULT_MODEL)  # Importing it would take seconds.
     if package is None or not package.submodule_search_locations:
         raise UsageError(
             "the default model is not installed: pip install 'hf-losses[demo]', or give a folder "
@@ -49,7 +49,7 @@ def load_text_classifier(
 
     Args:
         path: What `from_pretrained` takes.
-        classes: Their names; None for regression.
+        classes: Names of the classes; None for regression.
         lora: Whether an adapter is trained, and of what size.
 
     Returns:
