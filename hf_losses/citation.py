@@ -1,4 +1,4 @@
-"""How to cite the paper and this library, and links to what a loss refers to."""
+"""How to cite the paper and this library, and links to the references of losses."""
 
 from __future__ import annotations
 
