@@ -103,7 +103,7 @@ def load_model(options, data):
         ) from error
     if options.freeze_backbone:
         backbone = model.base_model.requires_grad_(False).eval()
-        backbone.train = lambda mode=True: backbone  # Batch norm and dropout stay as in inference.
+        backbone.train = lambda mode=True: backbone  # Batch norm and dropout stay in eval mode.
     return processor, add_adapter(model, options, loading, None) if options.lora else model
 
 
@@ -113,7 +113,7 @@ def main(argv=None):
         usage="image_classification.py [--dataset_name NAME] [--model_name_or_path MODEL] "
         "[--loss LOSS] … (--help)",
     )
-    try:  # Whatever does not fit is said here, before anything is trained or written.
+    try:  # All errors of the user's are found here, before anything is trained or written.
         source, options, changes, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
         with args.main_process_first():
@@ -152,8 +152,8 @@ def main(argv=None):
             eval_dataset=validation.get("validation"),
             processing_class=processor,
             preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-            compute_metrics=lambda found: metric.compute(
-                predictions=found.predictions, references=found.label_ids
+            compute_metrics=lambda evaluation: metric.compute(
+                predictions=evaluation.predictions, references=evaluation.label_ids
             ),
             callbacks=[NewEpoch(inputs)],
         )
@@ -170,11 +170,11 @@ def main(argv=None):
         trainer.save_model()
         trainer.save_state()
     for name, images in (validation | tests).items():
-        found = trainer.predict(images, metric_key_prefix=name)
-        metrics[name] = found.metrics
+        output = trainer.predict(images, metric_key_prefix=name)
+        metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = images.images.names()
-            outputs.write_predictions(args, name, rows, found.predictions, data.classes)
+            outputs.write_predictions(args, name, rows, output.predictions, data.classes)
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
         facts |= {"pipeline_tag": "image-classification", "dataset": outputs.dataset_facts(data)}

@@ -75,17 +75,17 @@ def load_model(path, options, data):
 
 
 def make_metrics(data):
-    """Metrics of predicted class ids, and their names, of which the first chooses the model."""
+    """A function for the metrics, and their names; models are chosen by the first."""
     metric = EntityMetric() if data.entities else GlueMetric("classification")
     names = np.array(data.classes)
 
-    def compute_metrics(found):
-        predictions, labels = found.predictions, found.label_ids
+    def compute_metrics(evaluation):
+        predictions, labels = evaluation.predictions, evaluation.label_ids
         words = labels != IGNORE
         if not data.entities:
             return metric.compute(predictions=predictions[words], references=labels[words])
         tags = [
-            [names[row[at]].tolist() for row, at in zip(ids, words, strict=True)]
+            [names[row[mask]].tolist() for row, mask in zip(ids, words, strict=True)]
             for ids in (predictions, labels)
         ]
         return metric.compute(predictions=tags[0], references=tags[1])
@@ -104,7 +104,7 @@ def main(argv=None):
         usage="token_classification.py [--dataset_name NAME] [--model_name_or_path MODEL] "
         "[--loss LOSS] … (--help)",
     )
-    try:  # Whatever does not fit is said here, before anything is trained or written.
+    try:  # All errors of the user's are found here, before anything is trained or written.
         source, options, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
         model_name, base_model, path = find_model(options.model_name_or_path)
@@ -151,13 +151,13 @@ def main(argv=None):
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()
-    args.train_sampling_strategy = "random"  # Grouped, predictions would not be in the rows' order.
+    args.train_sampling_strategy = "random"  # Grouping would also reorder the predictions.
     tests = data.sets("test")
     for name, split in (data.sets("validation") | tests).items():
-        found = trainer.predict(pieces[name], metric_key_prefix=name)
-        metrics[name] = found.metrics
+        output = trainer.predict(pieces[name], metric_key_prefix=name)
+        metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
-            ids = join_pieces(pieces[name], found.predictions, [*map(len, split["tokens"])])
+            ids = join_pieces(pieces[name], output.predictions, [*map(len, split["tokens"])])
             tags = [[data.classes[i] for i in sentence] for sentence in ids]
             path = Path(args.output_dir) / f"predictions_{name}.tsv"
             write_conll(path, split["tokens"], tags)
