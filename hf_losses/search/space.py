@@ -97,14 +97,14 @@ class SearchArguments:
                 )
         return ranges
 
-    def check(self, given: Iterable[str], args: Any) -> None:
+    def check(self, flags: Iterable[str], args: Any) -> None:
         """Raises a UsageError if a flag does not belong to a search, or Optuna is missing.
 
         Args:
-            given: Names of the flags that the user gave.
+            flags: Names of the flags that the user gave.
             args: The training arguments of the trials.
         """
-        for name in given:
+        for name in flags:
             if name in SEARCHED:
                 raise UsageError(f"a search chooses --{name} itself: see --{SEARCHED[name]}")
             if name in FOR_THE_WINNER:
