@@ -133,7 +133,9 @@ class ImageArguments:
                 split.check_images()
             else:
                 splits[name] = split.readable()
-        check_two_classes(splits["train"].labels, classes)
+        labels = splits["train"].labels
+        assert labels is not None  # A training set with missing labels has been refused.
+        check_two_classes(labels, classes)
         order = [name for name in SETS if name in splits]
         origin = self._origin()
         if self.on_hub:

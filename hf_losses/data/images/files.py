@@ -47,7 +47,7 @@ def idx_files(name: str) -> dict[str, Path]:
 def load_idx(folder: str) -> tuple[dict[str, Images], list[str]]:
     """Reads MNIST's files, or those of another dataset in the same format."""
     files = {name.replace(".idx", "-idx"): path for name, path in idx_files(folder).items()}
-    splits = {}
+    arrays = {}
     for prefix, split in IDX.items():
         names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
         missing = [name for name in names if name not in files]
@@ -61,14 +61,14 @@ def load_idx(folder: str) -> tuple[dict[str, Images], list[str]]:
                 f"{folder}: {names[0]} holds {pixels.shape} numbers and {names[1]} {labels.shape}; "
                 "images [N, H, W] and labels [N] are needed"
             )
-        splits[split] = Images(Pixels(pixels), labels.astype(np.int64))
-    train = splits["train"].labels
-    classes = class_names(train.tolist(), folder)
+        arrays[split] = pixels, labels
+    classes = class_names(arrays["train"][1].tolist(), folder)
+    splits = {}
     for prefix, split in IDX.items():
-        if split in splits:
-            where = f"{folder}, {prefix} labels"
-            encoded = encode(splits[split].labels.tolist(), classes, where)
-            splits[split].labels = np.array(encoded, dtype=np.int64)
+        if split in arrays:
+            pixels, labels = arrays[split]
+            encoded = encode(labels.tolist(), classes, f"{folder}, {prefix} labels")
+            splits[split] = Images(Pixels(pixels), np.array(encoded, dtype=np.int64))
     return splits, classes
 
 

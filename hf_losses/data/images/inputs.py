@@ -221,8 +221,8 @@ def build_augmentation(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
             changed = randaugment(pixels[None] / 255)[0]
-        pixels = (changed * 255).round().clamp(0, 255).to(torch.uint8)
-        return pixels
+        augmented: Tensor = (changed * 255).round().clamp(0, 255).to(torch.uint8)
+        return augmented
 
     return crop_flip_randaugment
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,26 +127,27 @@ class Pixels(Sequence[PIL.Image.Image]):
         return {}
 
 
-@dataclass
 class Images:
     """A set of images, or a part of one.
 
-    Attributes:
+    Args:
         source: The images, perhaps with others that are not in the set.
         labels: `[N]` class ids, int64; None for a test set without labels.
-        rows: `[N]` numbers of the source's images that are in the set; None for all.
+        rows: `[N]` numbers of the source's images that are in the set; None for all of them.
         skipped: Names of the images that were left out because they cannot be read.
     """
 
-    source: Stored | Pixels
-    labels: np.ndarray | None
-    rows: np.ndarray = None  # All, set in __post_init__.
-    skipped: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Takes every row if none are named."""
-        if self.rows is None:
-            self.rows = np.arange(len(self.source))
+    def __init__(
+        self,
+        source: Stored | Pixels,
+        labels: np.ndarray | None,
+        rows: np.ndarray | None = None,
+        skipped: Sequence[str] = (),
+    ) -> None:
+        """See the class."""
+        self.source, self.labels = source, labels
+        self.rows = np.arange(len(source)) if rows is None else rows
+        self.skipped = list(skipped)
 
     def __len__(self) -> int:
         """The number of images."""
@@ -166,7 +166,7 @@ class Images:
 
     def names(self) -> list[str | int]:
         """File names or row numbers."""
-        return [self.source.name(row) for row in self.rows]
+        return [self.source.name(row) for row in self.rows.tolist()]
 
     def take(self, chosen: np.ndarray) -> Images:
         """A part of the set.
@@ -194,6 +194,7 @@ class Images:
         Args:
             share: The share of the images in the second part.
         """
+        assert self.labels is not None  # Only a test set may lack labels, and none is split.
         positions, size = np.arange(len(self)), max(1, round(share * len(self)))
         counts = np.bincount(self.labels)
         enough = counts[counts > 0].min() > 1 and size >= (counts > 0).sum()

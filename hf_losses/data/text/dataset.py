@@ -224,6 +224,7 @@ def load_task(task: str, dataset_name: str) -> TextData:
     Raises:
         ValueError: If the data cannot be loaded or do not fit.
     """
+    classes: list[str] | None
     if task in movie_reviews.TASKS:
         columns, classes = ["sentence"], movie_reviews.CLASSES
         splits = dict(movie_reviews.load_movie_reviews(task))
@@ -264,6 +265,7 @@ def load_files(
                 f"--sentence2_column); columns: {', '.join(train.column_names)}"
             )
     feature = train.features[label]
+    classes: list[str] | None
     if isinstance(feature, ClassLabel):
         classes = feature.names
     elif (dtype := dtype_of(train, label)) in ("list", "null"):

@@ -84,14 +84,15 @@ class TokenArguments:
     @property
     def on_hub(self) -> bool:
         """Whether the data come from the Hub."""
-        return self.dataset_name not in (None, CAPITALS) and not _is_path(self.dataset_name)
+        if self.dataset_name is None or self.dataset_name == CAPITALS:
+            return False
+        return not _is_path(self.dataset_name)
 
     @property
     def name(self) -> str:
         """The dataset, or the training file or folder without what leads to it."""
-        if self.on_hub:
-            return self.dataset_name.replace("/", "_")
-        return Path(self.dataset_name or self.train_file).expanduser().resolve().stem
+        name = self.dataset_name or self.train_file or ""
+        return name.replace("/", "_") if self.on_hub else Path(name).expanduser().resolve().stem
 
     def load(self) -> TokenData:
         """Reads and checks the data.
@@ -144,7 +145,7 @@ class TokenArguments:
             return {"name": self.name, "about": f"files of the folder `{self.name}`"}
         files = (self.train_file, self.validation_file, self.test_file)
         names = ", ".join(f"`{Path(file).name}`" for file in files if file)
-        return {"name": Path(self.train_file).name, "about": f"the files {names}"}
+        return {"name": Path(self.train_file or "").name, "about": f"the files {names}"}
 
     def _file(self, path: Path, name: str) -> Sentences:
         """The sentences of a file of the set `name`."""
@@ -216,7 +217,7 @@ def _checked(sets: dict[str, Sentences]) -> TokenData:
         elif name != "test":
             raise UsageError(f"{sentences.where} has no tags: one column alone")
     train = sets["train"]
-    train_tags: list[Any] = [*chain.from_iterable(train.tags)]
+    train_tags: list[Any] = [*chain.from_iterable(train.tags or [])]
     if train.names is None:
         check_class_count(train_tags, train.where)
     # Ids without names are sorted as numbers.
