@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hf_losses.citation import PAPER, PAPER_CITATION
+from hf_losses.citation import loss_citation
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
 from hf_losses.losses.registry import get_spec
 from hf_losses.messages import MissingExtra, UsageError
@@ -19,14 +19,6 @@ from hf_losses.training.loss.items import check_targets
 
 if TYPE_CHECKING:
     from sentence_transformers.cross_encoder import CrossEncoder
-
-LIBRARY = r"""
-@software{hf_losses,
-  title  = {{hf\_losses}: the loss as a hyperparameter of every Hugging Face fine-tuning job},
-  author = {{The hf\_losses authors}},
-  note   = {%s}
-}
-"""
 
 
 class CrossEncoderLoss(nn.Module):
@@ -143,5 +135,4 @@ class CrossEncoderLoss(nn.Module):
     def citation(self) -> str:
         """BibTeX of this library and, where the loss refers to it, of the paper."""
         spec = self.criterion.spec
-        note = f"{spec.name}: {spec.reference or spec.formula}".replace("_", r"\_")
-        return LIBRARY % note + (f"{PAPER_CITATION}\n" if PAPER in spec.reference else "")
+        return loss_citation(spec.name, spec.reference or spec.formula)
