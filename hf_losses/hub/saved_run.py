@@ -8,12 +8,12 @@ import os
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from hf_losses.hub.outage import HTTPError, HubUnreachable, outage
 from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
@@ -114,6 +114,7 @@ def load_loss(
     Raises:
         ValueError: If there is no such folder or repository, it does not name its loss, or the loss
             is one that is not registered here.
+        OSError: If the Hub cannot be reached.
 
     Example:
         >>> load_loss("runs/glue/movie_reviews-liberal_exp-seed42")
@@ -121,10 +122,15 @@ def load_loss(
     folder = os.fspath(repo_or_folder)
     try:
         config = _read(folder, LOSS_FILE, revision)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         try:  # model.save_pretrained writes the loss into the config alone.
             config = _read(folder, CONFIG_NAME, revision)[STATE_KEY]
-        except (OSError, ValueError, HfHubHTTPError, KeyError):
+        except (OSError, ValueError, HTTPError, KeyError):
+            if reason := outage(error):
+                raise HubUnreachable(
+                    f"the Hub could not be reached for {LOSS_FILE} of {folder!r} "
+                    f"({' '.join(str(reason).split())}): try again later, or give a folder"
+                ) from error
             raise UsageError(
                 f"cannot read {LOSS_FILE} of {folder!r}, which is written beside a model that "
                 f"LossTrainer trained: {error}"

@@ -17,6 +17,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from hf_losses import __version__
+from hf_losses.hub.outage import HTTPError, HubUnreachable, is_temporary
 from hf_losses.hub.saved_run import LOSS_FILE
 from hf_losses.messages import UsageError
 
@@ -30,13 +31,6 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 # Seconds without a byte after which a connection counts as broken; the client alone would wait
 # for ever.
 TIMEOUT = 120.0
-
-# The base of all errors of a connection: httpx's or, since huggingface_hub 2, httpx2's.
-_HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
-
-
-class HubUnreachable(UsageError, OSError):
-    """The Hub did not answer in any of the tries; the message says how to resume later."""
 
 
 def upload(
@@ -169,9 +163,10 @@ def retried(call: Callable[[], T]) -> T:
             session.timeout = TIMEOUT
         try:
             return call()
-        except (OSError, RuntimeError, _HTTPError) as error:
+        except (OSError, RuntimeError, HTTPError) as error:
             cause = _cause(error)
-            if not _is_temporary(cause) or _was_retried(cause):
+            # hf_xet's errors do not count as temporary: it has retried itself.
+            if not is_temporary(cause) or _was_retried(cause):
                 raise
             wait = _requested_wait(cause) or wait
             logger.warning("%s; trying again in %g s", _in_words(cause), wait)
@@ -182,12 +177,6 @@ def retried(call: Callable[[], T]) -> T:
 def _cause(error: Exception) -> BaseException:
     """The error itself, or the one that the client's threads have wrapped in a RuntimeError."""
     return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-
-
-def _is_temporary(error: BaseException) -> bool:
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (408, 409, 429) or error.response.status_code >= 500
-    return isinstance(error, _HTTPError)  # Not hf_xet's errors: it retries itself.
 
 
 def _was_retried(error: BaseException) -> bool:
@@ -211,14 +200,24 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         message = f" ({error.server_message})" if error.server_message else ""
         return f"the Hub answered {error.response.status_code}{message}"
-    if _is_temporary(error):
+    if is_temporary(error):
         return f"the connection to the Hub failed ({str(error) or type(error).__name__})"
     return " ".join(str(error).split())
 
 
+def _is_expected(error: BaseException) -> bool:
+    """Whether an error says that the Hub refuses or fails; any other is a bug."""
+    if isinstance(error, (UsageError, OSError, HTTPError)):
+        return True
+    # The client, and hf_xet below it, also raise plain ValueErrors and RuntimeErrors.
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    in_client = str(frame.f_globals["__name__"]).startswith("huggingface_hub.")
+    return in_client and isinstance(error, (ValueError, RuntimeError))
+
+
 @contextlib.contextmanager
 def explained(repo: str, then: str) -> Iterator[None]:
-    """Turns the client's errors into one sentence that says what to do.
+    """Turns the client's errors into one sentence that says what to do; others pass unchanged.
 
     Args:
         repo: The repository, for the message.
@@ -235,12 +234,14 @@ def explained(repo: str, then: str) -> Iterator[None]:
     }
     try:
         yield
-    except (ValueError, OSError, RuntimeError, _HTTPError) as error:
+    except (ValueError, OSError, RuntimeError, HTTPError) as error:
         cause = _cause(error)
+        if not _is_expected(cause):
+            raise
         message = _in_words(cause)
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         if status in ways_out:
             message += f": {ways_out[status]}"
-        refused = isinstance(cause, ValueError) or (status and not _is_temporary(cause))
+        refused = isinstance(cause, ValueError) or (status and not is_temporary(cause))
         kind = UsageError if refused else HubUnreachable
         raise kind(f"{message.rstrip('.')}. {then}" if then else message) from error
