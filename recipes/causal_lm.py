@@ -26,7 +26,7 @@ from hf_losses import LossTrainer
 from hf_losses.data.chats.dataset import DEFAULT, IGNORED, ChatArguments
 from hf_losses.messages import UsageError
 from hf_losses.models.generation import generate
-from hf_losses.models.limits import fit_tokenizer, outline, usable_length
+from hf_losses.models.limits import fit_tokenizer, loading, outline, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.small_lm import small_model, small_tokenizer
 from hf_losses.options import option
@@ -61,6 +61,8 @@ def load_tokenizer(path):
         return small_tokenizer()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
+    # Any ValueError: transformers has no class of its own for a tokenizer that it does not know or
+    # cannot convert.
     except (OSError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise UsageError(f"cannot load the tokenizer of {path!r}: {text}") from error
@@ -75,19 +77,15 @@ def load_model(path, options, tokenizer):
         if options.lora:
             raise UsageError("--lora needs a pretrained model: --model_name_or_path")
         return small_model(tokenizer)
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+    with loading(path, "AutoModelForCausalLM"):
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype="float32",  # Half precision is what --bf16 is for: it keeps float32 weights.
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForCausalLM loads"
-        ) from error
+
     model.config.pad_token_id = tokenizer.pad_token_id
-    return add_adapter(model, options, loading, "CAUSAL_LM") if options.lora else model
+    return add_adapter(model, options, loading_info, "CAUSAL_LM") if options.lora else model
 
 
 def reduce_logits(logits, labels):

@@ -28,6 +28,7 @@ from hf_losses.data.images.inputs import (
 )
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import METRICS, GlueMetric
+from hf_losses.models.limits import loading
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.scratch import build_config
 from hf_losses.options import CORES, option
@@ -86,9 +87,9 @@ def load_model(options, data):
         raise UsageError(
             "--config_overrides is for a model from scratch; not with --model_name_or_path"
         )
-    try:
+    with loading(path, "AutoModelForImageClassification"):
         processor = AutoImageProcessor.from_pretrained(path)
-        model, loading = AutoModelForImageClassification.from_pretrained(
+        model, loading_info = AutoModelForImageClassification.from_pretrained(
             path,
             num_labels=len(data.classes),
             **labels,
@@ -96,15 +97,11 @@ def load_model(options, data):
             ignore_mismatched_sizes=True,  # A head for other classes is replaced, and reported.
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForImageClassification loads"
-        ) from error
+
     if options.freeze_backbone:
         backbone = model.base_model.requires_grad_(False).eval()
         backbone.train = lambda mode=True: backbone  # Batch norm and dropout stay in eval mode.
-    return processor, add_adapter(model, options, loading, None) if options.lora else model
+    return processor, add_adapter(model, options, loading_info, None) if options.lora else model
 
 
 def main(argv=None):

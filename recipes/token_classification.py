@@ -25,7 +25,7 @@ from hf_losses.data.tokens.dataset import CAPITALS, TokenArguments
 from hf_losses.data.tokens.pieces import IGNORE, join_pieces, make_pieces
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
-from hf_losses.models.limits import fit_tokenizer, usable_length
+from hf_losses.models.limits import fit_tokenizer, loading, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.pretrained import find_model
 from hf_losses.options import option
@@ -51,9 +51,9 @@ class TokenTrainingArguments(RecipeTrainingArguments):
 
 
 def load_model(path, options, data):
-    try:
+    with loading(path, "AutoModelForTokenClassification"):
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model, loading = AutoModelForTokenClassification.from_pretrained(
+        model, loading_info = AutoModelForTokenClassification.from_pretrained(
             path,
             num_labels=len(data.classes),
             id2label=dict(enumerate(data.classes)),
@@ -62,15 +62,11 @@ def load_model(path, options, data):
             ignore_mismatched_sizes=True,  # A head for other tags is replaced, and reported.
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForTokenClassification loads"
-        ) from error
+
     tokenizer.padding_side = "right"  # Positions in a piece are positions in its batch.
     fit_tokenizer(tokenizer, model, path)
     if options.lora:
-        model = add_adapter(model, options, loading, "TOKEN_CLS")
+        model = add_adapter(model, options, loading_info, "TOKEN_CLS")
     return tokenizer, model
 
 

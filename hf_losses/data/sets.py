@@ -6,7 +6,13 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from datasets.exceptions import DatasetsError
+
 from hf_losses.messages import UsageError
+
+# What `load_dataset` raises if it cannot read a dataset. For names of splits and columns, and for
+# broken files, that may be a plain ValueError; for a dataset with a script it is a RuntimeError.
+UNREADABLE = (OSError, ValueError, RuntimeError, DatasetsError)
 
 SETS = ("train", "validation", "test")
 # The words by which `datasets` recognises a set; it does so in lower case alone.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import PeftConfig
@@ -22,6 +24,28 @@ from hf_losses.messages import UsageError
 TABLE = re.compile(r"(^|\.)(\w*position_embeddings|embed_positions|positions_embed|wpe)(\.|$)")
 
 
+@contextmanager
+def loading(path: str, loader: str) -> Iterator[None]:
+    """Turns the errors of a block that loads a model into one sentence.
+
+    Args:
+        path: Folder or Hub name that the user gave.
+        loader: Name of the class that loads the model.
+
+    Raises:
+        UsageError: If the model cannot be loaded.
+    """
+    try:
+        yield
+    # Any ValueError: transformers has no class of its own for an unknown architecture, one that the
+    # loader does not take, or a tokenizer that it cannot convert.
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
+            f"takes a folder or a Hub name that {loader} loads"
+        ) from error
+
+
 def outline(path: str) -> PreTrainedModel:
     """A causal language model without its weights.
 
@@ -31,17 +55,14 @@ def outline(path: str) -> PreTrainedModel:
     Raises:
         ValueError: If no such model can be loaded.
     """
-    try:
+    with loading(path, "AutoModelForCausalLM"):
         if adapter := find_adapter_config_file(path):  # It names the model that it adapts.
             path = PeftConfig.from_json_file(adapter)["base_model_name_or_path"]
+    with loading(path, "AutoModelForCausalLM"):
         config = AutoConfig.from_pretrained(path)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForCausalLM loads"
-        ) from error
+            model = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def longest(model: PreTrainedModel) -> int | None:

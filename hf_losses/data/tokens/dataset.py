@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 
 from hf_losses.data.labels import check_class_count, check_two_classes
 from hf_losses.data.movie_reviews import load_movie_reviews
-from hf_losses.data.sets import check_recognised, files_and_folders
+from hf_losses.data.sets import UNREADABLE, check_recognised, files_and_folders
 from hf_losses.data.text.tables import check_file, need_column, read_rows, sample
 from hf_losses.data.tokens.conll import Sentences, read_conll
 from hf_losses.messages import UsageError, nearest
@@ -296,7 +296,7 @@ def _load(name: str, config: str | None) -> dict[str, Dataset]:
         raise UsageError(f"no folder {name!r}")
     try:
         splits = dict(datasets.load_dataset(str(path) if path.is_dir() else name, config))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except UNREADABLE as error:
         raise UsageError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, --train_file and "
