@@ -1,4 +1,4 @@
-"""What the Hub calls tasks and metrics, and how the card words kinds of losses."""
+"""The Hub's names of tasks and metrics, and descriptions of the kinds of losses."""
 
 from __future__ import annotations
 

@@ -74,12 +74,12 @@ def load_renamed(model: Any, checkpoint: str) -> bool:
     Raises:
         ValueError: If the checkpoint lacks weights of the model.
     """
-    whole = os.path.join(checkpoint, SAFE_WEIGHTS_NAME)
+    single_file = os.path.join(checkpoint, SAFE_WEIGHTS_NAME)
     index = os.path.join(checkpoint, SAFE_WEIGHTS_INDEX_NAME)
     if not isinstance(model, PreTrainedModel):
         return False
-    if os.path.isfile(whole):
-        with safe_open(whole, "pt") as file:
+    if os.path.isfile(single_file):
+        with safe_open(single_file, "pt") as file:
             saved = set(file.keys())
     elif os.path.isfile(index):
         with open(index, encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What PEFT puts into a model's loss besides the loss of its logits.
+"""The terms that PEFT adds to a model's loss.
 
 Some of PEFT's models add a term to the loss when they are given labels. The trainer keeps the
 labels from the model, and adds the term itself.

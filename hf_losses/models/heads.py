@@ -1,4 +1,4 @@
-"""What a model's head is for, and which logits of its outputs belong to which labels."""
+"""Kinds of heads, and which logits of a model's outputs belong to which labels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def is_causal(model: Any) -> bool:
 
 
 def problem_type(model: Any) -> str | None:
-    """What the head is for, in the words of `config.problem_type`.
+    """The kind of problem that the head solves, as `config.problem_type` names it.
 
     Args:
         model: The model without wrappers.

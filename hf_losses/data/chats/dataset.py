@@ -104,9 +104,9 @@ class ChatArguments:
                 origin = {"name": self.dataset_name, "id": self.dataset_name}
                 origin |= {"config": self.dataset_config_name, "splits": split_names}
         splits = {n: check_rows(split, columns, n, where[n]) for n, split in stored.items()}
-        whole = {name: len(split) for name, split in splits.items()}
+        sizes = {name: len(split) for name, split in splits.items()}
         if "validation" not in splits and self.train_val_split:
-            if whole["train"] < 2:
+            if sizes["train"] < 2:
                 raise UsageError(f"{where['train']}: one row cannot be split; --train_val_split 0")
             parts = splits["train"].train_test_split(self.train_val_split, seed=0)
             splits |= {"train": parts["train"], "validation": parts["test"]}
@@ -117,7 +117,7 @@ class ChatArguments:
         for name in order:
             limit = self.max_train_samples if name == "train" else self.max_eval_samples
             splits[name] = sample(splits[name], name, limit)
-        origin["partial"] = [n for n in order if len(splits[n]) != whole.get(n)]
+        origin["partial"] = [n for n in order if len(splits[n]) != sizes.get(n)]
         return Conversations({n: splits[n] for n in order}, where, len(columns) == 1, origin)
 
     def _stored(self) -> tuple[dict[str, Dataset], dict[str, str], dict[str, str]]:

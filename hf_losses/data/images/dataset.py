@@ -140,8 +140,7 @@ class ImageArguments:
         origin = self._origin()
         if self.on_hub:
             origin["splits"] = {name: names[name] for name in order}
-            whole = {name: len(split) == len(split.source) for name, split in splits.items()}
-            origin["partial"] = [name for name in order if not whole[name]]
+            origin["partial"] = [n for n in order if len(splits[n]) < len(splits[n].source)]
         return ImageData({name: splits[name] for name in order}, classes, origin)
 
     def _origin(self) -> dict[str, Any]:

@@ -248,9 +248,7 @@ def _random_box(
 
 
 class Mixing:
-    """Mixes every image with its neighbour in the batch.
-
-    By mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899).
+    """Mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899) of each image and its batch neighbour.
 
     Args:
         classes: The number of classes.

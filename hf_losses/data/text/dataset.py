@@ -127,10 +127,10 @@ class TextArguments:
                 self.sentence1_column,
                 self.sentence2_column,
             )
-        whole = {name: len(split) for name, split in data.splits.items()}
+        sizes = {name: len(split) for name, split in data.splits.items()}
         data.take(self.max_train_samples, self.max_eval_samples)
-        cut = [name for name, split in data.splits.items() if len(split) < whole[name]]
-        data.origin = self._origin(data) | {"partial": cut}
+        partial = [name for name, split in data.splits.items() if len(split) < sizes[name]]
+        data.origin = self._origin(data) | {"partial": partial}
         return data
 
     def _origin(self, data: TextData) -> dict[str, Any]:

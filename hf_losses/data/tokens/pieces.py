@@ -49,10 +49,10 @@ def make_pieces(sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_leng
 
     def cut(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         spaced = [[words[0], *(space + word for word in words[1:])] for words in batch["tokens"]]
-        whole = tokenizer(spaced, is_split_into_words=True, add_special_tokens=False, verbose=False)
+        uncut = tokenizer(spaced, is_split_into_words=True, add_special_tokens=False, verbose=False)
         pieces, places = [], []
         for row, words in enumerate(spaced):
-            sizes = np.bincount(whole.word_ids(row), minlength=len(words)).tolist()
+            sizes = np.bincount(uncut.word_ids(row), minlength=len(words)).tolist()
             for word, size in enumerate(sizes):
                 if not size:  # Some words, such as a zero-width space, have no sub-tokens.
                     words[word], sizes[word] = tokenizer.unk_token, 1
