@@ -43,8 +43,8 @@ __all__ = [
     "register_loss",
 ]
 
-# By name: where it stands. Imported with the first use, so that the losses need torch alone, and
-# `hf-losses list` not even that.
+# The module of each public name. It is imported with the first use of the name, so that the losses
+# need only torch, and `hf-losses list` not even that.
 _MODULES = {
     "ClassificationLoss": "losses.modules",
     "CrossEncoderLoss": "integrations.cross_encoder",

@@ -1,4 +1,4 @@
-"""How to cite the paper and this library, and links to what a loss refers to."""
+"""How to cite the paper and this library, and links to the references of losses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ PAPER_CITATION = """\
   journal = {arXiv preprint arXiv:2303.09935},
   year    = {2023}
 }"""  # noqa: E501
-LIBRARY_CITATION = """\
-@software{hf_losses,
-  title  = {hf_losses: the loss as a hyperparameter of every Hugging Face fine-tuning job},
-  author = {{The hf_losses authors}}
+LIBRARY_CITATION = r"""@software{hf_losses,
+  title  = {hf\_losses: the loss as a hyperparameter of every Hugging Face fine-tuning job},
+  author = {{The hf\_losses authors}}
 }"""
 LINKS = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
+
+
+def loss_citation(name: str, reference: str) -> str:
+    """The BibTeX of this library with a note on the loss, and of the paper if it is the loss's own.
+
+    Args:
+        name: Name of the loss.
+        reference: The loss's reference, or its formula.
+    """
+    note = f"{name}: {reference}".replace("_", r"\_")  # LaTeX allows a bare _ in formulas alone.
+    fields = LIBRARY_CITATION.removesuffix("\n}")
+    library = f"{fields},\n  note   = {{{note}}}\n}}"
+    return f"{library}\n\n{PAPER_CITATION}" if PAPER in reference else library
 
 
 def linked(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and strict JSON."""
+"""Files that are written completely or not at all, and strict JSON."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary file beside `path` that takes its place when the block ends without error.
+    """Gives a temporary file that replaces `path` when the block ends without an error.
 
     Args:
         path: The file; its folder must exist.
 
     Yields:
-        The file to write to.
+        The temporary file, in the same folder.
 
     Raises:
-        OSError: If it cannot be written; names `path`, not the temporary file.
+        OSError: If it cannot be written; the error names `path`, not the temporary file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -37,27 +37,27 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a file completely or not at all."""
     with whole(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes strict JSON; the file appears whole or not at all.
+    """Writes strict JSON, completely or not at all.
 
     Args:
         path: The file.
-        content: What belongs into it; numbers that are not finite become null.
+        content: JSON values; numbers that are not finite become null.
     """
     text = json.dumps(strict(content), indent=1, allow_nan=False, ensure_ascii=False)
     write_bytes(path, f"{text}\n".encode())
 
 
 def strict(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have.
+    """Replaces numbers that are not finite, which JSON does not have, by None.
 
     Args:
-        value: Dicts, lists, tuples, text and numbers.
+        value: Dicts, lists, tuples, text and numbers; not changed themselves.
     """
     if isinstance(value, Mapping):
         return {key: strict(entry) for key, entry in value.items()}

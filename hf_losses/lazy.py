@@ -1,4 +1,4 @@
-"""What is loaded when it is first used: `hf-losses list` shall not wait for torch."""
+"""Modules that are loaded at their first use, so that `hf-losses list` does not wait for torch."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 
 
 def lazy(name: str) -> ModuleType:
-    """A module that is imported when something of it is asked for.
+    """A module whose code runs when one of its attributes is first read.
 
     Args:
-        name: Its name, without dots.
+        name: The module's name, without dots.
 
     Returns:
-        The module; as it is, if it has been imported already.
+        The module; if it has been imported already, that one.
 
     Raises:
-        ModuleNotFoundError: If it is not installed.
+        ModuleNotFoundError: If the module is not installed.
     """
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.find_spec(name)
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    # As the documentation of importlib has it.
+    # This is the recipe in the documentation of importlib.
     spec.loader = importlib.util.LazyLoader(spec.loader)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -39,8 +39,8 @@ def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
     """A `__getattr__` for a package whose public names are imported with their first use.
 
     Args:
-        package: Its `__name__`.
-        modules: By public name, the module below `hf_losses` that it stands in.
+        package: The package's `__name__`.
+        modules: For each public name its module, without the leading `hf_losses.`.
     """
 
     def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Markdown tables."""
+"""A table in Markdown."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterabl
     Args:
         header: Names of the columns.
         rows: The cells, as Markdown; a bar within a cell must be escaped already.
-        numbers: Names of the columns that stand at the right, as numbers do.
+        numbers: Names of the columns that are aligned at the right, as numbers are.
 
     Returns:
-        Text without a final line break.
+        The table, without a final line break.
     """
     right = set(numbers)
     lines = [header, ["---:" if name in right else "---" for name in header], *rows]

@@ -1,4 +1,4 @@
-"""The error for what a user did, and the name that was meant."""
+"""Errors that a user can correct, and the nearest valid name for a message."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """What the caller gave does not fit; the message says what does, and the way out.
+    """The caller's input does not fit; the message says which input does, or what to do.
 
-    Scripts show it as one line. Every other error is a fault of a program and keeps its traceback.
+    Scripts show it as one line. Every other error is a bug and keeps its traceback.
     """
 
 
@@ -18,7 +18,7 @@ class MissingExtra(UsageError, ImportError):
 
 
 def nearest(value: str, valid: Iterable[str]) -> str:
-    """Says which of the valid names is meant, for the end of an error message.
+    """Suggests one of the valid names, for the end of an error message.
 
     Args:
         value: What the user wrote.

@@ -1,4 +1,4 @@
-"""Fields of argument classes, and the cores that a process may use."""
+"""Fields of argument classes, and the number of cores for each process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import field
 from typing import Any
 
-# Processes on this machine, as the launchers tell it.
+# The number of processes on this machine, which launchers such as torchrun set.
 LOCAL_PROCESSES = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 CORES = max(1, (os.cpu_count() or 1) // LOCAL_PROCESSES)
 

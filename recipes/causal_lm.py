@@ -26,7 +26,7 @@ from hf_losses import LossTrainer
 from hf_losses.data.chats.dataset import DEFAULT, IGNORED, ChatArguments
 from hf_losses.messages import UsageError
 from hf_losses.models.generation import generate
-from hf_losses.models.limits import fit_tokenizer, outline, usable_length
+from hf_losses.models.limits import fit_tokenizer, loading, outline, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.small_lm import small_model, small_tokenizer
 from hf_losses.options import option
@@ -61,6 +61,8 @@ def load_tokenizer(path):
         return small_tokenizer()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
+    # Any ValueError: transformers has no class of its own for a tokenizer that it does not know or
+    # cannot convert.
     except (OSError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise UsageError(f"cannot load the tokenizer of {path!r}: {text}") from error
@@ -75,42 +77,38 @@ def load_model(path, options, tokenizer):
         if options.lora:
             raise UsageError("--lora needs a pretrained model: --model_name_or_path")
         return small_model(tokenizer)
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+    with loading(path, "AutoModelForCausalLM"):
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype="float32",  # Half precision is what --bf16 is for: it keeps float32 weights.
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForCausalLM loads"
-        ) from error
+
     model.config.pad_token_id = tokenizer.pad_token_id
-    return add_adapter(model, options, loading, "CAUSAL_LM") if options.lora else model
+    return add_adapter(model, options, loading_info, "CAUSAL_LM") if options.lora else model
 
 
 def reduce_logits(logits, labels):
     """The likeliest next tokens and the labels' cross-entropy: evaluation keeps no N x C logits."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     logits, labels = logits[:, :-1], labels[:, 1:]
-    # Row by row: half precision must not be copied to float32 as a whole.
+    # Row by row, so that logits in half precision are not copied to float32 as a whole.
     losses = [
-        cross_entropy(row.float(), own, ignore_index=IGNORED, reduction="none")
-        for row, own in zip(logits, labels, strict=True)
+        cross_entropy(row.float(), row_labels, ignore_index=IGNORED, reduction="none")
+        for row, row_labels in zip(logits, labels, strict=True)
     ]
     return logits.argmax(-1), torch.stack(losses)
 
 
-def compute_metrics(found):
-    (tokens, losses), labels = found.predictions, found.label_ids[:, 1:]
+def compute_metrics(evaluation):
+    (tokens, losses), labels = evaluation.predictions, evaluation.label_ids[:, 1:]
     learned = labels != IGNORED
-    right = tokens == labels
+    correct = tokens == labels
     with np.errstate(over="ignore"):  # A hopeless model's perplexity is infinite.
         perplexity = np.exp(losses[learned].mean(dtype=np.float64))
     return {
-        "token_accuracy": float(right[learned].mean()),
-        "exact_match": float((right | ~learned).all(-1).mean()),
+        "token_accuracy": float(correct[learned].mean()),
+        "exact_match": float((correct | ~learned).all(-1).mean()),
         "perplexity": float(perplexity),
     }
 
@@ -121,7 +119,7 @@ def main(argv=None):
         usage="causal_lm.py [--train_file FILE] [--model_name_or_path MODEL] [--loss LOSS] … "
         "(--help)",
     )
-    try:  # Whatever does not fit is said here, before anything is trained or written.
+    try:  # All errors of the user's are found here, before anything is trained or written.
         source, options, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
         loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
@@ -142,9 +140,9 @@ def main(argv=None):
             if args.do_predict and not 0 < options.max_new_tokens < length:
                 raise UsageError(f"--max_new_tokens must be above 0 and below {length} tokens")
             sets = data.encode(tokenizer, length)
-            asked = data.sets("test") if args.do_predict else {}
+            tests = data.sets("test") if args.do_predict else {}
             room = length - options.max_new_tokens
-            prompts = {name: data.prompts(name, tokenizer, room) for name in asked}
+            prompts = {name: data.prompts(name, tokenizer, room) for name in tests}
         if "validation" not in sets:
             if args.load_best_model_at_end:
                 raise UsageError("--load_best_model_at_end needs a validation set")
@@ -152,7 +150,7 @@ def main(argv=None):
         outputs.prepare(args, "causal_lm", source.name, data, model_name, loss, data.target)
         if args.process_index == 0:
             print(*data.too_long(length), sep="", end="", flush=True)
-        set_seed(args.seed)  # The weights from scratch and those of an adapter are random.
+        set_seed(args.seed)  # New weights, from scratch or of an adapter, are random.
         padded = copy.copy(tokenizer)
         padded.padding_side = "right"  # On the left, absolute positions would count the padding.
         trainer = LossTrainer(
@@ -179,8 +177,8 @@ def main(argv=None):
         trainer.save_state()
     for name in [name for name in sets if name != "train"]:
         metrics[name] = trainer.predict(sets[name], metric_key_prefix=name).metrics
-    for name, asked in prompts.items():
-        texts = generate(trainer, tokenizer, asked, options.max_new_tokens)
+    for name, test_prompts in prompts.items():
+        texts = generate(trainer, tokenizer, test_prompts, options.max_new_tokens)
         if trainer.is_world_process_zero():
             outputs.write_predictions(args, name, data.indices(name), texts, None)
     card = {"language": "en"} if source.name == DEFAULT else {}

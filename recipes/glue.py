@@ -43,7 +43,7 @@ class GlueTrainingArguments(RecipeTrainingArguments):
 
 
 def make_trainer(data, tokenizer, options, args, **model):
-    """The trainer of a `model` or a `model_init`, on data that it tokenizes."""
+    """Tokenizes the data, and returns the trainer of a `model` or a `model_init`."""
     length = usable_length(options.max_length, tokenizer, args)
 
     def tokenize(batch):
@@ -55,15 +55,15 @@ def make_trainer(data, tokenizer, options, args, **model):
 
     metric = GlueMetric(data.metric)
 
-    def compute_metrics(found):
-        return metric.compute(predictions=found.predictions, references=found.label_ids)
+    def compute_metrics(evaluation):
+        return metric.compute(predictions=evaluation.predictions, references=evaluation.label_ids)
 
     with args.main_process_first():
         data.splits = data.splits.map(tokenize, batched=True)
     validation = data.sets("validation")
     if args.metric_for_best_model == "task":
-        first = f"{next(iter(validation))}_" if len(validation) > 1 else ""
-        args.metric_for_best_model = first + METRICS[data.metric][0]
+        prefix = f"{next(iter(validation))}_" if len(validation) > 1 else ""
+        args.metric_for_best_model = prefix + METRICS[data.metric][0]
     return LossTrainer(
         **model,
         args=args,
@@ -80,7 +80,7 @@ def main(argv=None):
         (TextArguments, ModelArguments, GlueTrainingArguments),
         usage="glue.py [--task_name TASK] [--model_name_or_path MODEL] [--loss LOSS] … (--help)",
     )
-    try:  # Whatever does not fit is said here, before anything is trained or written.
+    try:  # All errors of the user's are found here, before anything is trained or written.
         source, options, args = parse(parser, argv)
         check_loss(args.loss, source.kind, source.name)
         model_name, base_model, path = find_model(options.model_name_or_path)
@@ -105,14 +105,14 @@ def main(argv=None):
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()
-    args.train_sampling_strategy = "random"  # Grouped, predictions would not be in the rows' order.
+    args.train_sampling_strategy = "random"  # Grouping would also reorder the predictions.
     tests = data.sets("test")
     for name, split in (data.sets("validation") | tests).items():
-        found = trainer.predict(split, metric_key_prefix=name)
-        metrics[name] = found.metrics
+        output = trainer.predict(split, metric_key_prefix=name)
+        metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = data.indices(name)
-            outputs.write_predictions(args, name, rows, found.predictions, data.classes)
+            outputs.write_predictions(args, name, rows, output.predictions, data.classes)
     card = {"language": "en"} if source.task_name else {}
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}

@@ -28,6 +28,7 @@ from hf_losses.data.images.inputs import (
 )
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import METRICS, GlueMetric
+from hf_losses.models.limits import loading
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.scratch import build_config
 from hf_losses.options import CORES, option
@@ -86,9 +87,9 @@ def load_model(options, data):
         raise UsageError(
             "--config_overrides is for a model from scratch; not with --model_name_or_path"
         )
-    try:
+    with loading(path, "AutoModelForImageClassification"):
         processor = AutoImageProcessor.from_pretrained(path)
-        model, loading = AutoModelForImageClassification.from_pretrained(
+        model, loading_info = AutoModelForImageClassification.from_pretrained(
             path,
             num_labels=len(data.classes),
             **labels,
@@ -96,15 +97,11 @@ def load_model(options, data):
             ignore_mismatched_sizes=True,  # A head for other classes is replaced, and reported.
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForImageClassification loads"
-        ) from error
+
     if options.freeze_backbone:
         backbone = model.base_model.requires_grad_(False).eval()
-        backbone.train = lambda mode=True: backbone  # Batch norm and dropout stay as in inference.
-    return processor, add_adapter(model, options, loading, None) if options.lora else model
+        backbone.train = lambda mode=True: backbone  # Batch norm and dropout stay in eval mode.
+    return processor, add_adapter(model, options, loading_info, None) if options.lora else model
 
 
 def main(argv=None):
@@ -113,7 +110,7 @@ def main(argv=None):
         usage="image_classification.py [--dataset_name NAME] [--model_name_or_path MODEL] "
         "[--loss LOSS] … (--help)",
     )
-    try:  # Whatever does not fit is said here, before anything is trained or written.
+    try:  # All errors of the user's are found here, before anything is trained or written.
         source, options, changes, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
         with args.main_process_first():
@@ -152,8 +149,8 @@ def main(argv=None):
             eval_dataset=validation.get("validation"),
             processing_class=processor,
             preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-            compute_metrics=lambda found: metric.compute(
-                predictions=found.predictions, references=found.label_ids
+            compute_metrics=lambda evaluation: metric.compute(
+                predictions=evaluation.predictions, references=evaluation.label_ids
             ),
             callbacks=[NewEpoch(inputs)],
         )
@@ -170,11 +167,11 @@ def main(argv=None):
         trainer.save_model()
         trainer.save_state()
     for name, images in (validation | tests).items():
-        found = trainer.predict(images, metric_key_prefix=name)
-        metrics[name] = found.metrics
+        output = trainer.predict(images, metric_key_prefix=name)
+        metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = images.images.names()
-            outputs.write_predictions(args, name, rows, found.predictions, data.classes)
+            outputs.write_predictions(args, name, rows, output.predictions, data.classes)
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
         facts |= {"pipeline_tag": "image-classification", "dataset": outputs.dataset_facts(data)}

@@ -5,9 +5,9 @@ python recipes/search.py --losses cross_entropy 'liberal_*' --n_trials 40 --max_
 python recipes/search.py --losses strict_m_power --loss_ranges strict_m_power.alpha=0.1:1
 
 Every loss is tried once, then Optuna chooses. A trial trains on a sample and is judged by the
-task's own metric on the validation set; the test set stays unseen. Interrupted or killed, the same
-command goes on. At its end stands the command for glue.py that trains the winner on all of the
-data. The rest are glue.py's arguments.
+task's own metric on the validation set; the test set stays unseen. After an interruption, the same
+command continues the search. At the end it prints the command for glue.py that trains the winner on
+all of the data. All other arguments are those of glue.py.
 """
 
 import math
@@ -39,7 +39,7 @@ from hf_losses.training.recipe_arguments import RecipeTrainingArguments, parse
 
 @dataclass
 class SampleArguments(TextArguments):
-    """The data, with a budget that two cores train within minutes."""
+    """The data, by default a sample that two cores train on within minutes."""
 
     max_train_samples: int = option(512, "rows that a trial is trained on, a fixed random sample")
     max_eval_samples: int = option(512, "the same for the validation set")
@@ -71,7 +71,7 @@ FOR_TRIALS = {"max_train_samples", "max_eval_samples", "disable_tqdm"}
 
 
 def make_trainer(data, tokenizer, options, args, **model):
-    """The trainer of a `model` or a `model_init`, on data that it tokenizes."""
+    """Tokenizes the data, and returns the trainer of a `model` or a `model_init`."""
     length = usable_length(options.max_length, tokenizer, args)
 
     def tokenize(batch):
@@ -83,15 +83,15 @@ def make_trainer(data, tokenizer, options, args, **model):
 
     metric = GlueMetric(data.metric)
 
-    def compute_metrics(found):
-        return metric.compute(predictions=found.predictions, references=found.label_ids)
+    def compute_metrics(evaluation):
+        return metric.compute(predictions=evaluation.predictions, references=evaluation.label_ids)
 
     with args.main_process_first():
         data.splits = data.splits.map(tokenize, batched=True)
     validation = data.sets("validation")
     if args.metric_for_best_model == "task":
-        first = f"{next(iter(validation))}_" if len(validation) > 1 else ""
-        args.metric_for_best_model = first + METRICS[data.metric][0]
+        prefix = f"{next(iter(validation))}_" if len(validation) > 1 else ""
+        args.metric_for_best_model = prefix + METRICS[data.metric][0]
     return LossTrainer(
         **model,
         args=args,
@@ -107,12 +107,12 @@ def main(argv=None):
     parser = HfArgumentParser(
         GROUPS, usage="search.py [--losses LOSS …] [--n_trials N] [--task_name TASK] … (--help)"
     )
-    # Whatever the user gives, be it the default, is not None.
+    # Parsed without defaults, a flag is None unless the user gave it.
     blank = Namespace(**{f.name: None for group in GROUPS for f in fields(group)})
-    given = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not None}
-    try:  # Whatever does not fit is said here, before anything is trained or written.
+    user_flags = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not None}
+    try:  # All errors of the user's are found here, before anything is trained or written.
         search, source, options, args = parse(parser, argv)
-        search.check(given, args)
+        search.check(user_flags, args)
         model_name, _, path = find_model(options.model_name_or_path)
         data = source.load()
         losses = search.expand(data.kind)
@@ -120,7 +120,7 @@ def main(argv=None):
         args.output_dir = args.output_dir or f"runs/search/{source.name}-seed{args.seed}"
         check_folder(args.output_dir)
         tokenizer, _ = load_text_classifier(path, data.classes, options)
-        logging.set_verbosity_error()  # Every trial loads it again and would report the same.
+        logging.set_verbosity_error()  # Every trial loads the model again and would report it.
         logging.disable_progress_bar()
         trainer = make_trainer(
             data,
@@ -131,8 +131,12 @@ def main(argv=None):
         )
         folder = Path(args.output_dir)
         storage = f"sqlite:///{folder / 'study.db'}"
-        own = {*vars(search), "output_dir"}
-        flags = {k: v for k, v in given.items() if k not in own and v != parser.get_default(k)}
+        omitted = {*vars(search), "output_dir"}
+        flags = {
+            name: value
+            for name, value in user_flags.items()
+            if name not in omitted and value != parser.get_default(name)
+        }
         with ExitStack() as stack:
             stack.enter_context(FileLock(folder / ".lock", timeout=0))
             study, interrupted = studies.open_study(storage, flags | {"losses": losses} | space)
@@ -150,7 +154,7 @@ def main(argv=None):
         return studies.suggest(trial, losses, space, args.seed)
 
     def objective(metrics):
-        # Logits that are NaN have an accuracy, too; Optuna records a value of NaN as failed.
+        # NaN logits have an accuracy, too, but their loss shows them; for NaN, the trial fails.
         return metrics[key] if math.isfinite(metrics[baseline]) else math.nan
 
     done = sum(trial.state.is_finished() for trial in study.trials) - len(interrupted)
@@ -170,7 +174,7 @@ def main(argv=None):
                     load_if_exists=True,
                     catch=Exception,
                 )
-        glue = Path(__file__).with_name("glue.py")  # A copy of this file may stand alone.
+        glue = Path(__file__).with_name("glue.py")  # Missing if this file was copied alone.
         studies.report(
             study,
             folder,
@@ -187,6 +191,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    # Ctrl-C leaves its trial unfinished in the store, as a kill does: it does not count.
+    # Ctrl-C leaves its trial unfinished in the database, as a kill does, so it does not count.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     main()

@@ -25,7 +25,7 @@ from hf_losses.data.tokens.dataset import CAPITALS, TokenArguments
 from hf_losses.data.tokens.pieces import IGNORE, join_pieces, make_pieces
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
-from hf_losses.models.limits import fit_tokenizer, usable_length
+from hf_losses.models.limits import fit_tokenizer, loading, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.pretrained import find_model
 from hf_losses.options import option
@@ -51,9 +51,9 @@ class TokenTrainingArguments(RecipeTrainingArguments):
 
 
 def load_model(path, options, data):
-    try:
+    with loading(path, "AutoModelForTokenClassification"):
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model, loading = AutoModelForTokenClassification.from_pretrained(
+        model, loading_info = AutoModelForTokenClassification.from_pretrained(
             path,
             num_labels=len(data.classes),
             id2label=dict(enumerate(data.classes)),
@@ -62,30 +62,26 @@ def load_model(path, options, data):
             ignore_mismatched_sizes=True,  # A head for other tags is replaced, and reported.
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForTokenClassification loads"
-        ) from error
+
     tokenizer.padding_side = "right"  # Positions in a piece are positions in its batch.
     fit_tokenizer(tokenizer, model, path)
     if options.lora:
-        model = add_adapter(model, options, loading, "TOKEN_CLS")
+        model = add_adapter(model, options, loading_info, "TOKEN_CLS")
     return tokenizer, model
 
 
 def make_metrics(data):
-    """Metrics of predicted class ids, and their names, of which the first chooses the model."""
+    """A function for the metrics, and their names; models are chosen by the first."""
     metric = EntityMetric() if data.entities else GlueMetric("classification")
     names = np.array(data.classes)
 
-    def compute_metrics(found):
-        predictions, labels = found.predictions, found.label_ids
+    def compute_metrics(evaluation):
+        predictions, labels = evaluation.predictions, evaluation.label_ids
         words = labels != IGNORE
         if not data.entities:
             return metric.compute(predictions=predictions[words], references=labels[words])
         tags = [
-            [names[row[at]].tolist() for row, at in zip(ids, words, strict=True)]
+            [names[row[mask]].tolist() for row, mask in zip(ids, words, strict=True)]
             for ids in (predictions, labels)
         ]
         return metric.compute(predictions=tags[0], references=tags[1])
@@ -104,7 +100,7 @@ def main(argv=None):
         usage="token_classification.py [--dataset_name NAME] [--model_name_or_path MODEL] "
         "[--loss LOSS] … (--help)",
     )
-    try:  # Whatever does not fit is said here, before anything is trained or written.
+    try:  # All errors of the user's are found here, before anything is trained or written.
         source, options, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
         model_name, base_model, path = find_model(options.model_name_or_path)
@@ -151,13 +147,13 @@ def main(argv=None):
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()
-    args.train_sampling_strategy = "random"  # Grouped, predictions would not be in the rows' order.
+    args.train_sampling_strategy = "random"  # Grouping would also reorder the predictions.
     tests = data.sets("test")
     for name, split in (data.sets("validation") | tests).items():
-        found = trainer.predict(pieces[name], metric_key_prefix=name)
-        metrics[name] = found.metrics
+        output = trainer.predict(pieces[name], metric_key_prefix=name)
+        metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
-            ids = join_pieces(pieces[name], found.predictions, [*map(len, split["tokens"])])
+            ids = join_pieces(pieces[name], output.predictions, [*map(len, split["tokens"])])
             tags = [[data.classes[i] for i in sentence] for sentence in ids]
             path = Path(args.output_dir) / f"predictions_{name}.tsv"
             write_conll(path, split["tokens"], tags)

@@ -1,4 +1,4 @@
-"""The commands `compare` and `report`: their arguments, progress, and what interrupts them."""
+"""The commands `compare` and `report`: arguments, progress, and interruption."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
             raise MissingExtra(f"compare needs {package}: pip install 'hf-losses[compare]'")
     settings = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
     plan = make_plan(jobs=arguments.jobs, **settings)
-    environments(plan, arguments.jobs)  # Fails before the folder is made.
+    environments(plan, arguments.jobs)  # An error here comes before the folder is made.
     folder = arguments.output_dir
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output_dir")
@@ -122,12 +122,12 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
         raise
 
 
-# What `make_plan` takes, beside `jobs`.
+# The arguments that `make_plan` takes besides `jobs`.
 _SETTINGS = {field.name for field in fields(Plan)} - {"threads"}
 
 
 def _make_runs(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Callable[[], int] | None:
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Display(plan, folder, arguments.jobs) as display:
             compare(
@@ -147,7 +147,7 @@ def _make_runs(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Calla
         )
         return lambda: INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
     arguments.folder = folder
     _report(arguments)
     return None
@@ -158,7 +158,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from hf_losses.compare.report.terminal import text_table
 
     folder = arguments.folder
-    # A published comparison has results.json alone.
+    # A published comparison holds no plan, only results.json, which then stays as it is.
     if (folder / PLAN).exists() or not (folder / RESULTS).exists():
         write_results(folder, collect(folder))
     view, files = write_report(folder)
@@ -182,7 +182,7 @@ class Display:
         from rich.progress import TimeElapsedColumn as Elapsed
 
         self.plan, self.folder, self.jobs = plan, folder, jobs
-        # Lines that go into a file are not broken.
+        # Lines are not wrapped, so that a file of them stays readable.
         self.console = Console(soft_wrap=True, highlight=False)
         self.progress = Progress(
             BarColumn(),
@@ -223,7 +223,7 @@ class Display:
 
         Args:
             record: Its record.
-            new: False if an earlier start has made it.
+            new: False if an earlier start of the same command made the run.
         """
         self.seconds.append(record.wall_seconds)
         remaining = self.plan.runs - len(self.seconds)
@@ -234,13 +234,13 @@ class Display:
             self.kept += 1
             return
         self._say_kept()
-        what = f"trial of {record.parameters}" if record.stage == "tune" else f"seed {record.seed}"
+        run = f"trial of {record.parameters}" if record.stage == "tune" else f"seed {record.seed}"
         if record.finished and record.metric:
-            how = f"{record.metric.name} {record.value:.4f} ({record.metric.set})"
+            outcome = f"{record.metric.name} {record.value:.4f} ({record.metric.set})"
         else:
-            how = f"{record.status}: {record.reason}"
+            outcome = f"{record.status}: {record.reason}"
         self.console.print(
-            f"{len(self.seconds)}/{self.plan.runs} {record.loss}, {what}: {how}, "
+            f"{len(self.seconds)}/{self.plan.runs} {record.loss}, {run}: {outcome}, "
             f"{record.wall_seconds:.0f} s",
             markup=False,
         )

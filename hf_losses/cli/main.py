@@ -13,7 +13,7 @@ from hf_losses.messages import nearest
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the valid values and the nearest one."""
+    """Reports a wrong argument in one line, with the valid values and the nearest one."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; `sys.argv[1:]` if None.
 
     Returns:
-        0. What is wrong with the arguments exits with 2 and one line on stderr.
+        The exit code: 0, or what the command returns. Wrong arguments exit with 2 and one line on
+        stderr.
     """
     parser = _Parser(prog="hf-losses", description="Loss functions for Hugging Face fine-tuning.")
     parser.add_argument("--version", action="version", version=f"hf-losses {__version__}")
@@ -46,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.error(f"a command is missing; choose one of {', '.join(commands.choices)}")
     try:
-        then = arguments.run(arguments)
+        remaining_work = arguments.run(arguments)
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (ValueError, ImportError) as error:
         parser.error(str(error))
-    # A script's own errors are its own.
-    return then() if then else 0
+    # Outside the try block: errors of a user's script keep their traceback.
+    return remaining_work() if remaining_work else 0

@@ -1,4 +1,4 @@
-"""Data: sentences, words with tags, images and chats, read, checked and made inputs of a model."""
+"""Sentences, words with tags, images and chats: reading, checking, and making model inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hf_losses.data.tokens.dataset import TokenArguments, TokenData
     from hf_losses.data.tokens.pieces import join_pieces, make_pieces
 
-# By name: where it stands. Imported with the first use.
+# The module of each public name, imported with the first use of the name.
 _MODULES = {
     "AugmentationArguments": "data.images.inputs",
     "ChatArguments": "data.chats.dataset",

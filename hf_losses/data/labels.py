@@ -1,4 +1,4 @@
-"""Labels as they stand in files, made class ids or numbers; errors name file and row."""
+"""Turns the labels in files into class ids or numbers; errors name file and row."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from hf_losses.messages import UsageError
 
 NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
-FEW = 20  # So many classes may have one row each, to try something out.
+FEW = 20  # Up to this many classes may have a single row each, as in a first trial.
 
 
 def as_number(label: Any) -> float:
-    """The label as a number; NaN where it is none."""
+    """The label as a number; NaN if it is not one."""
     try:
         return float(label)
     except (TypeError, ValueError):
@@ -22,64 +22,65 @@ def as_number(label: Any) -> float:
 
 
 def are_decimals(labels: Iterable[Any]) -> bool:
-    """Whether labels that are text are numbers with a decimal point, as regression has them.
+    """Whether the labels are texts of numbers with a decimal point, which means regression.
 
     Args:
-        labels: As they stand in the file; None or "" where there is none.
+        labels: The labels in the file; None or "" where there is none.
     """
-    given = [value for value in labels if value not in (None, "")]
+    values = [label for label in labels if label not in (None, "")]
     return (
-        all(isinstance(value, str) and NUMBER.fullmatch(value) for value in given)
-        and not any("," in value for value in given)
-        and any("." in value for value in given)
+        all(isinstance(value, str) and NUMBER.fullmatch(value) for value in values)
+        and not any("," in value for value in values)
+        and any("." in value for value in values)
     )
 
 
 def class_names(labels: Sequence[Any], where: str, hint: str = "") -> list[str]:
-    """The classes that a training set's labels name, in their order.
+    """The names of the classes among a training set's labels.
 
     Args:
         labels: Words, or all of them numbers; None or "" where there is none.
         where: File or dataset, for the error.
-        hint: What else may be meant, for the error.
+        hint: A sentence on what else may be meant, for the error.
 
     Returns:
-        Their names, sorted as numbers or as words.
+        The names, sorted as numbers or as words.
 
     Raises:
         ValueError: If most labels are numbers, but not all; if they are numbers that are not whole,
             or nearly every label would be a class of its own.
     """
-    given = [value for value in labels if value not in (None, "")]
-    commas = [value for value in given if "," in str(value)]
-    if commas and all(NUMBER.fullmatch(str(value)) for value in given):
+    values = [label for label in labels if label not in (None, "")]
+    commas = [value for value in values if "," in str(value)]
+    if commas and all(NUMBER.fullmatch(str(value)) for value in values):
         raise UsageError(
             f"{where}, row {list(labels).index(commas[0]) + 1}: label {commas[0]!r} is a number "
             "with a comma; write numbers with a point, as in 2.4, or name every class by a word"
         )
-    words = [value for value in given if math.isnan(as_number(value))]
-    if words and len(words) < len(given) / 2:
+    words = [value for value in values if math.isnan(as_number(value))]
+    if words and len(words) < len(values) / 2:
         raise UsageError(
             f"{where}, row {list(labels).index(words[0]) + 1}: label {words[0]!r} is not a "
             "number, as most others are; make all of them numbers, or name every class by a word"
         )
-    broken = [] if words else [value for value in given if as_number(value) % 1]
-    if broken:
+    fractions = [] if words else [value for value in values if as_number(value) % 1]
+    if fractions:
+        row = list(labels).index(fractions[0]) + 1
         raise UsageError(
-            f"{where}, row {list(labels).index(broken[0]) + 1}: label {broken[0]!r} is a number "
+            f"{where}, row {row}: label {fractions[0]!r} is a number "
             "that is not whole, so no class; name every class by a word or a whole number"
         )
-    check_not_all(given, where, hint)
-    return [str(value) for value in sorted(set(given))]
+    check_class_count(values, where, hint)
+    return [str(value) for value in sorted(set(values))]
 
 
-def check_not_all(labels: Sequence[Any], where: str, hint: str = "") -> None:
+def check_class_count(labels: Sequence[Any], where: str, hint: str = "") -> None:
     """Raises a ValueError if nearly every label would be a class of its own.
 
     Args:
-        labels: Of the training set, all that there are.
+        labels: The labels of the training set, without missing ones.
         where: File or dataset, for the error.
-        hint: What else may be meant, for the error.
+        hint: A sentence on what else may be meant, for the error.
     """
     if (count := len(set(labels))) > max(FEW, len(labels) / 2):
         raise UsageError(
@@ -98,17 +99,17 @@ def encode(
     """Turns labels into class ids or numbers.
 
     Args:
-        labels: One a row, as they stand in the file.
+        labels: One for each row, as the file holds them.
         classes: The training set's class names; None for regression.
         where: File or dataset, for the error.
-        names: Class names by the ids that the file uses, if it uses ids.
-        unknown: A label that says that the true one is kept secret, such as -1.
+        names: Class names by the file's own ids, if its labels are ids.
+        unknown: The value, such as -1, that stands for a label that is kept secret.
 
     Returns:
         Ids in `classes`, or numbers; None where there is no label.
 
     Raises:
-        ValueError: If a label is not one of the classes, or no finite number.
+        ValueError: If a label is not one of the classes, or not a finite number.
     """
     ids = {name: i for i, name in enumerate(classes or [])}
     encoded: list[float | None] = []
@@ -117,8 +118,8 @@ def encode(
             encoded.append(None)
             continue
         if classes is None:
-            found = as_number(value)
-            if not math.isfinite(found):
+            code = as_number(value)
+            if not math.isfinite(code):
                 raise UsageError(f"{where}, row {row}: label {value!r} is not a finite number")
         else:
             name = names[value] if names and 0 <= value < len(names) else str(value)
@@ -127,8 +128,8 @@ def encode(
                     f"{where}, row {row}: label {value!r} is not one of the training set's "
                     f"{len(ids)} classes: {', '.join(classes[:20])}"
                 )
-            found = ids[name]
-        encoded.append(found)
+            code = ids[name]
+        encoded.append(code)
     return encoded
 
 
@@ -136,7 +137,7 @@ def check_complete(labels: Sequence[float | None], where: str, *, is_test: bool)
     """Raises a ValueError if a label is missing; a test set may lack all of them.
 
     Args:
-        labels: As `encode` returns them.
+        labels: What `encode` returned.
         where: File or dataset, for the error.
         is_test: Whether it is a test set.
     """
@@ -147,16 +148,17 @@ def check_complete(labels: Sequence[float | None], where: str, *, is_test: bool)
         )
 
 
-def check_two(labels: Iterable[float | None], classes: list[str] | None) -> None:
-    """Raises a ValueError if a training set has one class alone.
+def check_two_classes(labels: Iterable[float | None], classes: list[str] | None) -> None:
+    """Raises a ValueError if all labels of a training set are of one class.
 
     Args:
-        labels: As `encode` returns them.
+        labels: What `encode` returned.
         classes: Class names; None for regression.
     """
-    found = set(labels)
-    if classes and len(found) < 2:
+    distinct = set(labels)
+    if classes and len(distinct) < 2:
+        name = classes[int(distinct.pop() or 0)]
         raise UsageError(
-            f"every training label is {classes[int(found.pop() or 0)]!r}: nothing to tell apart; "
-            "check the label column, or take more rows (--max_train_samples)"
+            f"every training label is {name!r}: nothing to tell apart; check the label column, or "
+            "take more rows (--max_train_samples)"
         )

@@ -28,9 +28,9 @@ def load_movie_reviews(task: str) -> DatasetDict:
             one random rater's rating: real label noise).
 
     Returns:
-        Splits `train`, `validation` and `test` with the columns `sentence`, `label` and `id`. The
-        split, the rater and the order of the rows follow from a hash of the id: the same on every
-        machine, and the first n rows of a split are a random sample of it.
+        Splits `train`, `validation` and `test` with the columns `sentence`, `label` and `id`. A
+        hash of the id decides the split, the rater and the order of the rows, so that these are the
+        same on every machine, and the first n rows of a split are a random sample of it.
 
     Raises:
         ValueError: If the task is unknown.
@@ -59,5 +59,5 @@ def load_movie_reviews(task: str) -> DatasetDict:
 
 
 def _hash(purpose: str, number: str) -> int:
-    """A number that depends on the id and the purpose alone (Python's own hash is salted)."""
+    """A number that depends on the id and the purpose alone; Python's own hash is salted."""
     return int.from_bytes(hashlib.sha256(f"{purpose} {number}".encode()).digest()[:8], "big")

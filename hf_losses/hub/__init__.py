@@ -1,1 +1,1 @@
-"""What a run leaves for the Hub: its loss file, its card, and how they are uploaded."""
+"""The files of a run for the Hub: the loss file, the model card, and their upload."""

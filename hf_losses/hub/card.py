@@ -22,20 +22,20 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 def write_card(folder: Path, *, repo_id: str | None = None) -> None:
     """Writes `README.md` and its pictures into the folder of a run, from the files in it.
 
-    Read are `hf_losses.json`, `config.json` or `adapter_config.json`, `trainer_state.json`,
-    `training_args.json`, the recipes' `result.json`, and of an older `README.md` the metadata;
+    These files are `hf_losses.json`, `config.json` or `adapter_config.json`, `trainer_state.json`,
+    `training_args.json`, the recipes' `result.json`, and an older `README.md` for its metadata;
     all but the first may be missing. The card holds no path of this machine.
 
     Args:
         folder: What `LossTrainer.save_model` wrote.
-        repo_id: The repository that the card's code loads from; without one, the folder's name.
+        repo_id: The repository that the code in the card loads from; by default the folder's name.
 
     Raises:
         OSError: If there is no `hf_losses.json`, or the card cannot be written.
     """
     run = RunFacts(folder, repo_id)
     metadata = run.metadata()
-    for name in PICTURES:  # Those of another run must not stay.
+    for name in PICTURES:  # The pictures of an earlier run must not stay.
         (folder / name).unlink(missing_ok=True)
     card = ModelCard.from_template(
         metadata,

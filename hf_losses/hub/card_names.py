@@ -1,4 +1,4 @@
-"""What the Hub calls tasks and metrics, and how the card words kinds of losses."""
+"""The Hub's names of tasks and metrics, and descriptions of the kinds of losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = {
     "robust": "large errors weigh less than under squared error",
 }
 
-# By the name of a task: the class that loads a model, PEFT's name, an example of the input.
+# For each task: the class that loads a model, PEFT's name of the task, an example of the input.
 TASKS: dict[str, tuple[str, str | None, str]] = {
     "text-classification": ("AutoModelForSequenceClassification", "SEQ_CLS", '"Some text."'),
     "image-classification": ("AutoModelForImageClassification", None, '"photo.jpg"'),
@@ -25,7 +25,7 @@ TASKS: dict[str, tuple[str, str | None, str]] = {
     "text2text-generation": ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", '"Some text."'),
 }
 
-# By our names of metrics: the Hub's name, one to show, arguments.
+# For each metric of this library: the Hub's name, the name to show, and the metric's arguments.
 METRICS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "accuracy": ("accuracy", "Accuracy", None),
     "f1": ("f1", "F1", None),
@@ -42,7 +42,7 @@ METRICS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
 
 NO_METRICS = ("runtime", "per_second", "_time", "epoch", "step")
 
-# Told where they are not transformers' default.
+# Training arguments that the card shows only if they are not transformers' default.
 OTHER_ARGUMENTS = (
     *("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs"),
     *("neftune_noise_alpha", "train_sampling_strategy", "gradient_checkpointing", "torch_compile"),

@@ -17,7 +17,14 @@ PICTURES = ("loss.png", "learning_curve.png")
 
 
 def draw(run: RunFacts) -> list[str]:
-    """Writes the pictures that there is something for, and says which; none without matplotlib."""
+    """Writes the pictures that the run has data for, if matplotlib is installed.
+
+    Args:
+        run: The run; the pictures go into its folder.
+
+    Returns:
+        Names of the files written.
+    """
     try:
         import matplotlib.style
     except ImportError:
@@ -36,15 +43,16 @@ def _loss_figure(run: RunFacts) -> Any:
     if run.spec is None:
         return None
     spec, figure = run.spec, loss_figure([run.spec.name])
-    own = {key: value for key, value in run.loss.items() if key in (*spec.parameters, "max_weight")}
-    if own and spec.name != run.baseline:
-        loss = get_loss(spec.name, reduction="none", **own)
+    names = (*spec.parameters, "max_weight")
+    parameters = {name: value for name, value in run.loss.items() if name in names}
+    if parameters and spec.name != run.baseline:
+        loss = get_loss(spec.name, reduction="none", **parameters)
         for panel, part in zip(figure.axes, ("loss", "weight"), strict=True):
             (line,) = (line for line in panel.lines if line.get_gid() == f"{spec.name}-{part}")
             line.set_ydata(curves(loss, torch.as_tensor(line.get_xdata()))[part])
         for text in figure.legends[0].get_texts():
             if text.get_text().startswith(spec.name):
-                values = ", ".join(f"{key}={value}" for key, value in own.items())
+                values = ", ".join(f"{name}={value}" for name, value in parameters.items())
                 text.set_text(f"{spec.name} ({values})")
         if not run.regression:
             at = torch.tensor([0.1, 0.9], dtype=torch.float64)
@@ -54,7 +62,15 @@ def _loss_figure(run: RunFacts) -> Any:
 
 
 def curves(loss: Any, x: Tensor) -> dict[str, Tensor]:
-    """As `hf_losses.losses.plots.curves`, of a loss with parameters; of two classes."""
+    """The value and the gradient weight of a loss object, as `losses.plots.curves` has them.
+
+    Args:
+        loss: A loss without reduction.
+        x: The probabilities of the true one of two classes; for a regression loss the errors.
+
+    Returns:
+        `loss` and `weight` (for a regression loss the slope), each of the shape of `x`.
+    """
     if not isinstance(loss, ClassificationLoss):
         error = x.clone().requires_grad_()
         values = loss(error, torch.zeros_like(error))
@@ -67,7 +83,7 @@ def curves(loss: Any, x: Tensor) -> dict[str, Tensor]:
 
 
 def _curve_figure(run: RunFacts) -> Any:
-    """The losses by epoch, and beside them the metric; None if nothing was logged twice."""
+    """The losses by epoch, and beside them a metric; None if nothing was logged twice."""
     from matplotlib.figure import Figure
 
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -78,15 +94,15 @@ def _curve_figure(run: RunFacts) -> Any:
                     series[key].append((entry["epoch"], value))
     series = {key: points for key, points in series.items() if len(points) > 1}
     losses = [key for key in series if key == "loss" or key.endswith("_loss")]
-    wanted = str(run.args.get("metric_for_best_model") or "").removeprefix("eval_")
-    others = [key for key in series if key not in losses and not key.endswith(run.baseline)]
-    chosen = [key for key in others if key == f"eval_{wanted}"] or others[:1]
-    panels = [(names, title) for names, title in ((losses, "Loss"), (chosen, "Metric")) if names]
+    best_by = str(run.args.get("metric_for_best_model") or "").removeprefix("eval_")
+    metrics = [key for key in series if key not in losses and not key.endswith(run.baseline)]
+    metric = [key for key in metrics if key == f"eval_{best_by}"] or metrics[:1]
+    panels = [(names, title) for names, title in ((losses, "Loss"), (metric, "Metric")) if names]
     if not panels:
         return None
     figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
-    drawn = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
-    for axes, (names, title) in zip(drawn, panels, strict=True):
+    row = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+    for axes, (names, title) in zip(row, panels, strict=True):
         axes.set_prop_cycle(color=COLORS["strict"])
         for name in names:
             label = {"loss": "training", "eval_loss": "validation"}.get(name, name)

@@ -1,4 +1,4 @@
-"""What is stripped from published files: the paths of this machine. Tokens are looked for."""
+"""What is private in published files: paths of this machine are stripped, tokens recognised."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 
 from hf_losses.hub.saved_run import ARGUMENTS_FILE
 
-# Pickles are not published: they run code, and that of the training arguments holds the token.
+# Pickles are not published: loading one runs code, and training_args.bin holds the user's token.
 TEXTS = (".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".tsv", ".csv", ".jinja", ".py")
 
-# What looks like a path in these is a word.
+# In these files, what looks like a path is an entry of a vocabulary.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 
-# Keys whose value names a model; if that was a folder, its last part says enough.
+# Keys whose value names a model; of a local folder only the last part is kept.
 NAMES = ("name_or_path", "_name_or_path", "base_model_name_or_path", "best_model_checkpoint")
 
 TOKEN = re.compile(rb"\bhf_[A-Za-z]{34}\b")
 
 
 def without_paths(value: Any) -> Any:
-    """JSON values in which every absolute path, wherever it led, is its last part.
+    """Cuts every absolute path in JSON values down to its last part, wherever it leads.
 
     Args:
-        value: What is cleaned; not changed itself.
+        value: The values; not changed themselves.
     """
     return Scrub(Path.cwd()).json(value, every=True)
 
@@ -42,7 +42,7 @@ class Scrub:
     """Cleans files of the paths of this machine: a path becomes its last part.
 
     Args:
-        run_dir: The folder of the run, whose own path is one of those.
+        run_dir: The folder of the run; its own path is cut, too.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -57,14 +57,14 @@ class Scrub:
 
     def __call__(self, path: Path) -> None:
         """Cleans one file in place."""
-        # Whatever the encoding, what is not a path stays.
+        # Bytes that are not UTF-8 must come out as they were.
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         cleaned = self._text(text)
         if path.suffix == ".json":
             with contextlib.suppress(json.JSONDecodeError):
                 value = json.loads(text)  # Escapes hide a path from the search in the text.
-                found = self.json(value, every=path.name == ARGUMENTS_FILE)
-                cleaned = text if found == value else json.dumps(found, indent=2) + "\n"
+                stripped = self.json(value, every=path.name == ARGUMENTS_FILE)
+                cleaned = text if stripped == value else json.dumps(stripped, indent=2) + "\n"
         if cleaned != text:
             path.write_text(cleaned, encoding="utf-8", errors="surrogateescape")
 
@@ -79,9 +79,9 @@ class Scrub:
         """Cleans JSON values.
 
         Args:
-            value: What is cleaned; not changed itself.
-            key: The key that it stands under.
-            every: Whether absolute paths outside the known folders are cut down, too.
+            value: The values; not changed themselves.
+            key: The key under which they stand.
+            every: Whether absolute paths outside the known folders are cut, too.
         """
         if isinstance(value, dict):
             return {

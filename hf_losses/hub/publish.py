@@ -36,33 +36,33 @@ def publish(
     checkpoint: str | None = None,
     blocking: bool = True,
 ) -> Any:
-    """Uploads a finished run; what is there already is not uploaded again.
+    """Uploads a finished run; files that the repository holds already are not uploaded again.
 
     Args:
-        run_dir: A folder that `save_model` or a checkpoint of `LossTrainer` wrote. It stays as it
-            is.
+        run_dir: A folder that `save_model` or a checkpoint of `LossTrainer` wrote. It is not
+            changed.
         repo: Name of the repository, made if there is none.
         private: Whether a new repository is private; None takes the account's default.
         revision: Branch; None is `main`.
         commit_message: The commit's first line.
         token: None takes the one of `hf auth login` or `HF_TOKEN`.
-        overwrite: Whether it may take the place of a model that was published by other means.
-        checkpoint: Folder of the repository for what a training goes on from, such as the
+        overwrite: Whether the run may replace a model that was published by other means.
+        checkpoint: Folder of the repository for what training resumes from, such as the
             optimizer's state. None leaves that out.
         blocking: Whether to wait for the upload.
 
     Returns:
-        The `CommitInfo`, or without waiting a `Future` of it.
+        The `CommitInfo`; a `Future` of it if `blocking` is False.
 
     Raises:
-        ValueError: If the folder is no finished run, holds a token, or the Hub refuses it.
-        OSError: If the Hub cannot be reached. Like the former, it names the command that resumes.
+        ValueError: If the folder is no finished run or holds a token, or if the Hub refuses it.
+        OSError: If the Hub cannot be reached. The errors of the Hub name the command that resumes.
     """
     check_run(run_dir)
     validate_repo_id(repo)  # Its HFValidationError is a ValueError.
     command = _command(run_dir, repo, private, revision, overwrite)
     then = f"The local files are whole; to resume: {command}"
-    # Beside the run hard links are cheap, and nobody removes it together with an old checkpoint.
+    # Beside the run, weights can be hard links, and the folder outlives a deleted old checkpoint.
     place = Path(run_dir).absolute().parent
     folder = tempfile.TemporaryDirectory(
         prefix="_publish-", dir=place if os.access(place, os.W_OK) else None
@@ -98,7 +98,7 @@ def publish(
 def dry_run(
     run_dir: str | os.PathLike[str], repo: str, into: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Writes what would be uploaded to a folder; needs neither a token nor a network.
+    """Writes into a folder what would be uploaded; needs neither a token nor a network.
 
     Args:
         run_dir: A finished run.
@@ -109,7 +109,7 @@ def dry_run(
         The folder.
 
     Raises:
-        ValueError: If `run_dir` is no finished run, holds a token, or the folder something else.
+        ValueError: If `run_dir` is no finished run or holds a token, or `into` holds other files.
     """
     check_run(run_dir)
     validate_repo_id(repo)

@@ -1,4 +1,4 @@
-"""What the files of a run say, as a model card shows it."""
+"""The facts of a run for its model card, as far as the files in its folder tell them."""
 
 from __future__ import annotations
 
@@ -26,18 +26,23 @@ from hf_losses.hub.saved_run import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_
 from hf_losses.losses.modules import MULTI_LABEL
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
 
-MANY = 20  # classes, after which they are counted, not named
+MANY = 20  # More classes than this are counted, not named.
 
 
 class RunFacts:
-    """What the files of a folder say."""
+    """The facts of a run, from the files in its folder.
+
+    Args:
+        folder: The folder.
+        repo_id: The repository that the card speaks of; None takes the folder's name.
+    """
 
     def __init__(self, folder: Path, repo_id: str | None) -> None:
         self.folder = folder
         self.loss = json.loads((folder / LOSS_FILE).read_text(encoding="utf-8"))
-        # A loss that somebody registered elsewhere is not known here.
-        known = self.loss["name"] in list_losses()
-        self.spec = get_spec(self.loss["name"]) if known else None
+        # A loss that a user registered may be unknown to the process that writes the card.
+        registered = self.loss["name"] in list_losses()
+        self.spec = get_spec(self.loss["name"]) if registered else None
         self.config = self._json("config.json")
         self.adapter = self._json("adapter_config.json")
         self.state = self._json("trainer_state.json")
@@ -47,8 +52,8 @@ class RunFacts:
         self.old = ModelCardData()
         if readme.is_file():
             self.old = ModelCard.load(readme, ignore_metadata_errors=True).data
-        named = self.old.model_name or folder.resolve().name
-        self.title = repo_id.split("/")[-1] if repo_id else named
+        local_name = self.old.model_name or folder.resolve().name
+        self.title = repo_id.split("/")[-1] if repo_id else local_name
         self.repo = repo_id or self.title
         self.seed = self.result.get("seed", self.args.get("seed"))
         problem = self.config.get("problem_type")
@@ -72,49 +77,49 @@ class RunFacts:
 
     @cached_property
     def task(self) -> str | None:
-        """What transformers calls it, or None."""
+        """The model's task as transformers names it; None if no file tells it."""
         name = self.architecture or ""
-        for task, (model_class, of_peft, _) in TASKS.items():
+        for task, (model_class, peft_task, _) in TASKS.items():
             if (
-                (of_peft and of_peft == self.adapter.get("task_type"))
+                (peft_task and peft_task == self.adapter.get("task_type"))
                 or name in TASK_MAPPING.get(task, {}).values()
                 or name.endswith(model_class.removeprefix("AutoModel"))
             ):
                 return task
-        told: str | None = self.result.get("pipeline_tag") or self.old.pipeline_tag
-        return told
+        recorded: str | None = self.result.get("pipeline_tag") or self.old.pipeline_tag
+        return recorded
 
     @property
     def pipeline_tag(self) -> str | None:
-        """The same, without the name that the Hub has given up (huggingface.js#1590)."""
+        """The task as the Hub names it; it dropped text2text-generation (huggingface.js#1590)."""
         return "text-generation" if self.task == "text2text-generation" else self.task
 
     @cached_property
     def model_class(self) -> str | None:
-        """The class that loads the model; an Auto class where the task is known."""
+        """The class that loads the model: an Auto class where the task is known."""
         return TASKS[self.task][0] if self.task in TASKS else self.architecture
 
     @cached_property
     def processor_class(self) -> str:
-        """The Auto class that loads what makes inputs of the raw data."""
+        """The Auto class that loads the model's processor or tokenizer."""
         return "AutoImageProcessor" if self.task == "image-classification" else "AutoTokenizer"
 
     @cached_property
     def has_processor(self) -> bool:
-        """Whether such a file lies in the folder."""
+        """Whether the folder holds a processor or a tokenizer."""
         names = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
         return any((self.folder / name).is_file() for name in names)
 
     @cached_property
     def base(self) -> str | None:
-        """The Hub's name of the model that this one began as."""
-        # Not that in adapter_config.json: of a local folder only its name may be left there.
+        """The Hub's name of the model that was fine-tuned; None if it has none."""
+        # adapter_config.json may name a local folder, of which only the last part is left.
         name: Any = self.result.get("base_model") if self.result else self.old.base_model
         return name if _is_hub_name(name) else None
 
     @cached_property
     def base_name(self) -> str | None:
-        """The same, or the name of its folder."""
+        """The name of the model that was fine-tuned: the Hub's, or that of its folder."""
         path = PureWindowsPath(self.adapter.get("base_model_name_or_path") or "")
         return self.base or self.result.get("model") or path.name or None
 
@@ -127,7 +132,7 @@ class RunFacts:
 
     @cached_property
     def outputs(self) -> int | None:
-        """How many logits the head of an adapter has; None where it is the base model's."""
+        """How many logits an adapter's own head has; None if it uses the base model's head."""
         heads = set(self.adapter.get("modules_to_save") or [])
         path = self.folder / ADAPTER_SAFE_WEIGHTS_NAME
         if not heads or not path.is_file():
@@ -146,49 +151,52 @@ class RunFacts:
 
     @cached_property
     def dataset(self) -> dict[str, Any]:
-        """As in `result.json`; without one, what the older card's metadata say."""
+        """The dataset as `result.json` describes it; without that file, as the older card does."""
         empty: dict[str, Any] = dict.fromkeys(("name", "id", "config"))
         empty |= {"splits": {}, "rows": {}, "partial": []}
         if self.result:
             return empty | (self.result.get("dataset") or {})
         if self.old.eval_results:
-            first = self.old.eval_results[0]
-            # Trainer puts the configuration among the arguments.
-            args = first.dataset_args if isinstance(first.dataset_args, str) else None
+            evaluated = self.old.eval_results[0]
+            # Trainer writes the configuration into dataset_args.
+            args = evaluated.dataset_args if isinstance(evaluated.dataset_args, str) else None
+            split = evaluated.dataset_split
             return empty | {
-                "name": first.dataset_name,
-                "id": first.dataset_type,
-                "config": first.dataset_config or args,
-                "splits": {"evaluation": first.dataset_split} if first.dataset_split else {},
+                "name": evaluated.dataset_name,
+                "id": evaluated.dataset_type,
+                "config": evaluated.dataset_config or args,
+                "splits": {"evaluation": split} if split else {},
             }
         names = _hub_names(self.old.datasets)
-        # Of several, nobody has said which one the results are of.
+        # Where there are several, it is not known which one the results belong to.
         return empty | {"name": ", ".join(names), "id": names[0] if len(names) == 1 else None}
 
     @cached_property
     def step(self) -> int | None:
-        """The step of the evaluation that is shown, if it was not the last one."""
-        return None if self._shown in (None, self.state.get("global_step")) else self._shown
+        """The step of the evaluation that the card shows; None if it is the last step."""
+        last = self.state.get("global_step")
+        return None if self._shown_step in (None, last) else self._shown_step
 
     @cached_property
     def _evaluations(self) -> dict[int, dict[str, dict[str, float]]]:
-        """Metrics by step and set, as logged while the model was trained."""
-        found: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
+        """Metrics by step and set, as logged during training."""
+        evaluations: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
         for entry in self.state.get("log_history", []):
             for key in entry:
                 prefix = key.removesuffix("_runtime")
                 if prefix in (key, "train"):
                     continue
                 name = "evaluation" if prefix == "eval" else prefix.removeprefix("eval_")
-                found[entry["step"]][name] = {
+                evaluations[entry["step"]][name] = {
                     metric.removeprefix(f"{prefix}_"): value
                     for metric, value in entry.items()
                     if metric.startswith(f"{prefix}_") and not metric.endswith(NO_METRICS)
                 }
-        return dict(found)
+        return dict(evaluations)
 
     @cached_property
-    def _shown(self) -> int | None:
+    def _shown_step(self) -> int | None:
+        """The step whose logged metrics the card shows; None if it shows those of the result."""
         if self.result.get("metrics") or not self._evaluations:
             return None
         best: int | None = self.state.get("best_global_step")
@@ -197,18 +205,18 @@ class RunFacts:
 
     @cached_property
     def scores(self) -> dict[str, dict[str, float]]:
-        """Metrics by set."""
-        own: dict[str, dict[str, float]] | None = self.result.get("metrics")
-        return own or ({} if self._shown is None else self._evaluations[self._shown])
+        """Metrics by set: the result's, or else those of the evaluation that the card shows."""
+        metrics: dict[str, dict[str, float]] | None = self.result.get("metrics")
+        return metrics or ({} if self._shown_step is None else self._evaluations[self._shown_step])
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Names of the metrics that were measured, those of the Hub first."""
-        found = dict.fromkeys(metric for scores in self.scores.values() for metric in scores)
-        return sorted(found, key=lambda metric: (metric not in METRICS, metric))
+        """Names of the metrics that were measured; those that the Hub knows come first."""
+        measured = {metric for scores in self.scores.values() for metric in scores}
+        return sorted(measured, key=lambda metric: (metric not in METRICS, metric))
 
     def set_name(self, name: str) -> str:
-        """A set, with what the dataset calls it."""
+        """The name of a set, with the dataset's own name of the split where that differs."""
         split = self.dataset["splits"].get(name)
         if name in self.dataset["partial"]:
             return f"{name} (a part of `{split}`)" if split else f"{name} (a part)"
@@ -217,10 +225,10 @@ class RunFacts:
     # ---- Metadata ----------------------------------------------------------------------------
 
     def metadata(self) -> ModelCardData:
-        """What the Hub reads, with what an older card says of licence, language and so on."""
-        ours = ("model-index", "eval_results", "model_name", "base_model", "datasets", "metrics")
+        """The card's metadata for the Hub; an older card's licence, language and so on are kept."""
+        renewed = ("model-index", "eval_results", "model_name", "base_model", "datasets", "metrics")
         old = self.old.to_dict()  # type: ignore[no-untyped-call]
-        kept = {key: value for key, value in old.items() if key not in ours}
+        kept = {key: value for key, value in old.items() if key not in renewed}
         tags = [tag for tag in _listed(self.old.tags) if not _is_path(tag.split(":")[-1])]
         tags = [
             t for t in tags if not t.startswith("loss:") and (self.base or ":adapter:" not in t)
@@ -239,7 +247,7 @@ class RunFacts:
         return ModelCardData(**{k: v for k, v in kept.items() if v not in (None, [], [None])})
 
     def _eval_results(self) -> list[EvalResult]:
-        """Those on a dataset of the Hub, on whole splits of it: a part is another measurement."""
+        """The results on whole splits of a dataset of the Hub; a part would not be comparable."""
         data, task = self.dataset, self.pipeline_tag
         if not (data["id"] and task):
             return []
@@ -252,22 +260,22 @@ class RunFacts:
                 dataset_config=data["config"],
                 dataset_split=data["splits"].get(name),
                 metric_type=METRICS[metric][0],
-                # Sets whose split is not known would all be one.
+                # Without the name, sets whose split is unknown could not be told apart.
                 metric_name=METRICS[metric][1] + ("" if len(self.scores) == 1 else f" ({name})"),
                 metric_args=METRICS[metric][2],
-                metric_value=found[metric],
+                metric_value=scores[metric],
             )
-            for name, found in self.scores.items()
+            for name, scores in self.scores.items()
             if name not in data["partial"]
             for metric in self.metrics
-            if metric in METRICS and is_finite(found.get(metric))
+            if metric in METRICS and is_finite(scores.get(metric))
         ]
 
     # ---- Tables ------------------------------------------------------------------------------
 
     def loss_rows(self) -> dict[str, str]:
         """The registry's record of the loss, with the values of this run."""
-        assert self.spec is not None  # The template asks.
+        assert self.spec is not None  # The template calls this only for registered losses.
         spec, loss = self.spec, self.loss
         rows = {"name": f"`{spec.name}`", "formula": f"`{spec.full_formula}`"}
         if spec.weight_formula:
@@ -287,7 +295,7 @@ class RunFacts:
         return _cells(rows)
 
     def training_rows(self) -> dict[str, str]:
-        """Hyperparameters, and what was counted."""
+        """The hyperparameters, and the numbers of steps."""
         args, state, run = self.args, self.state, self.result.get("training") or {}
         rows: dict[str, Any] = {"loss": f"`{json.dumps(self.loss)}`"}
         if args:
@@ -328,15 +336,15 @@ class RunFacts:
         return _cells(rows)
 
     def versions(self) -> str:
-        """Those that trained it, as far as the files tell."""
-        found = self.result.get("versions") or {
+        """The packages that trained the model and their versions, as far as the files tell."""
+        versions = self.result.get("versions") or {
             "transformers": self.config.get("transformers_version"),
             "peft": self.adapter.get("peft_version"),
         }
-        return ", ".join(f"{package} {version}" for package, version in found.items() if version)
+        return ", ".join(f"{package} {version}" for package, version in versions.items() if version)
 
     def hardware(self) -> str:
-        """What trained it, and how long, if the recipes have noted it."""
+        """The machine that trained the model, and for how long; empty if no recipe noted it."""
         hardware, run = self.result.get("hardware"), self.result.get("training") or {}
         if not hardware:
             return ""
@@ -347,6 +355,7 @@ class RunFacts:
 
 
 def _listed(value: Any) -> list[str]:
+    """The entries of a field that may hold one entry, several or none."""
     return [value] if isinstance(value, str) else [str(entry) for entry in value or []]
 
 
@@ -380,5 +389,5 @@ def score_text(value: Any) -> str:
 
 
 def _cells(rows: dict[str, Any]) -> dict[str, str]:
-    """Cells of a Markdown table, which a bar would end."""
+    """The values as cells of a Markdown table, in which a bar must be escaped."""
     return {key: str(value).replace("|", "\\|") for key, value in rows.items()}

@@ -1,4 +1,4 @@
-"""What of a run's folder is published: model, tokenizer, results and card."""
+"""Which files of a run's folder are published: model, tokenizer, results and card."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OTHERS = (".safetensors", ".png", ".svg", ".model", ".spm", ".tiktoken")
 
 PRIVATE = ("checkpoint-*", "_*", ".*", "runs", "wandb", "mlruns")
 
-# What a training goes on from, as `hub_strategy="checkpoint"` asks for.
+# The files that training resumes from, which `hub_strategy="checkpoint"` publishes, too.
 STATE = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "*_states.pt", "latest")
 
 
 def check_run(run_dir: str | os.PathLike[str]) -> None:
-    """Raises a ValueError if a folder holds no model that `LossTrainer` saved, whole.
+    """Raises a ValueError unless a folder holds a complete model that `LossTrainer` saved.
 
     Args:
         run_dir: The folder.
@@ -73,7 +73,7 @@ def stage(
     Args:
         run_dir: A finished run.
         into: The folder; made if it is missing. Weights are hard links where the disk allows it.
-        repo_id: The repository that the card speaks of.
+        repo_id: The repository that the card names.
         token: The token in use, which no file may hold.
 
     Raises:
@@ -110,8 +110,8 @@ def copy_files(run_dir: Path, into: Path, wanted: Callable[[str], bool]) -> None
 
     Args:
         run_dir: The folder of the run.
-        into: Where they go; its folders are made.
-        wanted: Whether a file of this name is copied; private ones never are.
+        into: The folder for the copies; made where needed.
+        wanted: Says of a file's name whether it is copied; private files never are.
     """
     scrub = Scrub(run_dir)
     for source in sorted(run_dir.rglob("*")):
@@ -128,6 +128,6 @@ def copy_files(run_dir: Path, into: Path, wanted: Callable[[str], bool]) -> None
                 os.link(source.resolve(), target)
             except OSError:  # Another disk, or one without links.
                 shutil.copyfile(source, target)
-        # The card drops a path that a whole one, not its last part, shows to be one.
+        # write_card reads README.md first: it recognises a path only while that is whole.
         if is_text(target) and target.name not in (*VOCABULARIES, "README.md"):
             scrub(target)

@@ -1,4 +1,4 @@
-"""Checkpoints that know their loss: which one is complete, and which loss it was trained with."""
+"""Saved models and checkpoints: which are complete, and which loss they were trained with."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from hf_losses.hub.outage import HTTPError, HubUnreachable, outage
 from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
@@ -21,9 +21,9 @@ from hf_losses.messages import UsageError
 logger = logging.getLogger(__name__)
 
 LOSS_FILE = "hf_losses.json"
-# The training arguments that may be shown: training_args.bin is a pickle with tokens and paths.
+# Training arguments without secrets; training_args.bin is a pickle that holds tokens and paths.
 ARGUMENTS_FILE = "training_args.json"
-# Of `stateful_callbacks` in trainer_state.json: "args" is the loss, "attributes" what was counted.
+# The key in `stateful_callbacks` of trainer_state.json: "args" is the loss, "attributes" counts.
 STATE_KEY = "hf_losses"
 COUNT_KEY = "nonfinite_grad_steps"
 
@@ -35,10 +35,10 @@ def last_complete_checkpoint(output_dir: str) -> str:
         output_dir: Folder of `checkpoint-N` folders.
 
     Returns:
-        Path of one of them. Those cut short by a crash are left out with a warning.
+        The checkpoint's path. Incomplete ones, which a crash left, are skipped with a warning.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no complete checkpoint.
     """
     names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
     steps = [name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for name in names]
@@ -50,7 +50,7 @@ def last_complete_checkpoint(output_dir: str) -> str:
             logger.warning("%s; trying the one before", error)
         else:
             return checkpoint
-    # This message and that below begin as the stock Trainer's do: programs look for their words.
+    # This message and _read_state's begin like the stock Trainer's: programs search for the words.
     raise UsageError(
         f"No valid checkpoint found in output directory ({output_dir}): "
         "train without resume_from_checkpoint first"
@@ -58,28 +58,28 @@ def last_complete_checkpoint(output_dir: str) -> str:
 
 
 def load_renamed(model: Any, checkpoint: str) -> bool:
-    """Loads weights that have other names in a checkpoint than in the model.
+    """Loads a checkpoint whose weights have other names than the model's.
 
     Since transformers 5 some models, ViT among them, are saved under the names of older versions.
-    `from_pretrained` knows that; `Trainer`, when it resumes or loads the best model, does not: it
-    leaves such weights as they are, with no more than a warning.
+    `from_pretrained` renames them; `Trainer`, when it resumes or loads the best model, does not: it
+    leaves such weights of the model unchanged, with no more than a warning.
 
     Args:
         model: The model to load into, not wrapped.
-        checkpoint: Its folder.
+        checkpoint: The checkpoint's folder.
 
     Returns:
-        Whether it was such a checkpoint. If not, nothing was loaded.
+        True if the names differ and the weights were loaded, False if nothing was done.
 
     Raises:
-        ValueError: If weights of the model are missing in it.
+        ValueError: If the checkpoint lacks weights of the model.
     """
-    whole = os.path.join(checkpoint, SAFE_WEIGHTS_NAME)
+    single_file = os.path.join(checkpoint, SAFE_WEIGHTS_NAME)
     index = os.path.join(checkpoint, SAFE_WEIGHTS_INDEX_NAME)
     if not isinstance(model, PreTrainedModel):
         return False
-    if os.path.isfile(whole):
-        with safe_open(whole, "pt") as file:
+    if os.path.isfile(single_file):
+        with safe_open(single_file, "pt") as file:
             saved = set(file.keys())
     elif os.path.isfile(index):
         with open(index, encoding="utf-8") as file:
@@ -88,21 +88,21 @@ def load_renamed(model: Any, checkpoint: str) -> bool:
         return False
     if saved <= model.state_dict().keys():
         return False
-    found, loading = type(model).from_pretrained(
+    renamed, loading = type(model).from_pretrained(
         checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
     )
     if loading["missing_keys"]:
         raise UsageError(
             f"{checkpoint} lacks weights: {', '.join(sorted(loading['missing_keys']))}"
         )
-    model.load_state_dict(found.state_dict())
+    model.load_state_dict(renamed.state_dict())
     return True
 
 
 def load_loss(
     repo_or_folder: str | os.PathLike[str], *, revision: str | None = None
 ) -> ClassificationLoss | RegressionLoss:
-    """The loss that a saved model was trained with, as `LossTrainer` left it beside the weights.
+    """The loss that a saved model was trained with, as `LossTrainer` recorded it with the weights.
 
     Args:
         repo_or_folder: A folder that `save_model` or a checkpoint wrote, or a Hub repository.
@@ -114,6 +114,7 @@ def load_loss(
     Raises:
         ValueError: If there is no such folder or repository, it does not name its loss, or the loss
             is one that is not registered here.
+        OSError: If the Hub cannot be reached.
 
     Example:
         >>> load_loss("runs/glue/movie_reviews-liberal_exp-seed42")
@@ -121,10 +122,15 @@ def load_loss(
     folder = os.fspath(repo_or_folder)
     try:
         config = _read(folder, LOSS_FILE, revision)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        try:  # What model.save_pretrained alone has left.
+    except (OSError, ValueError, HTTPError) as error:
+        try:  # model.save_pretrained writes the loss into the config alone.
             config = _read(folder, CONFIG_NAME, revision)[STATE_KEY]
-        except (OSError, ValueError, HfHubHTTPError, KeyError):
+        except (OSError, ValueError, HTTPError, KeyError):
+            if reason := outage(error):
+                raise HubUnreachable(
+                    f"the Hub could not be reached for {LOSS_FILE} of {folder!r} "
+                    f"({' '.join(str(reason).split())}): try again later, or give a folder"
+                ) from error
             raise UsageError(
                 f"cannot read {LOSS_FILE} of {folder!r}, which is written beside a model that "
                 f"LossTrainer trained: {error}"
@@ -142,18 +148,18 @@ def _read(folder: str, name: str, revision: str | None) -> dict[str, Any]:
     if not os.path.isdir(folder):
         path = hf_hub_download(folder, name, revision=revision)
     with open(path, encoding="utf-8") as file:
-        found: dict[str, Any] = json.load(file)
-    return found
+        content: dict[str, Any] = json.load(file)
+    return content
 
 
 def loss_of_checkpoint(checkpoint: str) -> dict[str, Any] | None:
     """Name and parameters of the loss that a checkpoint was trained with.
 
     Args:
-        checkpoint: Its folder.
+        checkpoint: The checkpoint's folder.
 
     Returns:
-        None for a checkpoint of the stock Trainer.
+        Name and parameters; None for a checkpoint of the stock Trainer.
 
     Raises:
         ValueError: If the checkpoint is not complete.

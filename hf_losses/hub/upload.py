@@ -1,4 +1,4 @@
-"""The upload to the Hub: repositories, commits, new tries, and errors in words."""
+"""The upload to the Hub: repositories, commits, retries, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from hf_losses import __version__
+from hf_losses.hub.outage import HTTPError, HubUnreachable, is_temporary
 from hf_losses.hub.saved_run import LOSS_FILE
 from hf_losses.messages import UsageError
 
@@ -24,18 +25,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds before each new try of what the Hub's client does not itself try again.
+# Seconds before each retry of requests that the Hub's client does not retry itself.
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
-# Seconds without a byte after which a connection counts as broken: the client would wait for ever.
+# Seconds without a byte after which a connection counts as broken; the client alone would wait
+# for ever.
 TIMEOUT = 120.0
-
-# httpx's or, since huggingface_hub 2, httpx2's.
-_HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
-
-
-class HubUnreachable(UsageError, OSError):
-    """The Hub did not answer, however often it was asked; the message says how to go on later."""
 
 
 def upload(
@@ -49,28 +44,28 @@ def upload(
     overwrite: bool = False,
     then: str = "",
 ) -> CommitInfo:
-    """Uploads a staged folder in one commit, trying again where that may help.
+    """Uploads a staged folder in one commit, with retries where they may help.
 
     Args:
         folder: What `stage` made.
         repo: Name of the repository, made if there is none.
-        private: Whether a new one is private.
+        private: Whether a new repository is private.
         revision: Branch.
         commit_message: The commit's first line.
-        token: None takes the one of this machine.
-        overwrite: Whether it may take the place of a model that was published by other means.
-        then: What an error's message ends with.
+        token: None takes the token that the user is logged in with.
+        overwrite: Whether it may replace a model that was published by other means.
+        then: The end of every error message.
 
     Returns:
-        The commit; the last one if nothing has changed.
+        The commit; if nothing has changed, the last one.
 
     Raises:
-        ValueError: If the Hub refuses it: no token, no rights, name taken.
+        ValueError: If the Hub refuses the upload: no token, no rights, name taken.
         OSError: If the Hub cannot be reached.
     """
     with explained(repo, then):
         repo, files = _open(repo, private, revision, token, overwrite)
-        # Weights under a name that this model no longer has would be loaded instead of its own.
+        # Old weights under a name that the new model does not use would be loaded in its place.
         weights = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
         stale = [
             name
@@ -97,21 +92,21 @@ def open_repo(
     overwrite: bool = False,
     then: str = "",
 ) -> str:
-    """Makes a repository, or makes sure that an existing one is there for this model.
+    """Makes a repository, or checks that an existing one may hold this model.
 
     Args:
-        repo: Its name; without an owner it is the token's.
-        private: Whether a new one is private.
-        revision: Branch to look at.
-        token: None takes the one of this machine.
+        repo: Its name; without an owner, the token's owner is taken.
+        private: Whether a new repository is private.
+        revision: Branch whose files are looked at.
+        token: None takes the token that the user is logged in with.
         overwrite: Whether it may hold a model that was published by other means.
-        then: What an error's message ends with.
+        then: The end of every error message.
 
     Returns:
-        Its name with the owner.
+        The repository's name with its owner.
 
     Raises:
-        ValueError: If the Hub refuses it, or it holds such a model.
+        ValueError: If the Hub refuses it, or it holds a model that was published by other means.
         OSError: If the Hub cannot be reached.
     """
     with explained(repo, then):
@@ -121,13 +116,13 @@ def open_repo(
 def _open(
     repo: str, private: bool | None, revision: str | None, token: str | None, overwrite: bool
 ) -> tuple[str, list[str]]:
-    """The repository's full name and its files."""
+    """Makes or checks the repository; returns its full name and the names of its files."""
     api = hub_api(token)
     repo = retried(lambda: api.create_repo(repo, private=private, exist_ok=True)).repo_id
     info = retried(lambda: api.model_info(repo, revision=revision, timeout=TIMEOUT))
     files = [file.rfilename for file in info.siblings or []]
-    ours = LOSS_FILE in files or not {*files} - {".gitattributes", "README.md", "LICENSE"}
-    if not ours and not overwrite:
+    usable = LOSS_FILE in files or not {*files} - {".gitattributes", "README.md", "LICENSE"}
+    if not usable and not overwrite:
         raise UsageError(
             f"the name {repo} is taken: there is a model that hf_losses did not publish (no "
             f"{LOSS_FILE}); choose another name, or put this model in its place by `hf-losses "
@@ -140,10 +135,10 @@ def hub_api(token: str | None) -> HfApi:
     """The client of the Hub.
 
     Args:
-        token: Instead of the one that the user is logged in with.
+        token: None takes the token that the user is logged in with.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no token.
     """
     if not (token or get_token()):
         raise UsageError(
@@ -154,13 +149,13 @@ def hub_api(token: str | None) -> HfApi:
 
 
 def retried(call: Callable[[], T]) -> T:
-    """Makes a call to the Hub, again after a while if what went wrong may pass.
+    """Makes a call to the Hub, and retries it after errors that may be temporary.
 
     Args:
         call: A function without arguments.
 
     Returns:
-        What it returns.
+        What the function returns.
     """
     for wait in WAITS:
         session = get_session()
@@ -168,34 +163,30 @@ def retried(call: Callable[[], T]) -> T:
             session.timeout = TIMEOUT
         try:
             return call()
-        except (OSError, RuntimeError, _HTTPError) as error:
+        except (OSError, RuntimeError, HTTPError) as error:
             cause = _cause(error)
-            if not _may_pass(cause) or _was_retried(cause):
+            # hf_xet's errors do not count as temporary: it has retried itself.
+            if not is_temporary(cause) or _was_retried(cause):
                 raise
-            wait = _asked_to_wait(cause) or wait
+            wait = _requested_wait(cause) or wait
             logger.warning("%s; trying again in %g s", _in_words(cause), wait)
         sleep(wait)
     return call()
 
 
 def _cause(error: Exception) -> BaseException:
-    """What the client's threads wrap in a RuntimeError."""
+    """The error itself, or the one that the client's threads have wrapped in a RuntimeError."""
     return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
 
 
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (408, 409, 429) or error.response.status_code >= 500
-    return isinstance(error, _HTTPError)  # Not hf_xet's errors: it has tried again itself.
-
-
 def _was_retried(error: BaseException) -> bool:
-    """Whether the client has itself tried this request again, five times, before it gave up."""
+    """Whether the client itself has retried this request, which it does five times."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(frame.name == "http_backoff" for frame in frames)
 
 
-def _asked_to_wait(error: BaseException) -> float | None:
+def _requested_wait(error: BaseException) -> float | None:
+    """The seconds that the Hub's answer asks to wait; None if it asks for none."""
     if not isinstance(error, HfHubHTTPError):
         return None
     limit = parse_ratelimit_headers(error.response.headers)
@@ -207,16 +198,35 @@ def _asked_to_wait(error: BaseException) -> float | None:
 
 def _in_words(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
-        said = f" ({error.server_message})" if error.server_message else ""
-        return f"the Hub answered {error.response.status_code}{said}"
-    if _may_pass(error):
+        message = f" ({error.server_message})" if error.server_message else ""
+        return f"the Hub answered {error.response.status_code}{message}"
+    if is_temporary(error):
         return f"the connection to the Hub failed ({str(error) or type(error).__name__})"
     return " ".join(str(error).split())
 
 
+def _is_expected(error: BaseException) -> bool:
+    """Whether an error says that the Hub refuses or fails; any other is a bug."""
+    if isinstance(error, (UsageError, OSError, HTTPError)):
+        return True
+    # The client, and hf_xet below it, also raise plain ValueErrors and RuntimeErrors.
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    in_client = str(frame.f_globals["__name__"]).startswith("huggingface_hub.")
+    return in_client and isinstance(error, (ValueError, RuntimeError))
+
+
 @contextlib.contextmanager
 def explained(repo: str, then: str) -> Iterator[None]:
-    """Turns what the client raises into one sentence that says what to do."""
+    """Turns the client's errors into one sentence that says what to do; others pass unchanged.
+
+    Args:
+        repo: The repository, for the message.
+        then: The end of the message.
+
+    Raises:
+        UsageError: If the Hub refuses what was asked.
+        HubUnreachable: If the Hub cannot be reached, or its answer may be temporary.
+    """
     ways_out = {
         401: "the token is not valid or has expired: `hf auth login`, or set HF_TOKEN",
         403: f"the token has no right to write to {repo}: take one that has, or another name",
@@ -224,12 +234,14 @@ def explained(repo: str, then: str) -> Iterator[None]:
     }
     try:
         yield
-    except (ValueError, OSError, RuntimeError, _HTTPError) as error:
+    except (ValueError, OSError, RuntimeError, HTTPError) as error:
         cause = _cause(error)
+        if not _is_expected(cause):
+            raise
         message = _in_words(cause)
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         if status in ways_out:
             message += f": {ways_out[status]}"
-        refused = isinstance(cause, ValueError) or (status and not _may_pass(cause))
+        refused = isinstance(cause, ValueError) or (status and not is_temporary(cause))
         kind = UsageError if refused else HubUnreachable
         raise kind(f"{message.rstrip('.')}. {then}" if then else message) from error

@@ -1,1 +1,1 @@
-"""Trainers of other libraries."""
+"""Losses for the trainers of transformers and of other libraries."""

@@ -1,7 +1,7 @@
-"""Losses for sentence-transformers' `CrossEncoderTrainer`, which asks its loss for all it needs.
+"""Losses for sentence-transformers' `CrossEncoderTrainer`.
 
-It hands over texts, and its model card asks for the loss's config and citation.
-sentence-transformers (extra `integrations`) is imported when a loss is built.
+That trainer passes texts to its loss, and writes the loss's config and citation into the model
+card. sentence-transformers (extra `integrations`) is imported when a loss is built.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hf_losses.citation import PAPER, PAPER_CITATION
+from hf_losses.citation import loss_citation
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
 from hf_losses.losses.registry import get_spec
 from hf_losses.messages import MissingExtra, UsageError
@@ -20,14 +20,6 @@ from hf_losses.training.loss.items import Items, check_targets
 if TYPE_CHECKING:
     from sentence_transformers.cross_encoder import CrossEncoder
 
-LIBRARY = r"""
-@software{hf_losses,
-  title  = {{hf\_losses}: the loss as a hyperparameter of every Hugging Face fine-tuning job},
-  author = {{The hf\_losses authors}},
-  note   = {%s}
-}
-"""
-
 
 class CrossEncoderLoss(nn.Module):
     """A registered loss in the form of sentence-transformers' own losses for a `CrossEncoder`.
@@ -35,12 +27,13 @@ class CrossEncoderLoss(nn.Module):
     Labels of a model with several outputs are classes (`[B]`), or with one number per output
     (`[B, C]`) probabilities; with `problem_type="multi_label_classification"` one yes or no per
     output. A model with one output, the default of `CrossEncoder`, takes a yes or no, or a
-    probability between: its logit has the margin of one of several yes/no labels, for which
+    probability; its logit is treated as that of a single yes/no label, for which
     `cross_entropy` is `BinaryCrossEntropyLoss`. Regression losses compare labels with the raw
     outputs, as `MSELoss` does; `CrossEncoder.predict` puts a sigmoid on a single output unless it
     is given another `activation_fn`.
 
-    Like all losses there, it is the mean over a micro-batch: accumulated micro-batches weigh alike.
+    Like all losses of sentence-transformers, it is the mean over a micro-batch: accumulated
+    micro-batches have equal weight.
 
     Args:
         model: The `CrossEncoder` to be trained.
@@ -49,7 +42,8 @@ class CrossEncoderLoss(nn.Module):
 
     Raises:
         ImportError: If sentence-transformers is missing.
-        ValueError: If the model is none, or loss or parameters are unknown or do not fit.
+        ValueError: If the model is no `CrossEncoder`, or the loss or a parameter is unknown or does
+            not fit.
 
     Example:
         >>> trainer = CrossEncoderTrainer(model=model, loss=CrossEncoderLoss(model, "strict_l"))
@@ -80,7 +74,7 @@ class CrossEncoderLoss(nn.Module):
         # The trainer looks for a part by the name of `model`, and the model card for `loss`.
         self.model = model
         self.criterion = get_loss(loss, **params)
-        self._checked = False  # The labels of the first batch.
+        self._checked = False  # Whether the labels of the first batch have been checked.
         weight = getattr(self.criterion, "weight", None)
         if weight is not None and len(weight) != model.num_labels:
             raise UsageError(
@@ -100,8 +94,8 @@ class CrossEncoderLoss(nn.Module):
         Args:
             inputs: The two columns of texts, `B` each.
             labels: `[B]`, `[B, 1]` or `[B, C]`, or a list of its rows.
-            prompt: Put before each pair.
-            task: Of a model with several routes.
+            prompt: Text that is put before each pair.
+            task: The route, for a model with several.
 
         Returns:
             The mean over the batch, a float32 scalar.
@@ -121,7 +115,7 @@ class CrossEncoderLoss(nn.Module):
         features = self.model.preprocess(pairs, prompt=prompt, task=task)
         scores = self.model(batch_to_device(features, self.model.device))["scores"]
         if isinstance(labels, list):
-            # The collator makes one of label columns with a list per row.
+            # The collator passes label columns that hold a list per row as a list of tensors.
             labels = torch.stack(labels)
         if labels.numel() == scores.numel():
             labels = labels.view_as(scores)  # One output: [B] or [B, 1].
@@ -141,5 +135,4 @@ class CrossEncoderLoss(nn.Module):
     def citation(self) -> str:
         """BibTeX of this library and, where the loss refers to it, of the paper."""
         spec = self.criterion.spec
-        note = f"{spec.name}: {spec.reference or spec.formula}".replace("_", r"\_")
-        return LIBRARY % note + (f"{PAPER_CITATION}\n" if PAPER in spec.reference else "")
+        return loss_citation(spec.name, spec.reference or spec.formula)

@@ -1,4 +1,4 @@
-"""A loss for the stock `Trainer`, which takes it as its `compute_loss_func`."""
+"""A loss for the stock `Trainer`, as its `compute_loss_func`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def compute_loss_func(
     """A loss for the stock `Trainer(compute_loss_func=...)`.
 
     `LossTrainer` does more: the stock Trainer ignores `label_smoothing_factor` (give
-    `label_smoothing` here), needs `return_dict` outputs, does not save the loss, and does not count
-    regression labels of exactly -100, which are trained on: those of the other micro-batches of a
-    step are missing in what its loss is divided by.
+    `label_smoothing` here), needs `return_dict` outputs, and does not save the loss. It also does
+    not count regression labels of exactly -100, although they are trained on: the divisor of a
+    micro-batch's loss misses those of the step's other micro-batches.
 
     Args:
         name: A registered loss.
@@ -37,16 +37,16 @@ def compute_loss_func(
             position earlier. False: they belong to the positions they stand at; for an
             encoder-decoder the batch must hold `decoder_input_ids` too, which
             `DataCollatorForSeq2Seq(tokenizer, model=model)` makes. None decides by the class of
-            the model's outputs, and refuses those that do not say it.
+            the model's outputs, and refuses classes that do not tell.
         **params: See `get_loss`.
 
     Returns:
         A function of the model's outputs, labels and `num_items_in_batch`.
 
     Raises:
-        ValueError: If the loss or a parameter is unknown; later, if labels or logits are missing,
-            the outputs are a tuple, float labels could mean two things, or it is not certain which
-            labels the logits are of.
+        ValueError: If the loss or a parameter is unknown. The function raises it if labels or
+            logits are missing, the outputs are a tuple, float labels could mean two things, or it
+            is not certain which labels belong to the logits.
 
     Example:
         >>> Trainer(model, args, compute_loss_func=compute_loss_func("strict_m_power", alpha=0.3))
@@ -54,7 +54,7 @@ def compute_loss_func(
     loss = get_loss(name, **params)
     problem = problem_of(loss)
     summed = sum_over_items(loss, problem)
-    seen: list[bool] = []  # Whether labels have been looked at.
+    seen: list[bool] = []  # Not empty once the labels of a batch have been checked.
 
     def compute(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         if labels is None:

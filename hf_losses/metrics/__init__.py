@@ -1,1 +1,1 @@
-"""Metrics of tasks, which of them are better when lower, and calibration."""
+"""Metrics of tasks, which of them are better when lower, and the calibration error."""

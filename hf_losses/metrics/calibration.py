@@ -11,16 +11,17 @@ BINS = 15
 
 
 def calibration_bins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Predictions sorted into 15 equally wide bins by their probability.
+    """Counts predictions in 15 bins of equal width by their probability.
 
-    Bins of several batches or processes add up to those of all.
+    The bins of several batches or processes can be added up.
 
     Args:
         logits: `[N, C]`, floating point.
-        labels: `[N]`, int64; -100 is left out.
+        labels: `[N]`, int64; rows with -100 are left out.
 
     Returns:
-        `[3, 15]`, float32: predictions, the sum of their probabilities, right ones.
+        `[3, 15]`, float32: the number of predictions, the sum of their probabilities, and the
+        number of correct ones.
     """
     kept = labels != IGNORE
     scores, labels = logits[kept].float(), labels[kept]
@@ -28,10 +29,10 @@ def calibration_bins(logits: Tensor, labels: Tensor) -> Tensor:
     probability = torch.exp(highest - scores.logsumexp(-1))
     # A bin includes its upper limit; rounding may take a probability past 1.
     bin_of = torch.ceil(probability * BINS).long().sub(1).clamp(0, BINS - 1)
-    of_each = torch.stack(
+    summands = torch.stack(
         [torch.ones_like(probability), probability, (predicted == labels).float()]
     )
-    return of_each.new_zeros(3, BINS).index_add_(1, bin_of, of_each)
+    return summands.new_zeros(3, BINS).index_add_(1, bin_of, summands)
 
 
 def expected_calibration_error(bins: Tensor) -> float:
@@ -43,5 +44,5 @@ def expected_calibration_error(bins: Tensor) -> float:
     Returns:
         From 0 to 1; NaN without predictions, or if a logit was NaN.
     """
-    count, probability, right = bins.double()
-    return float((probability - right).abs().sum() / count.sum())
+    count, probability, correct = bins.double()
+    return float((probability - correct).abs().sum() / count.sum())

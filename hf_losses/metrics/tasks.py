@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from hf_losses.messages import MissingExtra, UsageError, nearest
 
-# What each configuration reports; the first is the one by which models are chosen.
+# The metrics of each configuration; models are chosen by the first.
 METRICS: dict[str, tuple[str, ...]] = {
     "cola": ("matthews_correlation",),
     "sst2": ("accuracy",),
@@ -40,15 +40,15 @@ ENTITY_METRICS = ("f1", "precision", "recall", "accuracy")
 class GlueMetric(evaluate.Metric):  # type: ignore[misc]
     """The official metrics of a GLUE task: the values of `evaluate.load("glue", task)`, offline.
 
-    Predictions and references are collected in memory, so processes that share a cache folder do
-    not meet each other there.
+    Predictions and references are collected in memory, so that processes with the same cache folder
+    do not overwrite each other's.
 
     Args:
         config_name: A GLUE task (`cola`, `sst2`, `mrpc`, `qqp`, `stsb`, `mnli`, `mnli_matched`,
             `mnli_mismatched`, `qnli`, `rte`, `wnli`, `hans`), or for data of one's own
             `classification` (accuracy and the unweighted mean of the classes' F1) or `regression`
             (correlations and mean squared error).
-        **kwargs: Those of `evaluate.Metric`.
+        **kwargs: Passed to `evaluate.Metric`.
 
     Raises:
         ValueError: If the configuration is unknown.
@@ -90,13 +90,13 @@ class GlueMetric(evaluate.Metric):  # type: ignore[misc]
             references: `[N]` of the same kind.
 
         Returns:
-            Metrics by name. Where a quotient has no value, that of scikit-learn and SciPy, as on
-            the Hub: F1 and Matthews' correlation are 0, Pearson's and Spearman's correlation are
-            NaN (all predictions or all references equal; here also fewer than two, where the Hub's
-            metric raises).
+            Metrics by name. Where a metric is not defined, it has scikit-learn's or SciPy's value,
+            as on the Hub: F1 and Matthews' correlation are 0, Pearson's and Spearman's correlation
+            are NaN (all predictions or all references equal; here also fewer than two, where the
+            Hub's metric raises an error).
         """
         with warnings.catch_warnings():
-            # The value says the same as the warning: 0 or NaN.
+            # The warnings say no more than the value, 0 or NaN.
             warnings.simplefilter("ignore", ConstantInputWarning)
             warnings.simplefilter("ignore", NearConstantInputWarning)
             warnings.filterwarnings("ignore", "A single label was found", UserWarning)
@@ -130,11 +130,12 @@ class GlueMetric(evaluate.Metric):  # type: ignore[misc]
 class EntityMetric(evaluate.Metric):  # type: ignore[misc]
     """Entities found in tagged words: the overall values of `evaluate.load("seqeval")`, offline.
 
-    An entity is right if its type, its first and its last word are. Which words are entities is
-    seqeval's default, that of CoNLL's conlleval: an `I-` that continues nothing begins one.
+    An entity is correct if its type, its first and its last word are. Entities are read from the
+    tags as seqeval does by default and CoNLL's conlleval does: an `I-` that continues no entity
+    begins one.
 
     Args:
-        **kwargs: Those of `evaluate.Metric`.
+        **kwargs: Passed to `evaluate.Metric`.
 
     Raises:
         ImportError: If seqeval is not installed.
@@ -166,11 +167,11 @@ class EntityMetric(evaluate.Metric):  # type: ignore[misc]
         """Computes the metrics.
 
         Args:
-            predictions: Sentences of tags: `O`, `B-TYPE`, `I-TYPE`.
-            references: The same number of them.
+            predictions: The tags of each sentence: `O`, `B-TYPE`, `I-TYPE`.
+            references: The true tags of the same sentences.
 
         Returns:
-            Metrics by name; 0 where a quotient has no value.
+            Metrics by name; 0 where a metric is not defined.
         """
         from seqeval.metrics import accuracy_score
         from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
@@ -179,5 +180,5 @@ class EntityMetric(evaluate.Metric):  # type: ignore[misc]
             references, predictions, average="micro", zero_division=0
         )
         accuracy = accuracy_score(references, predictions)
-        found = zip(ENTITY_METRICS, (f1, precision, recall, accuracy), strict=True)
-        return {name: float(value) for name, value in found}
+        scores = zip(ENTITY_METRICS, (f1, precision, recall, accuracy), strict=True)
+        return {name: float(score) for name, score in scores}

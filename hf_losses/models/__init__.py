@@ -1,1 +1,1 @@
-"""What is known of models: what a head is, its built-in loss, what its decoder reads."""
+"""Facts about models: their heads, built-in losses, decoder inputs and limits, and loading them."""

@@ -1,7 +1,7 @@
-"""What PEFT puts into a model's loss besides the loss of its logits.
+"""The terms that PEFT adds to a model's loss.
 
-Given labels, some of PEFT's models add a term of their own to the loss. The trainer gives them
-none, and adds the term itself.
+Some of PEFT's models add a term to the loss when they are given labels. The trainer keeps the
+labels from the model, and adds the term itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from hf_losses.messages import UsageError
 
 
 def check_adapter(model: Any, *, data_parallel: bool = False, processes: int = 1) -> None:
-    """Raises a ValueError if PEFT trains the active adapter on a loss that is not added here.
+    """Raises a ValueError if PEFT trains the active adapter on a loss that cannot be added here.
 
     Args:
         model: The model, with adapters or without.
-        data_parallel: Whether `DataParallel` will wrap it.
-        processes: How many train it.
+        data_parallel: Whether `DataParallel` will wrap the model.
+        processes: Number of processes that train the model.
     """
     kind = adapter_type(model)
     if kind == "CPT":
@@ -57,36 +57,36 @@ def adapter_type(model: Any) -> str | None:
 def adapter_term(
     model: Any, labels: Tensor | None, attention_mask: Tensor | None
 ) -> Tensor | float:
-    """What PEFT adds to the loss of a batch that the model has just been run on.
+    """The term that PEFT adds to the loss of the batch that the model has just been run on.
 
     Args:
         model: The model with its adapters, without other wrappers.
-        labels: Those of the batch, not shifted.
-        attention_mask: That of the batch.
+        labels: The labels of the batch, not shifted.
+        attention_mask: The attention mask of the batch.
 
     Returns:
-        A scalar, 0 for the adapters that add nothing.
+        A scalar; 0 for adapters that add nothing.
     """
     kind = adapter_type(model)
     if kind == "ADALORA":
-        return _orthogonality(model.base_model)
+        return _orthogonality_term(model.base_model)
     if kind == "SHADOW" and labels is not None:
-        return _of_shadow(model.base_model, labels, attention_mask)
+        return _shadow_term(model.base_model, labels, attention_mask)
     return 0.0
 
 
-def _orthogonality(tuner: Any) -> Tensor | float:
-    """AdaLoRA's: how far the factors of its singular value decompositions are from orthogonal."""
+def _orthogonality_term(tuner: Any) -> Tensor | float:
+    """AdaLoRA's penalty on factors of its singular value decompositions that are not orthogonal."""
     from peft.utils.integrations import gather_params_ctx
 
     name = tuner.trainable_adapter_name
     distances = []
     for path, factor in tuner.model.named_parameters():
-        of_rows = "lora_A" in path
-        if name not in path or not (of_rows or "lora_B" in path):
+        rows_orthogonal = "lora_A" in path
+        if name not in path or not (rows_orthogonal or "lora_B" in path):
             continue
         with gather_params_ctx(factor, fwd_module=tuner):  # ZeRO-3 holds it in pieces.
-            products = factor @ factor.T if of_rows else factor.T @ factor
+            products = factor @ factor.T if rows_orthogonal else factor.T @ factor
         ones = torch.eye(len(products), dtype=products.dtype, device=products.device)
         distances.append(torch.linalg.matrix_norm(products - ones))
     if not distances:
@@ -95,8 +95,8 @@ def _orthogonality(tuner: Any) -> Tensor | float:
     return weight * torch.stack(distances).mean()
 
 
-def _of_shadow(tuner: Any, labels: Tensor, attention_mask: Tensor | None) -> Tensor | float:
-    """The cross-entropy of the small network that runs beside the model, by its own head."""
+def _shadow_term(tuner: Any, labels: Tensor, attention_mask: Tensor | None) -> Tensor | float:
+    """The cross-entropy of the small network with its own head that runs beside the model."""
     weight: float = tuner.peft_config[tuner.active_adapters[0]].auxiliary_loss_weight
     if weight <= 0 or not tuner._shadow_path_active():
         return 0.0

@@ -1,9 +1,9 @@
-"""What the loss is that a model of transformers computes from its labels: plain, or another.
+"""Which loss a model of transformers computes from its labels: a plain one, or another.
 
-A model's own class is the last word: its name says which loss transformers gives it, but some
-classes compare other labels, add terms, or have another objective altogether. The tables here hold
-all of those in transformers 5.23; `tests/test_builtin_losses.py` reads the source of every class of
-the installed version and fails when one is missing.
+The name of a model's class says which loss transformers gives it, but some classes compare other
+labels, add terms, or have another objective altogether. The tables here list all of those in
+transformers 5.23; `tests/models/test_builtin_sources.py` reads the source of every class of the
+installed version and fails when one is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hf_losses.messages import UsageError
 
 IGNORE = -100
 
-# Heads to which transformers gives no name of a loss: the one whose loss they have.
+# Heads for which transformers names no loss, and the name of the loss that they compute.
 NAMELESS = {
     **dict.fromkeys(
         (
@@ -60,7 +60,7 @@ NAMELESS = {
     **dict.fromkeys(
         ("FlaubertWithLMHeadModel", "XLMWithLMHeadModel", "XLNetLMHeadModel"), "ForMaskedLM"
     ),
-    # One class per row, or per entity, whatever config.problem_type says.
+    # These predict one class per row or per entity, whatever config.problem_type says.
     **dict.fromkeys(
         (
             "BridgeTowerForImageAndTextRetrieval",
@@ -79,7 +79,7 @@ KINDS = re.compile(
     "|QuestionAnswering|SemanticSegmentation|Segmentation|ObjectDetection|CTC)"
 )
 
-# Heads whose name asks for a plain loss, and what theirs is instead.
+# Heads whose name suggests a plain loss, and the loss that they compute instead.
 OTHER_LOSS = {
     "BrosSpadeELForTokenClassification": "of links between tokens",
     "CsmDepthDecoderForCausalLM": "of labels that begin one step later than its logits",
@@ -95,7 +95,7 @@ OTHER_LOSS = {
     "VibeVoiceForConditionalGeneration": "a sum with the loss of its diffusion head",
 }
 
-# Heads with a field of the config that makes their loss another, and its value for the plain one.
+# Heads whose loss depends on a field of the config, and the value with which the loss is plain.
 SETTINGS: dict[str, tuple[str, Any]] = {
     "BambaForCausalLM": ("z_loss_coefficient", 0),
     "BlipForConditionalGeneration": ("label_smoothing", 0),
@@ -122,7 +122,7 @@ UNSHIFTED = {
     "WhisperForCausalLM",
 }
 
-# Heads that leave out the labels where this input is 0.
+# Heads that leave out the labels at positions where this input is 0.
 MASKED = {
     "BioGptForTokenClassification": "attention_mask",
     "BrosForTokenClassification": "bbox_first_token_mask",
@@ -134,7 +134,7 @@ MASKED = {
     "YosoForTokenClassification": "attention_mask",
 }
 
-# Heads for which labels of floats mean something else than for others of their kind, or nothing.
+# Heads for which float labels mean nothing, or not what they mean for other heads of the kind.
 CLASSES_ALONE = {
     "LukeForEntityClassification",
     "LukeForEntityPairClassification",
@@ -144,7 +144,9 @@ PROBABILITIES = {"DebertaForSequenceClassification", "DebertaV2ForSequenceClassi
 
 
 def loss_type(model: Any) -> str | None:
-    """The kind of head by which transformers chooses a loss, also where it does not name one.
+    """The name by which transformers chooses a model's loss, such as `ForCausalLM`.
+
+    Classes for which transformers names none have an entry in the tables above.
 
     Args:
         model: The model without wrappers.
@@ -152,10 +154,10 @@ def loss_type(model: Any) -> str | None:
     Returns:
         None for a model that transformers does not know.
     """
-    named: str | None = getattr(model, "loss_type", None)
-    if named is not None:
-        return named
-    # Transformers asks the name of a subclass alone, which may be any.
+    declared: str | None = getattr(model, "loss_type", None)
+    if declared is not None:
+        return declared
+    # Transformers looks at the class's own name alone, and a user's subclass may have any.
     for cls in type(model).__mro__:
         if not cls.__module__.startswith("transformers."):
             continue
@@ -163,8 +165,8 @@ def loss_type(model: Any) -> str | None:
             return NAMELESS[cls.__name__]
         if cls.__name__.endswith(NAMELESS_ENDINGS):
             return "ForTokenClassification"
-        if found := KINDS.search(cls.__name__):
-            return found.group()
+        if match := KINDS.search(cls.__name__):
+            return match.group()
     return None
 
 
@@ -176,14 +178,14 @@ def shifts_labels(model: Any) -> bool:
     """
     if loss_type(model) not in ("ForCausalLM", "ForConditionalGeneration"):
         return False
-    return not UNSHIFTED.intersection(_names(model)) and not is_encoder_decoder(model)
+    return not UNSHIFTED.intersection(_class_names(model)) and not is_encoder_decoder(model)
 
 
 def is_encoder_decoder(model: Any) -> bool:
-    """Whether the labels are what a decoder writes, and so belong to the positions they stand at.
+    """Whether a model is an encoder-decoder, whose labels stand at the positions of their logits.
 
     Args:
-        model: A model of transformers without wrappers; also one around an encoder-decoder.
+        model: A model of transformers without wrappers; it may contain the encoder-decoder.
     """
     config = model.config
     return bool(
@@ -192,10 +194,10 @@ def is_encoder_decoder(model: Any) -> bool:
 
 
 def check_builtin_loss(model: Any) -> None:
-    """Raises a ValueError for a class of transformers whose own loss is another than a plain one.
+    """Raises a ValueError for a class of transformers whose own loss is not a plain one.
 
-    A subclass with a `forward` of its own, and a class that transformers does not know, are taken
-    as they are.
+    Subclasses with a `forward` of their own, and classes that transformers does not know, are
+    accepted unchecked.
 
     Args:
         model: The model without wrappers.
@@ -203,7 +205,7 @@ def check_builtin_loss(model: Any) -> None:
     if not _is_transformers(model):
         return
     head = type(model).__name__
-    for name in _names(model):
+    for name in _class_names(model):
         if name in OTHER_LOSS:
             raise UsageError(
                 f"the loss of {head} is not one of its logits and 'labels', but {OTHER_LOSS[name]}:"
@@ -211,10 +213,10 @@ def check_builtin_loss(model: Any) -> None:
             )
         if name in SETTINGS:
             field, plain = SETTINGS[name]
-            found = getattr(model.config.get_text_config(), field)
-            if found != plain:
+            value = getattr(model.config.get_text_config(), field)
+            if value != plain:
                 raise UsageError(
-                    f"{field}={found!r} makes the loss of {head} another than one of its logits "
+                    f"{field}={value!r} makes the loss of {head} another than one of its logits "
                     f"and 'labels': set it to {plain!r} in the model's config, or train it with "
                     "the stock Trainer"
                 )
@@ -226,26 +228,26 @@ def check_builtin_loss(model: Any) -> None:
 
 
 def check_batch(model: Any, inputs: dict[str, Any], labels: Tensor) -> None:
-    """Raises a ValueError for a batch of which the model's own loss would be another.
+    """Raises a ValueError for a batch on which the model's own loss would not be the plain one.
 
     Args:
         model: The model without wrappers, before `settle_problem_type` has seen the labels.
         inputs: The batch without its labels.
-        labels: Those labels.
+        labels: The labels of the batch.
     """
-    head, names = type(model).__name__, set(_names(model))
-    others = [name for name in inputs if "label" in name]
-    if others and _is_transformers(model):
+    head, names = type(model).__name__, set(_class_names(model))
+    extra = [name for name in inputs if "label" in name]
+    if extra and _is_transformers(model):
         raise UsageError(
-            f"the batch has also {', '.join(others)}, which would be left out of the loss of "
-            f"{head}: drop {'it' if len(others) == 1 else 'them'}, or use the stock Trainer"
+            f"the batch has also {', '.join(extra)}, which would be left out of the loss of "
+            f"{head}: drop {'it' if len(extra) == 1 else 'them'}, or use the stock Trainer"
         )
-    for mask in (MASKED[name] for name in names & MASKED.keys()):
-        kept = inputs.get(mask)
-        if kept is not None and (labels.ne(IGNORE) & kept.eq(0)).any():
+    for mask_name in (MASKED[name] for name in names & MASKED.keys()):
+        mask = inputs.get(mask_name)
+        if mask is not None and (labels.ne(IGNORE) & mask.eq(0)).any():
             raise UsageError(
-                f"{head} leaves out the labels where {mask} is 0, but Trainer counts them: set "
-                f"them to {IGNORE}"
+                f"{head} leaves out the labels where {mask_name} is 0, but Trainer counts them: "
+                f"set them to {IGNORE}"
             )
     if not labels.is_floating_point():
         return
@@ -263,19 +265,19 @@ def check_batch(model: Any, inputs: dict[str, Any], labels: Tensor) -> None:
 
 
 def auxiliary_weight(model: Any) -> float:
-    """By what the model's own loss multiplies the `aux_loss` of its mixture of experts.
+    """The factor by which the model's own loss multiplies the `aux_loss` of its experts.
 
     Args:
         model: The model without wrappers.
 
     Raises:
-        ValueError: If the model does not say.
+        ValueError: If neither the model nor its config names the factor.
     """
-    text = model.config.get_text_config()
+    text_config = model.config.get_text_config()
     for holder, name in (
         (model, "router_aux_loss_coef"),
         (model, "aux_loss_coef"),
-        (text, "router_aux_loss_coef"),
+        (text_config, "router_aux_loss_coef"),
     ):
         weight: float | None = getattr(holder, name, None)
         if weight is not None:
@@ -287,14 +289,14 @@ def auxiliary_weight(model: Any) -> float:
 
 
 def outputs_shift(outputs: Any, labels: Tensor) -> bool:
-    """Whether labels are the next tokens, as far as a model's outputs alone can say it.
+    """Whether labels are the next tokens, as far as the class of a model's outputs tells.
 
     Args:
         outputs: A `ModelOutput`.
         labels: Of any shape.
 
     Raises:
-        ValueError: If it is not certain, or if the model's decoder may have had wrong inputs.
+        ValueError: If the class does not tell, or the model's decoder may have had wrong inputs.
     """
     logits, name = outputs["logits"], type(outputs).__name__
     if labels.is_floating_point() or labels.dim() < 2 or logits.dim() < 3:
@@ -334,25 +336,27 @@ SAME_POSITION = (
     "PerceiverClassifierOutput",
     "XLNetLMHeadModelOutput",
 )
-# Output classes of causal language models that are not called CausalLMOutput….
+# Output classes of causal language models whose names do not contain CausalLMOutput.
 NEXT_TOKEN = (
     "BlipForConditionalGenerationModelOutput",
     "Kosmos2ForConditionalGenerationModelOutput",
     "Kosmos2_5ForConditionalGenerationModelOutput",
     "ReformerModelWithLMHeadOutput",
 )
-# Of GPT-2 and of BART's decoder; of OpenAI GPT and of models for CTC.
+# GPT-2 and BART's decoder return the first, OpenAI GPT and models for CTC the second.
 UNCERTAIN = ("CausalLMOutputWithCrossAttentions", "CausalLMOutput")
-# CpmAnt returns what Llama returns but does not shift. Its file is read only for its models.
+# CpmAnt returns the class that Llama returns, but does not shift. Its module is imported only
+# where one of its models is.
 UNSHIFTED_LOOKALIKE = "transformers.models.cpmant.modeling_cpmant"
 NOT_PLAIN = ("HiggsAudioV2", "VibeVoiceCausalLM")
 
 
 def _is_transformers(model: Any) -> bool:
-    """Whether its `forward` is one of transformers, not of a subclass or a model of the user's."""
+    """Whether transformers defines the model's `forward`, and not a class of the user's."""
     forward = next(cls for cls in type(model).__mro__ if "forward" in vars(cls))
     return forward.__module__.startswith("transformers.")
 
 
-def _names(model: Any) -> list[str]:
+def _class_names(model: Any) -> list[str]:
+    """The names of a model's class and of all classes above it."""
     return [cls.__name__ for cls in type(model).__mro__]

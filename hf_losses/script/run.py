@@ -1,4 +1,4 @@
-"""`hf-losses run`: a script of somebody else, as it is, whose `Trainer` uses another loss."""
+"""`hf-losses run`: runs an unmodified script whose `Trainer` then uses another loss."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def prepare(
     """Checks that a script can be run with a loss.
 
     Args:
-        script: Its file, or with `module` the name of a module.
-        arguments: Its own arguments.
-        module: Whether it is run as by `python -m`.
+        script: The script's file, or with `module` the name of a module.
+        arguments: The script's own arguments.
+        module: Whether the script is run as by `python -m`.
         loss: A registered name.
-        **settings: Fields of `LossTrainingArguments` that go with it; None for its default.
+        **settings: Fields of `LossTrainingArguments` that belong to the loss; None for a default.
 
     Returns:
-        A function that runs it as Python would and returns 0. It raises what the script raises, and
-        SystemExit if no `Trainer` was trained with the loss.
+        A function that runs the script as Python would and returns 0. It raises what the script
+        raises, and SystemExit if no `Trainer` was trained with the loss.
 
     Raises:
-        ValueError: If loss or parameters are wrong, there is no such script, or its source shows
-            that it trains without a `Trainer`.
+        ValueError: If the loss or its parameters are wrong, there is no such script, or its source
+            shows that it trains without a `Trainer`.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     settings["loss_kwargs"] = parse_loss_kwargs(settings.get("loss_kwargs")) or None
-    built = early_loss(loss, settings["loss_kwargs"])
+    criterion = early_loss(loss, settings["loss_kwargs"])
     check_warmup(
         loss,
         settings.get("loss_warmup_ratio", 0),
@@ -61,7 +61,7 @@ def prepare(
         sys.path[0] = root
     if not module and not os.path.isfile(script):
         raise UsageError(f"no script {script!r}; for a module write -m {script}")
-    file = _file_of(script) if module else os.path.realpath(script)
+    file = _module_file(script) if module else os.path.realpath(script)
     if trains_without_trainer(Path(file), Path(root)):
         raise UsageError(
             f"the loss {loss!r} cannot be used: {script} has no transformers Trainer, nor have the "
@@ -71,32 +71,37 @@ def prepare(
 
     def run() -> int:
         if os.environ.get("RANK", "0") == "0":
-            given = "".join(f", {name}={value:g}" for name, value in built.params.items())
-            what = f"{loss} ({built.spec.kind}): {built.spec.full_formula}{given}"
-            print(f"hf-losses run: {what}, in {script}", file=sys.stderr, flush=True)
-        return _run(script, arguments, module, _AfterImport(loss, settings))
+            values = "".join(f", {name}={value:g}" for name, value in criterion.params.items())
+            formula = f"{criterion.spec.full_formula}{values}"
+            print(
+                f"hf-losses run: {loss} ({criterion.spec.kind}): {formula}, in {script}",
+                file=sys.stderr,
+                flush=True,
+            )
+        return _run(script, arguments, module, _TrainerHook(loss, settings))
 
     return run
 
 
-def _file_of(module: str) -> str:
-    """The file that `python -m` runs."""
+def _module_file(module: str) -> str:
+    """The file that `python -m` runs for a module."""
     try:
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.submodule_search_locations is not None:
             module = f"{module}.__main__"
             spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # of a package above it
+    except ModuleNotFoundError:  # A package above the module is missing.
         spec = None
     if spec is None:
         raise UsageError(f"no module named {module!r}; for a file leave out -m")
     return str(spec.origin)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
+class _TrainerHook(importlib.abc.MetaPathFinder):
     """Changes Trainer as soon as the script has imported it.
 
-    Not before: a script may set environment variables that transformers reads when it is imported.
+    It must not import transformers earlier itself: a script may set environment variables that
+    transformers reads when it is imported.
     """
 
     def __init__(self, loss: str, settings: dict[str, Any]) -> None:
@@ -132,8 +137,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
                 self.swap = Swap(self.loss, self.settings, stock_loss)
             return object.__new__(self.swap.trainer_class(cls))
 
-        # Python goes on with __init__ of the class that __new__ chose, which derives from the one
-        # that was asked for: names, imports and subclasses of the script stay what they are.
+        # Python then calls __init__ of the class that __new__ chose. That class derives from the
+        # one that the script called, so the script's names, imports and subclasses stay valid.
         module.Trainer.__new__ = staticmethod(make)
 
     def check(self) -> None:
@@ -144,12 +149,12 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             )
 
 
-def _run(script: str, arguments: Sequence[str], module: bool, swap: _AfterImport) -> int:
+def _run(script: str, arguments: Sequence[str], module: bool, trainer_hook: _TrainerHook) -> int:
     sys.argv[:] = [script, *arguments]
     hook = sys.excepthook
 
     def excepthook(kind: Any, error: BaseException, trace: TracebackType | None) -> Any:
-        trace = _of_script(trace)
+        trace = _script_traceback(trace)
         return hook(kind, error.with_traceback(trace), trace)
 
     sys.excepthook = excepthook
@@ -158,12 +163,12 @@ def _run(script: str, arguments: Sequence[str], module: bool, swap: _AfterImport
             runpy.run_module(script, run_name="__main__", alter_sys=True)
         else:
             _run_file(os.path.abspath(script))
-    except SystemExit as ended:
-        if ended.code not in (None, 0):
+    except SystemExit as exit_request:
+        if exit_request.code not in (None, 0):
             raise
-        swap.check()
+        trainer_hook.check()
         raise
-    swap.check()
+    trainer_hook.check()
     return 0
 
 
@@ -171,22 +176,22 @@ def _run_file(path: str) -> None:
     main = ModuleType("__main__")
     main.__file__, main.__loader__ = path, SourceFileLoader("__main__", path)
     main.__dict__["__builtins__"] = builtins
-    # It stays there: what the script leaves to the end of the interpreter finds its own globals.
+    # The module stays there, so that the script's exit handlers still find their globals.
     sys.modules["__main__"] = main
     with io.open_code(path) as file:
         code = compile(file.read(), path, "exec", dont_inherit=True)
     exec(code, main.__dict__)
 
 
-def _of_script(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback without the frames between the interpreter and the script."""
-    found = False
+def _script_traceback(trace: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback that lies in the script, without the frames that started it."""
+    started = False  # Whether a frame of this file, which starts the script, has been passed.
     rest = trace
     while rest is not None:
         code = rest.tb_frame.f_code
-        ours = code in (_run.__code__, _run_file.__code__)
-        if found and not ours and code.co_filename != "<frozen runpy>":
+        starts_script = code in (_run.__code__, _run_file.__code__)
+        if started and not starts_script and code.co_filename != "<frozen runpy>":
             return rest
-        found = found or ours
+        started = started or starts_script
         rest = rest.tb_next
-    return None if found else trace
+    return None if started else trace

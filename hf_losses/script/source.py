@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# They train nothing by a Trainer unless the script names it. Any other library might.
+# Libraries that use no Trainer unless the script names it. Any other library might use one.
 WITHOUT_TRAINER = {
     "PIL",
     "accelerate",
@@ -41,7 +41,7 @@ WITHOUT_TRAINER = {
     "wandb",
     "yaml",
 }
-# They find by a name what the source does not show.
+# Functions and modules that look things up by name, so that the source does not show them.
 BY_NAME = {
     "__import__",
     "eval",
@@ -58,18 +58,18 @@ BY_NAME = {
 def trains_without_trainer(script: Path, root: Path) -> bool:
     """Whether neither a script nor what it imports can build a `Trainer`.
 
-    In doubt it can: where anything whose name has "Trainer" in it occurs, a library is imported
-    that is not known here, something is imported by name, or a file cannot be read as Python.
+    In doubt the answer is False: if a name with "Trainer" in it occurs, a library is imported that
+    is not listed here, something is imported by name, or a file cannot be read as Python.
 
     Args:
-        script: Its file.
-        root: The folder that Python finds its modules in.
+        script: The script's file.
+        root: The folder in which Python finds the script's modules.
 
     Returns:
-        True only for one that uses PyTorch, so that it has a loop of its own.
+        True only for a script that uses PyTorch, and so trains in a loop of its own.
     """
     files, imported = [script], set[str]()
-    for file in files:  # It grows.
+    for file in files:  # The list grows as the loop finds more files.
         try:
             tree = ast.parse(file.read_bytes())
         except (OSError, ValueError, SyntaxError):
@@ -77,23 +77,23 @@ def trains_without_trainer(script: Path, root: Path) -> bool:
         if any("Trainer" in name or name in BY_NAME for name in _names(tree)):
             return False
         for level, module in _imports(tree):
-            above = file.parents[level - 1] if level else root
-            found = list(_files(above, module))
-            files += [path for path in found if path not in files]
-            if not level and not found:
+            folder = file.parents[level - 1] if level else root
+            local_files = list(_files(folder, module))
+            files += [path for path in local_files if path not in files]
+            if not level and not local_files:
                 imported.add(module.partition(".")[0])
     known = WITHOUT_TRAINER | sys.stdlib_module_names
     return bool(imported & {"torch", "accelerate"}) and imported <= known
 
 
 def _names(tree: ast.Module) -> Iterator[str]:
-    """What may be a Trainer or find one: names, modules, and texts that getattr may be given."""
+    """The names in a source that may mean a Trainer, or find one: also texts for `getattr`."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name) if name != "getattr":
                 yield name
-            case ast.Call(func=ast.Name(id="getattr"), args=[_, asked, *_]):
-                if not isinstance(asked, ast.Constant):
+            case ast.Call(func=ast.Name(id="getattr"), args=[_, attribute, *_]):
+                if not isinstance(attribute, ast.Constant):
                     yield "getattr"
             case ast.alias(name=module) | ast.ImportFrom(module=str(module)):
                 yield from module.split(".")
@@ -104,7 +104,7 @@ def _names(tree: ast.Module) -> Iterator[str]:
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Every module that may be meant, with the number of dots before it."""
+    """Every module that may be imported, after the number of dots before its name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((0, alias.name) for alias in node.names)
@@ -114,7 +114,7 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def _files(folder: Path, module: str) -> Iterator[Path]:
-    """Files of a module and of the packages above it, as far as they lie in a folder."""
+    """The files of a module and of the packages above it that lie in a folder."""
     for part in module.split("."):
         if (file := folder / f"{part}.py").is_file():
             yield file

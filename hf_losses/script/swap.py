@@ -1,4 +1,4 @@
-"""Another loss for every `Trainer` that a program builds, whoever derived it from which name."""
+"""Another loss for every `Trainer` that a program builds, and for every subclass of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.utils.generic import find_labels
 from hf_losses.training.base_trainers import SAME_LOSS, full_name
 from hf_losses.training.trainer import LossMixin
 
-# By trainer of a library: what to do in the place of this command.
+# For trainers of other libraries: what to do instead of using this command.
 INSTEAD = {
     "sentence_transformers.cross_encoder.trainer.CrossEncoderTrainer": (
         "a CrossEncoder takes it as hf_losses.CrossEncoderLoss(model, {loss!r}), "
@@ -34,9 +34,9 @@ class Swap:
 
     Attributes:
         loss: A registered name.
-        settings: Fields of `LossTrainingArguments` that go with it, such as `loss_kwargs`.
+        settings: Fields of `LossTrainingArguments` that belong to the loss, such as `loss_kwargs`.
         stock_loss: `Trainer.compute_loss` as transformers defines it.
-        trained: Whether a step of training used it.
+        trained: Whether a training step has used the loss.
     """
 
     loss: str
@@ -46,13 +46,13 @@ class Swap:
     _swapped: dict[type, type] = field(default_factory=dict)
 
     def refuse(self, why: str) -> NoReturn:
-        """Ends the program; SystemExit also passes through an `except Exception` of the script."""
+        """Ends the program, by SystemExit, which no `except Exception` of the script catches."""
         raise SystemExit(f"hf-losses run: error: the loss {self.loss!r} is not in use: {why}")
 
     def trainer_class(self, cls: type) -> type:
         """A subclass of a trainer's class that uses the loss, under the same name.
 
-        A `compute_loss` of the script's own stays in force: its `super()` is this loss.
+        A `compute_loss` of the script stays in force; its `super().compute_loss` is this loss.
 
         Args:
             cls: `Trainer` or a class that derives from it.
@@ -69,29 +69,29 @@ class Swap:
             )
             if below is Trainer and vars(Trainer)["compute_loss"] is not self.stock_loss:
                 self.refuse_loss_of(cls, Trainer)
-            own = [base for base in _above(cls, below) if "compute_loss" in vars(base)]
-            for base in own:
-                if _plainly_computes_its_own(base):
+            overriding = [base for base in _derived(cls, below) if "compute_loss" in vars(base)]
+            for base in overriding:
+                if _never_calls_super(base):
                     self.refuse_loss_of(cls, base)
             bases: tuple[type, ...] = (_SwappedLoss, cls)
-            if own and below is not LossMixin:
-                # Python's order then is the script's class, the loss, and what they derive from.
+            if overriding and below is not LossMixin:
+                # Python then looks in the script's class, in the loss, and in what is below both.
                 bases = (_ScriptsLoss, cls, type(below.__name__, (_LossBelow, below), {}))
-            names = {
+            attributes = {
                 "__module__": cls.__module__,
                 "__doc__": cls.__doc__,
                 "swap": self,
-                "own_losses": own,
+                "overriding": overriding,
             }
-            self._swapped[cls] = type(cls.__name__, bases, names)
+            self._swapped[cls] = type(cls.__name__, bases, attributes)
         return self._swapped[cls]
 
     def refuse_loss_of(self, cls: type, base: type) -> NoReturn:
-        """Ends the program because of a `compute_loss`.
+        """Ends the program because a class computes another loss.
 
         Args:
             cls: The class that the script uses.
-            base: It, or the one of the classes above it whose `compute_loss` it is.
+            base: The class among `cls` and those above it that defines the `compute_loss`.
         """
         function = vars(base)["compute_loss"]
         self.refuse(
@@ -100,6 +100,7 @@ class Swap:
         )
 
     def _instead_of(self, cls: type, base: type) -> str:
+        """What the user can do instead, for the end of the message."""
         for trainer in map(full_name, cls.__mro__):
             if trainer in INSTEAD:
                 return INSTEAD[trainer].format(loss=self.loss)
@@ -117,16 +118,16 @@ class Swap:
 
 class _SwappedLoss(LossMixin):
     swap: Swap
-    own_losses: list[type]
+    overriding: list[type]  # The script's classes that define a compute_loss.
 
     def _check_base(self) -> None:
-        """`Swap.trainer_class` has done it, and `training_step` will."""
+        """Does nothing: `Swap.trainer_class` has checked the class, and `training_step` will."""
 
     def _check_trainer(self) -> None:
         swap, name = self.swap, type(self).__name__
-        for given in (self._active.loss, getattr(self.args, "loss", None)):
-            if given not in (None, swap.loss):
-                swap.refuse(f"the script gives its {name} the loss {given!r}; keep one")
+        for script_loss in (self._active.loss, getattr(self.args, "loss", None)):
+            if script_loss not in (None, swap.loss):
+                swap.refuse(f"the script gives its {name} the loss {script_loss!r}; keep one")
         if self.compute_loss_func is not None:
             function = self.compute_loss_func
             swap.refuse(
@@ -155,23 +156,23 @@ class _SwappedLoss(LossMixin):
             self.swap.refuse(str(error))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        trained = super().train(*args, **kwargs)
+        output = super().train(*args, **kwargs)
         if self.args.should_save:
-            # For a script that leaves all saving to model.save_pretrained.
+            # A script may save by model.save_pretrained alone, which does not write these.
             self._write_records(self.args.output_dir)
-        return trained
+        return output
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._used = False
         try:
             loss = super().training_step(*args, **kwargs)
         except ValueError as error:
-            if self.swap.trained or not _is_ours(error):
+            if self.swap.trained or not _raised_here(error):
                 raise
             self.swap.refuse(str(error))
         if not self._used:
-            if self.own_losses:
-                self.swap.refuse_loss_of(type(self), self.own_losses[0])
+            if self.overriding:
+                self.swap.refuse_loss_of(type(self), self.overriding[0])
             self.swap.refuse(
                 f"{type(self).__name__}.training_step{_place(super().training_step)} does not "
                 "take it from compute_loss"
@@ -182,7 +183,7 @@ class _SwappedLoss(LossMixin):
     def _loss_of_outputs(self, *args: Any, **kwargs: Any) -> Any:
         loss = super()._loss_of_outputs(*args, **kwargs)
         if loss.requires_grad:
-            # Called is not used: the script may take the outputs and drop the loss.
+            # A call is not enough: the script may take the outputs and drop the loss.
             loss.register_hook(self._note_use)  # type: ignore[no-untyped-call]
         return loss
 
@@ -191,11 +192,15 @@ class _SwappedLoss(LossMixin):
 
 
 class _ScriptsLoss(_SwappedLoss):
+    """Stands before the script's class, whose own `compute_loss` it calls."""
+
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         return super(LossMixin, self).compute_loss(*args, **kwargs)
 
 
 class _LossBelow:
+    """Stands behind the script's class, whose `super().compute_loss` is the loss."""
+
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
         return LossMixin.compute_loss(self, *args, **kwargs)
 
@@ -204,14 +209,16 @@ def _is_same(base: type) -> bool:
     return full_name(base) in SAME_LOSS
 
 
-def _above(cls: type, base: type) -> tuple[type, ...]:
+def _derived(cls: type, base: type) -> tuple[type, ...]:
+    """The class and those of its bases that come before `base` in Python's order."""
     return cls.__mro__[: cls.__mro__.index(base)]
 
 
-def _plainly_computes_its_own(base: type) -> bool:
-    """Whether nothing in a class calls `super().compute_loss`.
+def _never_calls_super(base: type) -> bool:
+    """Whether a class defines a `compute_loss` and nothing in it calls `super().compute_loss`.
 
-    Not for one that a decorator or an assignment made: there the first step shows it.
+    False for a `compute_loss` made by a decorator or an assignment: the first training step shows
+    what that does.
     """
     code = _code(vars(base)["compute_loss"])
     if code is None or code.co_qualname != f"{base.__qualname__}.compute_loss":
@@ -223,7 +230,8 @@ def _plainly_computes_its_own(base: type) -> bool:
     )
 
 
-def _is_ours(error: Exception) -> bool:
+def _raised_here(error: Exception) -> bool:
+    """Whether this library raised an error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return bool(frame.f_globals["__name__"].startswith("hf_losses."))
 
@@ -233,5 +241,6 @@ def _code(function: Any) -> CodeType | None:
 
 
 def _place(function: Any) -> str:
+    """File and line of a function in brackets, for messages; empty if they are not known."""
     code = _code(function)
     return f" ({code.co_filename}:{code.co_firstlineno})" if code else ""

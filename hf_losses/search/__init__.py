@@ -1,1 +1,1 @@
-"""A search for the loss and the learning rate: what it chooses from, and its study."""
+"""A search for the loss and the learning rate: its space, and its study."""

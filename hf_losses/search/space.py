@@ -1,4 +1,4 @@
-"""What a search chooses from: losses by name or wildcard, and ranges of numbers."""
+"""The space of a search: losses by name or wildcard, and ranges of numbers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hf_losses.losses.registry import get_spec, match_losses
 from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
 
-# Flags that a search chooses itself, by the flag that says among what.
+# Flags whose values a search chooses, and the flags that give their ranges.
 SEARCHED = {"loss": "losses", "loss_kwargs": "loss_ranges", "learning_rate": "learning_rate_range"}
-# Flags of the training of the winner.
+# Flags that only the final training of the winner takes.
 FOR_THE_WINNER = {"do_train", "do_predict", "eval_strategy", "save_strategy", "push_to_hub"}
 FOR_THE_WINNER |= {"load_best_model_at_end", "metric_for_best_model", "resume_from_checkpoint"}
 
 
 @dataclass
 class SearchArguments:
-    """What is searched."""
+    """The losses and the ranges that a search chooses from."""
 
     losses: list[str] | None = field(
         default=None, metadata={"help": "names or wildcards; without: all that fit the task"}
@@ -60,17 +60,21 @@ class SearchArguments:
             losses: The losses of the search.
 
         Raises:
-            UsageError: If a range is none, or a loss does not take the parameter or its values.
+            UsageError: If a range is not valid, or a loss does not take the parameter or its
+                values.
         """
-        found = {"learning_rate": self.learning_rate_range}
+        ranges = {"learning_rate": self.learning_rate_range}
         for loss in losses:
-            for name, own in get_spec(loss).parameters.items():
-                lowest = own.above if own.minimum is None else own.minimum
-                scale = own.default - (lowest or 0.0)
-                found[f"{loss}.{name}"] = [own.default - 0.8 * scale, own.default + 4 * scale]
+            for name, parameter in get_spec(loss).parameters.items():
+                lowest = parameter.above if parameter.minimum is None else parameter.minimum
+                scale = parameter.default - (lowest or 0.0)
+                ranges[f"{loss}.{name}"] = [
+                    parameter.default - 0.8 * scale,
+                    parameter.default + 4 * scale,
+                ]
         for text in self.loss_ranges or []:
             name, _, bounds = text.partition("=")
-            loss, _, parameter = name.partition(".")
+            loss, _, parameter_name = name.partition(".")
             try:
                 low, high = map(float, bounds.split(":"))
             except ValueError:
@@ -84,9 +88,9 @@ class SearchArguments:
                     f"{nearest(loss, losses)} They are: {', '.join(losses)}"
                 )
             for value in (low, high):
-                get_loss(loss, **{parameter: value})  # Says what is unknown or out of range.
-            found[name] = [low, high]
-        for name, limits in found.items():
+                get_loss(loss, **{parameter_name: value})  # Refuses unknown names and values.
+            ranges[name] = [low, high]
+        for name, limits in ranges.items():
             lowest = 0 if name == "learning_rate" else -math.inf
             if len(limits) != 2 or not lowest < limits[0] <= limits[1] < math.inf:
                 shown = " ".join(f"{value:g}" for value in limits)
@@ -94,16 +98,16 @@ class SearchArguments:
                     f"{name}: {shown} is no range; give the lowest and the highest value, such as "
                     f"{'--learning_rate_range 2e-5 5e-4' if lowest == 0 else f'{name}=0.1:1'}"
                 )
-        return found
+        return ranges
 
-    def check(self, given: Iterable[str], args: Any) -> None:
-        """Raises a UsageError if a flag does not belong to a search, or Optuna is not there.
+    def check(self, flags: Iterable[str], args: Any) -> None:
+        """Raises a UsageError if a flag does not belong to a search, or Optuna is missing.
 
         Args:
-            given: Names of the flags that the user gave.
+            flags: Names of the flags that the user gave.
             args: The training arguments of the trials.
         """
-        for name in given:
+        for name in flags:
             if name in SEARCHED:
                 raise UsageError(f"a search chooses --{name} itself: see --{SEARCHED[name]}")
             if name in FOR_THE_WINNER:

@@ -1,4 +1,4 @@
-"""The study of a search: opened, continued, and shown at the end."""
+"""Optuna's study of a search: opening and continuing it, its trials, and the report."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ RESULT = "search.json"
 
 
 def open_study(storage: str, settings: dict[str, Any]) -> tuple[Study, list[int]]:
-    """Opens a new study, or the one that was stopped: its unfinished trials are marked as failed.
+    """Opens a new study, or continues one, in which it marks unfinished trials as failed.
 
     Args:
-        storage: URL of its database.
-        settings: Whatever decides what it finds, as JSON.
+        storage: URL of the study's database.
+        settings: All that determines the result of the search, as JSON values.
 
     Returns:
-        The study, and the numbers of the trials that did not come to their end, of all starts.
+        The study, and the numbers of all trials that were interrupted, now or before.
 
     Raises:
-        ValueError: If it was begun with other settings; names the differences.
+        ValueError: If the study was begun with other settings; the message names the differences.
     """
     import optuna
 
     study = optuna.create_study(
         storage=storage, study_name=NAME, direction="maximize", load_if_exists=True
     )
-    before = study.user_attrs.get("settings", settings)
-    differ = [
-        f"{name} was {before.get(name, 'not given')} and is {settings.get(name, 'not given')}"
-        for name in before | settings
-        if before.get(name) != settings.get(name)
+    stored = study.user_attrs.get("settings", settings)
+    differences = [
+        f"{name} was {stored.get(name, 'not given')} and is {settings.get(name, 'not given')}"
+        for name in stored | settings
+        if stored.get(name) != settings.get(name)
     ]
-    if differ:
+    if differences:
         raise UsageError(
-            f"the search there has other flags: {'; '.join(differ)}. Take those to go on with it, "
-            "or another --output_dir"
+            f"the search there has other flags: {'; '.join(differences)}. Take those to go on with "
+            "it, or another --output_dir"
         )
     study.set_user_attr("settings", settings)
     running = study.get_trials(states=[optuna.trial.TrialState.RUNNING])
@@ -65,30 +65,30 @@ def open_study(storage: str, settings: dict[str, Any]) -> tuple[Study, list[int]
 
 
 def arguments_of(params: dict[str, Any]) -> dict[str, Any]:
-    """Training arguments from a trial's parameters, which name a loss's own `LOSS.PARAMETER`.
+    """The training arguments that a trial's parameters stand for.
 
     Args:
-        params: They hold `loss` and `learning_rate`.
+        params: `loss`, `learning_rate`, and the loss's parameters, named `LOSS.PARAMETER`.
     """
-    # A loss without parameters gets {}: Trainer turns it into the last trial's type, and there is
-    # no dict(None).
-    own = {name.partition(".")[2]: value for name, value in params.items() if "." in name}
-    return {"loss": params["loss"], "loss_kwargs": own, "learning_rate": params["learning_rate"]}
+    # For a loss without parameters this is {}, not None: Trainer casts the value to the type that
+    # the last trial's had, and dict(None) fails.
+    kwargs = {name.partition(".")[2]: value for name, value in params.items() if "." in name}
+    return {"loss": params["loss"], "loss_kwargs": kwargs, "learning_rate": params["learning_rate"]}
 
 
 def suggest(trial: Any, losses: list[str], space: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The training arguments of a trial: every loss once, then Optuna chooses.
+    """The training arguments of a trial: each loss is tried once, then Optuna chooses.
 
     Args:
-        trial: The trial; its study is one of `open_study`.
+        trial: The trial, of a study that `open_study` opened.
         losses: Names to choose from.
-        space: By name, as `SearchArguments.ranges` gives them, the lowest and the highest value.
-        seed: Of all choices.
+        space: The lowest and the highest value by name, as `SearchArguments.ranges` returns them.
+        seed: Seed of all choices.
     """
     import optuna
 
-    # The store keeps no sampler's state: made anew for each trial, it lets a search that was
-    # stopped go on as it would have.
+    # The database keeps no state of a sampler. With a new sampler for each trial, an interrupted
+    # search continues exactly as it would have without the interruption.
     place = trial.number - len(trial.study.user_attrs["interrupted"])
     sampler: Any = optuna.samplers.TPESampler(seed=seed + place)
     if place < len(losses):
@@ -112,9 +112,9 @@ def announce(
     done: int,
     folder: Path,
 ) -> None:
-    """Shows what a search is made of, and by which flags it would be another."""
-    sets = (item for item in data.splits.items() if not item[0].startswith("test"))
-    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in sets)
+    """Prints the facts of a search, and the flags that change them."""
+    used = ((name, rows) for name, rows in data.splits.items() if not name.startswith("test"))
+    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in used)
     ranges = (f"{name} {low:g} to {high:g}" for name, (low, high) in space.items())
     print(f"Data    {source.name}: {sizes}   [--task_name, --train_file]")
     print(f"Model   {model_name}   [--model_name_or_path]")
@@ -127,25 +127,25 @@ def announce(
 def report(
     study: Study, folder: Path, script: str, flags: dict[str, Any], metric: str, **facts: Any
 ) -> None:
-    """Writes `search.json`, and shows the trials and the command that trains the winner.
+    """Writes `search.json`, and prints the trials and the command that trains the winner.
 
     Args:
-        study: After its trials.
-        folder: Where the file belongs.
+        study: The study after its trials.
+        folder: The folder of the file.
         script: The recipe that trains the winner.
-        flags: What it takes beside the loss, its parameters and the learning rate.
-        metric: Name of the values.
-        **facts: What else belongs into the file, such as task and model.
+        flags: Flags of the recipe besides the loss, its parameters and the learning rate.
+        metric: Name of the metric that the trials were judged by.
+        **facts: Further content of the file, such as task and model.
 
     Raises:
-        SystemExit: If no trial came to a value.
+        SystemExit: If no trial has a value.
     """
     trials = [
         {"trial": trial.number, "state": trial.state.name, "value": trial.value}
         | {"params": trial.params, "seconds": trial.duration.total_seconds()}
         for trial in study.trials
     ]
-    # Of equal ones the earliest is the best, as in Optuna.
+    # Of equal trials the earliest is the best, as in Optuna.
     ranked = sorted(trials, key=lambda t: math.inf if t["value"] is None else -t["value"])
     best = ranked[0] if ranked[0]["value"] is not None else None
     command = _command(script, best["params"], flags) if best else None
@@ -168,7 +168,7 @@ def report(
     for trial in ranked:
         value = trial["state"] if trial["value"] is None else f"{trial['value']:.4f}"
         params = dict(trial["params"])
-        loss = params.pop("loss", "")  # A killed trial may have got none.
+        loss = params.pop("loss", "")  # A trial may have been killed before it was given one.
         numbers = (f"{name.rpartition('.')[2]} {number:.3g}" for name, number in params.items())
         print(f"{trial['trial']:5}  {value:>{width}}  {loss:17}  {', '.join(numbers)}")
     print(f"\nAll of it is in {folder / RESULT}.")
@@ -178,10 +178,10 @@ def report(
 
 
 def _command(script: str, params: dict[str, Any], flags: dict[str, Any]) -> str:
-    found = arguments_of(params)
-    kwargs = found.pop("loss_kwargs")
-    found |= {"loss_kwargs": json.dumps(kwargs)} if kwargs else {}
+    arguments = arguments_of(params)
+    kwargs = arguments.pop("loss_kwargs")
+    arguments |= {"loss_kwargs": json.dumps(kwargs)} if kwargs else {}
     words = ["python", script]
-    for name, value in (found | flags).items():
+    for name, value in (arguments | flags).items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)

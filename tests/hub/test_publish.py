@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from hub import TOKEN, Fault
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -26,6 +26,7 @@ from transformers import (
 from hf_losses import LossTrainer
 from hf_losses.cli.main import main
 from hf_losses.hub import run_folder, upload
+from hf_losses.hub.publish import publish
 
 # The client's own, of the HTTP library below it.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
@@ -339,6 +340,26 @@ def test_what_stays_is_said_at_once(home, hub, refused, method, path, status, me
     hub.faults = []
     main(resume(line))
     assert "model.safetensors" in hub.files[REPO]
+
+
+def test_an_answer_that_the_client_cannot_read(home, hub, refused):
+    hub.faults = [Fault("POST", BATCH, status=200, times=100)]  # A plain ValueError of the client.
+    line = refused(PUBLISH)
+    assert "Malformed response from server" in line
+    hub.faults = []
+    main(resume(line))
+    assert "model.safetensors" in hub.files[REPO]
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), RuntimeError("a bug")], ids=repr)
+def test_a_bug_is_no_fault_of_the_hub(home, hub, monkeypatch, bug):
+    def create_repo(*_, **__):
+        raise bug
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    with pytest.raises(type(bug)) as raised:
+        publish("run", REPO)
+    assert raised.value is bug
 
 
 def test_a_wrong_token_and_somebody_elses_name(home, hub, refused, monkeypatch):

@@ -8,9 +8,11 @@ import sys
 import pytest
 import tiny
 import torch
-from hub import Hub
+from hub import Fault, Hub
+from huggingface_hub import constants
 
 from hf_losses import LossTrainer, get_loss, load_loss
+from hf_losses.hub.outage import HubUnreachable
 
 OPTIONS = {"alpha": 0.3, "label_smoothing": 0.1, "weight": [1.0, 2.0, 0.5], "max_weight": 50.0}
 LOSS = {"name": "strict_m_power", **OPTIONS}
@@ -47,6 +49,55 @@ def test_what_cannot_be_given_back_is_said(saved, tmp_path):
         load_loss(tmp_path)
     with pytest.raises(ValueError, match=r"cannot read hf_losses\.json of 'no such name'"):
         load_loss("no such name")
+
+
+@pytest.fixture
+def reachable(hub, monkeypatch, tmp_path):
+    """Downloads come from the stand-in, or from a server that does not exist."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def reachable(yes=True):
+        url = hub.url if yes else "http://127.0.0.1:9"  # Nobody listens there.
+        template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    reachable()
+    return reachable
+
+
+@pytest.mark.parametrize(
+    ("method", "fault", "reason"),
+    [
+        (None, "no server", "Connection refused"),
+        (None, "offline", "HF_HUB_OFFLINE"),
+        ("HEAD", {"status": 503}, "503"),
+        ("HEAD", {}, "disconnected"),
+        ("GET", {"status": 500}, "500"),
+    ],
+)
+def test_an_outage_of_the_hub(hub, reachable, monkeypatch, method, fault, reason):
+    hub.files["me/model"] = {"hf_losses.json": json.dumps(LOSS).encode(), "config.json": b"{}"}
+    hub.commits["me/model"] = []
+    reachable(fault != "no server")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", fault == "offline")
+    if method:
+        hub.faults = [Fault(method, "/resolve/", times=100, **fault)]
+    message = rf"the Hub could not be reached for hf_losses\.json of 'me/model' \(.*{reason}"
+    with pytest.raises(HubUnreachable, match=message):
+        load_loss("me/model")
+    reachable()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.faults = []
+    assert load_loss("me/model").config == LOSS
+
+
+@pytest.mark.parametrize("files", [None, {"config.json": b"{}"}], ids=["repository", "file"])
+def test_what_the_hub_does_not_have_is_no_outage(hub, reachable, files):
+    if files:
+        hub.files["me/model"], hub.commits["me/model"] = files, []
+    with pytest.raises(ValueError, match=r"cannot read hf_losses\.json of 'me/model'") as raised:
+        load_loss("me/model")
+    assert not isinstance(raised.value, HubUnreachable)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Prompts with completions, and chats: read, checked, and made tokens of which some are learned.
+"""Prompts with completions, and chats: reading, checking, and turning into tokens and labels.
 
 Whatever does not fit raises a ValueError that names file and row, before a model is loaded.
 """
@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_losses.data.chats.encoding import IGNORED, prompt_tokens, row_tokens
-from hf_losses.data.chats.rows import TABLES, check_quotes, checked
+from hf_losses.data.chats.rows import TABLES, check_quotes, check_rows
 from hf_losses.data.movie_reviews import load_movie_reviews
-from hf_losses.data.sets import check_seen, files_and_folders
+from hf_losses.data.sets import UNREADABLE, check_recognised, files_and_folders
 from hf_losses.data.text.dataset import MOVIE_REVIEWS
 from hf_losses.data.text.tables import FORMATS, read_rows, sample
 from hf_losses.messages import UsageError
@@ -31,7 +30,7 @@ HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation
 
 HUB_SPLITS |= {"val": "validation", "dev": "validation", "test": "test"}
 
-HUB_SPLITS |= {"train_sft": "train", "test_sft": "test"}  # Beside splits for preference learning.
+HUB_SPLITS |= {"train_sft": "train", "test_sft": "test"}  # Others are for preference learning.
 
 
 @dataclass
@@ -58,14 +57,14 @@ class ChatArguments:
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is read."""
-        own = [n for n in vars(self) if n.endswith("_file") and getattr(self, n)]
-        if self.dataset_name and own:
-            raise UsageError(f"--dataset_name and --{own[0]} contradict each other; keep one")
-        if own and not self.train_file:
-            raise UsageError(f"--{own[0]} goes with --train_file")
+        files = [n for n in vars(self) if n.endswith("_file") and getattr(self, n)]
+        if self.dataset_name and files:
+            raise UsageError(f"--dataset_name and --{files[0]} contradict each other; keep one")
+        if files and not self.train_file:
+            raise UsageError(f"--{files[0]} goes with --train_file")
         if not 0 <= self.train_val_split < 1:
             raise UsageError(f"--train_val_split must be in [0, 1), got {self.train_val_split}")
-        if not own:
+        if not files:
             self.dataset_name = self.dataset_name or DEFAULT
 
     @property
@@ -84,30 +83,30 @@ class ChatArguments:
         """
         origin: dict[str, Any] = {"name": self.name}
         if self.dataset_name == DEFAULT:
-            found = _default()
-            where = {name: f"{DEFAULT}, {name} set" for name in found}
+            stored = _movie_review_prompts()
+            where = {name: f"{DEFAULT}, {name} set" for name in stored}
             columns = ["prompt", "completion"]
             origin["about"] = ABOUT_DEFAULT
         else:
-            found, where, called = self._stored()
-            train = found["train"]
-            own = [self.prompt_column, self.completion_column]
-            # Chats often come with their first turn as a column of its own.
+            stored, where, split_names = self._stored()
+            train = stored["train"]
+            text_columns = [self.prompt_column, self.completion_column]
+            # Datasets of chats often have the first turn as a column `prompt`, too.
             is_chat = self.messages_column in train.column_names and not (
-                set(own) <= set(train.column_names)
+                set(text_columns) <= set(train.column_names)
             )
-            columns = [self.messages_column] if is_chat else own
-            names = [Path(where[name]).name for name in found]
+            columns = [self.messages_column] if is_chat else text_columns
+            names = [Path(where[name]).name for name in stored]
             origin["about"] = f"the files {', '.join(f'`{name}`' for name in names)}"
             if self.dataset_name and _is_path(self.dataset_name):
                 origin["about"] = f"files of the folder `{self.name}`"
             elif self.dataset_name:
                 origin = {"name": self.dataset_name, "id": self.dataset_name}
-                origin |= {"config": self.dataset_config_name, "splits": called}
-        splits = {n: checked(split, columns, n, where[n]) for n, split in found.items()}
-        whole = {name: len(split) for name, split in splits.items()}
+                origin |= {"config": self.dataset_config_name, "splits": split_names}
+        splits = {n: check_rows(split, columns, n, where[n]) for n, split in stored.items()}
+        sizes = {name: len(split) for name, split in splits.items()}
         if "validation" not in splits and self.train_val_split:
-            if whole["train"] < 2:
+            if sizes["train"] < 2:
                 raise UsageError(f"{where['train']}: one row cannot be split; --train_val_split 0")
             parts = splits["train"].train_test_split(self.train_val_split, seed=0)
             splits |= {"train": parts["train"], "validation": parts["test"]}
@@ -118,23 +117,23 @@ class ChatArguments:
         for name in order:
             limit = self.max_train_samples if name == "train" else self.max_eval_samples
             splits[name] = sample(splits[name], name, limit)
-        origin["partial"] = [n for n in order if len(splits[n]) != whole.get(n)]
+        origin["partial"] = [n for n in order if len(splits[n]) != sizes.get(n)]
         return Conversations({n: splits[n] for n in order}, where, len(columns) == 1, origin)
 
     def _stored(self) -> tuple[dict[str, Dataset], dict[str, str], dict[str, str]]:
-        """The splits as they are stored, where each comes from, and what a dataset calls it."""
+        """Each set as it is stored, its file or dataset, and the dataset's own name of it."""
         if self.train_file:
-            given = {n: getattr(self, f"{n}_file") for n in ("train", "validation", "test")}
-            where = {name: path for name, path in given.items() if path}
+            paths = {n: getattr(self, f"{n}_file") for n in ("train", "validation", "test")}
+            where = {name: path for name, path in paths.items() if path}
             return {name: read_rows([Path(path)]) for name, path in where.items()}, where, {}
-        name = self.dataset_name or ""
-        found = _load(name, self.dataset_config_name)
-        called = {HUB_SPLITS[split]: split for split in found if split in HUB_SPLITS}
-        splits = {split: found[own] for split, own in called.items()}
+        dataset = self.dataset_name or ""
+        stored = _load(dataset, self.dataset_config_name)
+        split_names = {HUB_SPLITS[split]: split for split in stored if split in HUB_SPLITS}
+        splits = {name: stored[split] for name, split in split_names.items()}
         if "train" not in splits:
-            raise UsageError(f"{name} has no split 'train', only: {', '.join(found)}")
-        where = {split: f"{name}, {split} set" for split in splits}
-        return splits, where, called
+            raise UsageError(f"{dataset} has no split 'train', only: {', '.join(stored)}")
+        where = {name: f"{dataset}, {name} set" for name in splits}
+        return splits, where, split_names
 
 
 @dataclass
@@ -143,14 +142,14 @@ class Conversations:
 
     Attributes:
         splits: `train`, perhaps `validation` and `test`. Columns: `messages` and `learned` (whether
-            each of them is), or `prompt` and `completion` (None in a test set without); `row`, that
-            of the file; `idx` or `id`.
+            each message is learned), or `prompt` and `completion` (None in a test set without
+            completions); `row`, the row's number in the file; `idx` or `id` if the file has it.
         where: The file or dataset of each split, for errors.
-        is_chat: Whether they are chats.
-        origin: Where they come from, see `output.dataset_facts`.
-        left_out: How many rows of each set `encode` has left out, where it has.
-        cut: How many prompts of each set it has cut.
-        idle: How many rows of each set it has left out since nothing in them is to be learned.
+        is_chat: Whether the rows are chats.
+        origin: Where the data come from, see `outputs.dataset_facts`.
+        left_out: How many rows of each set `encode` left out since they are too long.
+        cut: How many prompts of each set `encode` cut.
+        idle: How many rows of each set `encode` left out since nothing in them is learned.
     """
 
     splits: dict[str, Dataset]
@@ -166,12 +165,12 @@ class Conversations:
 
     @property
     def inputs(self) -> str:
-        """What the model sees, in words."""
+        """The model's input, in words."""
         return "chat" if self.is_chat else "prompt"
 
     @property
     def target(self) -> str:
-        """What it learns, in words."""
+        """The text that the model learns, in words."""
         return "the assistant's turns" if self.is_chat else "completion"
 
     def sets(self, kind: str) -> dict[str, Dataset]:
@@ -179,7 +178,7 @@ class Conversations:
         return {name: split for name, split in self.splits.items() if name == kind}
 
     def indices(self, name: str) -> Iterable[Any]:
-        """What names the rows of a set: its `idx` or `id`, or their position.
+        """The names of the rows of a set: their `idx` or `id`, or else their positions.
 
         Args:
             name: Name of the set.
@@ -193,13 +192,13 @@ class Conversations:
 
         Args:
             tokenizer: With an EOS token and, for chats, a template.
-            max_length: Tokens of a row. Of a longer one the beginning is cut off; one whose
-                completion or last turn does not fit is left out.
+            max_length: The largest number of tokens in a row. Longer rows are cut at their
+                beginning; a row whose completion or last turn does not fit is left out.
 
         Returns:
-            `input_ids` and `labels` by the name of the set; a test set without completions has
-            none. Labels are -100 but for the completion or the assistant's turns, with the EOS; of
-            these, turns with `"weight": 0` are not learned.
+            `input_ids` and `labels` for each set, by its name; a test set without completions is
+            missing. Labels are -100 except for the completion or the assistant's turns, with the
+            EOS; turns with `"weight": 0` are -100, too.
 
         Raises:
             ValueError: If the template does not fit a row, or a set has no row that fits.
@@ -209,95 +208,102 @@ class Conversations:
             if not any(row.get("learned", [True])):
                 return {"input_ids": [], "labels": [], "fits": False, "cut": False, "idle": True}
             ids, learned = row_tokens(row, tokenizer, f"{where}, row {row['row']}")
-            labels = [t if yes else IGNORED for t, yes in zip(ids, learned, strict=True)]
+            labels = [
+                token if is_learned else IGNORED
+                for token, is_learned in zip(ids, learned, strict=True)
+            ]
             excess = len(ids) - max_length
+            # Where the completion or the last turn starts.
             start = len(learned) - learned[::-1].index(0) if 0 in learned else 0
             if excess > 0:
-                first = int(ids[0] == tokenizer.bos_token_id)  # Models are used to a BOS.
-                ids = ids[:first] + ids[first + excess :]
-                labels = labels[:first] + labels[first + excess :]
+                kept = int(ids[0] == tokenizer.bos_token_id)  # Models expect their BOS.
+                ids = ids[:kept] + ids[kept + excess :]
+                labels = labels[:kept] + labels[kept + excess :]
             fits = excess <= 0 or excess < start
-            found = {"input_ids": ids, "labels": labels, "fits": fits, "cut": excess > 0}
-            return found | {"idle": False}
+            encoded = {"input_ids": ids, "labels": labels, "fits": fits, "cut": excess > 0}
+            return encoded | {"idle": False}
 
-        encoded = {}
+        sets = {}
         for name, split in self.splits.items():
             if not self.is_chat and None in split["completion"][:1]:
                 continue
             if self.is_chat and split["messages"][0][-1]["role"] != "assistant":
                 continue
             where = {"where": self.where[name]}
-            found = split.map(encode, fn_kwargs=where, remove_columns=split.column_names)
-            kept = found.filter(lambda fits: fits, input_columns="fits")
-            idle = sum(found["idle"])
-            if idle == len(found):
+            rows = split.map(encode, fn_kwargs=where, remove_columns=split.column_names)
+            fitting = rows.filter(lambda fits: fits, input_columns="fits")
+            idle = sum(rows["idle"])
+            if idle == len(rows):
                 raise UsageError(
                     f"{self.where[name]}: nothing to learn in the {name} set: every turn of the "
                     "assistant has weight 0"
                 )
-            if not len(kept):
+            if not len(fitting):
                 raise UsageError(
                     f"{self.where[name]}: no row of the {name} set fits into {max_length} tokens; "
                     "raise --max_length, or take a model with more positions"
                 )
-            counts = (idle, len(found) - len(kept) - idle, sum(kept["cut"]))
-            for count, counted in zip(counts, (self.idle, self.left_out, self.cut), strict=True):
+            counts = (idle, len(rows) - len(fitting) - idle, sum(fitting["cut"]))
+            for count, by_set in zip(counts, (self.idle, self.left_out, self.cut), strict=True):
                 if count:
-                    counted[name] = count
-            if len(kept) < len(found):
+                    by_set[name] = count
+            if len(fitting) < len(rows):
                 self.origin["partial"] = sorted({*self.origin["partial"], name})
-            encoded[name] = kept.remove_columns(["fits", "cut", "idle"])
-        return encoded
+            sets[name] = fitting.remove_columns(["fits", "cut", "idle"])
+        return sets
 
     def too_long(self, max_length: int) -> list[str]:
-        """What `encode` has counted, in words.
+        """Lines to print that say how many rows `encode` left out or cut, and why.
 
         Args:
-            max_length: As it was given.
+            max_length: The one that `encode` was given.
         """
-        found = []
+        lines = []
         length = f"{max_length} tokens (--max_length)"
-        for counts, what in (
+        for counts, reason in (
             (self.left_out, f"left out, since what is to be learned does not fit into {length}"),
             (self.cut, f"cut at their beginning to {length}"),
             (self.idle, "left out, since every turn of the assistant has weight 0"),
         ):
             if counts:
                 rows = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-                found.append(f"Rows {what}: {rows}\n")
-        return found
+                lines.append(f"Rows {reason}: {rows}\n")
+        return lines
 
     def prompts(
         self, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> list[list[int]]:
-        """The tokens of every row of a set up to where the model is to go on, cut from the left.
+        """The tokens of every row of a set that the model is to continue, cut at their beginning.
 
         Args:
             name: Name of the set.
             tokenizer: As for `encode`.
-            max_length: Tokens of a prompt.
+            max_length: The largest number of tokens in a prompt.
 
         Raises:
             ValueError: If the template does not fit a row.
         """
-        found = []
+        prompts = []
         for row in self.splits[name]:
             ids = prompt_tokens(row, tokenizer, f"{self.where[name]}, row {row['row']}")
-            first = int(ids[0] == tokenizer.bos_token_id)
-            found.append(ids[:first] + ids[first + max(0, len(ids) - max_length) :])
-        return found
+            kept = int(ids[0] == tokenizer.bos_token_id)
+            prompts.append(ids[:kept] + ids[kept + max(0, len(ids) - max_length) :])
+        return prompts
 
 
-def _default() -> dict[str, Dataset]:
-    """Movie reviews, each with its sentiment as the completion."""
+def _movie_review_prompts() -> dict[str, Dataset]:
+    """Movie reviews as prompts, each with its sentiment as the completion."""
     splits = load_movie_reviews("movie_reviews")
     words = splits["train"].features["label"].names
 
-    def ask(row: dict[str, Any]) -> dict[str, str]:
+    def as_prompt(row: dict[str, Any]) -> dict[str, str]:
         prompt = f"Review: {row['sentence']}\nSentiment:"
         return {"prompt": prompt, "completion": f" {words[row['label']]}"}
 
-    return {n: s.map(ask, remove_columns=["sentence", "label"]) for n, s in splits.items()}
+    return {
+        name: split.map(as_prompt, remove_columns=["sentence", "label"])
+        for name, split in splits.items()
+    }
 
 
 def _is_path(name: str) -> bool:
@@ -305,18 +311,19 @@ def _is_path(name: str) -> bool:
 
 
 def _load(name: str, config: str | None) -> dict[str, Dataset]:
+    """Every split of a dataset of the Hub, or of a folder of files."""
     folder = Path(name).expanduser()
     if _is_path(name) and not folder.is_dir():
         raise UsageError(f"no folder {name!r}")
     for path in files_and_folders(folder, TABLES):
         check_quotes(path)
     try:
-        found = dict(load_dataset(str(folder), config))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        splits = dict(load_dataset(str(folder), config))
+    except UNREADABLE as error:
         raise UsageError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, or --train_file"
         ) from error
-    seen = {HUB_SPLITS[split] for split in found if split in HUB_SPLITS}
-    check_seen(files_and_folders(folder, FORMATS), seen)
-    return found
+    sets = {HUB_SPLITS[split] for split in splits if split in HUB_SPLITS}
+    check_recognised(files_and_folders(folder, FORMATS), sets)
+    return splits

@@ -1,4 +1,4 @@
-"""Prompts, completions and chats as tokens, of which some are learned."""
+"""Turns prompts, completions and chats into tokens, and marks those that are learned."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
 def row_tokens(
     row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[int], list[int]]:
-    """The tokens of a row, up to and with an EOS, and which of them are learned."""
+    """The tokens of a row, with an EOS at the end, and for each a 1 if it is learned, else a 0."""
     eos = tokenizer.eos_token_id
     if "messages" not in row:
         prompt = prompt_tokens(row, tokenizer, where)
-        # By itself, so that the prompt has the tokens that it has when a completion is generated.
+        # Tokenized separately, so that the prompt has the same tokens as during generation.
         completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
         completion += [eos] * (completion[-1] != eos)
         return prompt + completion, [0] * len(prompt) + [1] * len(completion)
-    # What comes behind the last turn to be learned has no influence on it.
+    # Turns after the last one that is learned have no influence on it.
     weights = row["learned"][: len(row["learned"]) - row["learned"][::-1].index(True)]
     messages = row["messages"][: len(weights)]
     if MARKS_ASSISTANT.search(_template(tokenizer, where)):
-        found = _render(messages, tokenizer, where, return_assistant_tokens_mask=True)
-        ids, learned = found["input_ids"], found["assistant_masks"]
+        encoding = _render(messages, tokenizer, where, return_assistant_tokens_mask=True)
+        ids, learned = encoding["input_ids"], encoding["assistant_masks"]
         if 1 not in learned:
             raise UsageError(f"{where}: the chat template marks nothing as the assistant's")
         answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
         if not all(weights[i] for i in answers):
-            learned = _without(learned, [weights[i] for i in answers], where)
-        last = len(learned) - learned[::-1].index(1)
-        start = last - [*learned[:last][::-1], 0].index(0)
+            learned = _unmark(learned, [weights[i] for i in answers], where)
+        end = len(learned) - learned[::-1].index(1)
+        start = end - [*learned[:end][::-1], 0].index(0)
     else:
         prompt = _render(messages[:-1], tokenizer, where, tokenize=False, generate=True)
-        whole = _render(messages, tokenizer, where, tokenize=False)
-        if not whole.startswith(prompt):
+        text = _render(messages, tokenizer, where, tokenize=False)
+        if not text.startswith(prompt):
             raise UsageError(
                 f"{where}: the chat without its last turn is not how the whole chat begins, so "
                 "that turn cannot be told apart; mark the assistant's turns in the chat template "
@@ -51,33 +51,33 @@ def row_tokens(
             )
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         start = len(ids)
-        ids += tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+        ids += tokenizer(text[len(prompt) :], add_special_tokens=False)["input_ids"]
         learned = [0] * start
     turn = ids[start:]
-    # What a template writes behind the EOS, such as a line break, nobody generates.
+    # Generation ends at the EOS: what the template writes after it, such as a line break, is cut.
     turn = turn[: len(turn) - turn[::-1].index(eos)] if eos in turn else [*turn, eos]
     return ids[:start] + turn, learned[:start] + [1] * len(turn)
 
 
-def _without(marks: list[int], weights: list[bool], where: str) -> list[int]:
-    """The marks of the assistant's turns without those that are not learned."""
+def _unmark(marks: list[int], weights: list[bool], where: str) -> list[int]:
+    """Removes the marks of those of the assistant's turns that are not learned."""
     runs = [(bool(mark), [*run]) for mark, run in groupby(marks)]
     if sum(mark for mark, _ in runs) != len(weights):
         raise UsageError(
             f"{where}: the chat template does not mark the assistant's turns one by one, so that "
             "those with weight 0 cannot be told from the others"
         )
-    each = iter(weights)
-    kept = [(mark and next(each), run) for mark, run in runs]
-    return [int(learned) for learned, run in kept for _ in run]
+    turns = iter(weights)
+    learned_runs = [(mark and next(turns), run) for mark, run in runs]
+    return [int(learned) for learned, run in learned_runs for _ in run]
 
 
 def prompt_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
-    """The tokens of a row's prompt, with what asks the model to answer."""
+    """The tokens of a row's prompt; a chat ends with the beginning of the assistant's turn."""
     if "messages" in row:
         messages = row["messages"]
-        asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-        text = _render(asked, tokenizer, where, tokenize=False, generate=True)
+        history = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        text = _render(history, tokenizer, where, tokenize=False, generate=True)
         rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return rendered
     ids: list[int] = tokenizer(row["prompt"])["input_ids"]

@@ -1,4 +1,4 @@
-"""Rows of prompts, completions and chats, checked: whatever does not fit names file and row."""
+"""Checks of rows of prompts, completions and chats; errors name file and row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLES = (".csv", ".tsv")
 
 
 def check_quotes(path: Path) -> None:
-    """Raises a ValueError if `datasets`, which takes every table for quoted, would join rows."""
+    """Raises a ValueError if `datasets` would join rows: it reads every table as a quoted one."""
     if path.suffix not in TABLES:  # A folder.
         return
     try:
@@ -29,8 +29,8 @@ def check_quotes(path: Path) -> None:
         )
 
 
-def checked(split: Dataset, columns: list[str], name: str, where: str) -> Dataset:
-    """The columns under their usual names and the rows' numbers, after a look at every row."""
+def check_rows(split: Dataset, columns: list[str], name: str, where: str) -> Dataset:
+    """Checks every row, and returns the columns under their usual names with the row numbers."""
     is_test, is_chat = name == "test", len(columns) == 1
     texts: dict[str, Any] = {}
     if is_chat:
@@ -40,10 +40,11 @@ def checked(split: Dataset, columns: list[str], name: str, where: str) -> Datase
         for row, chat in enumerate(chats, start=1):
             _check_chat(chat, f"{where}, row {row}")
         texts["learned"] = [
-            [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in c] for c in chats
+            [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in chat]
+            for chat in chats
         ]
         texts["messages"] = [
-            [{key: turn[key] for key in turn if key != "weight"} for turn in c] for c in chats
+            [{key: turn[key] for key in turn if key != "weight"} for turn in chat] for chat in chats
         ]
         complete = [chat[-1]["role"] == "assistant" for chat in chats]
         missing = "the last turn is not the assistant's"
@@ -53,9 +54,8 @@ def checked(split: Dataset, columns: list[str], name: str, where: str) -> Datase
         for row, text in enumerate(prompts, start=1):
             if not (text and text.strip()):
                 raise UsageError(f"{where}, row {row}: no text in column {prompt!r}")
-        none = is_test and completion not in split.column_names
         answers: list[str | None] = [None] * len(split)
-        if not none:
+        if not is_test or completion in split.column_names:
             answers = _texts(split, completion, where)
         texts["prompt"] = prompts
         complete = [bool(text and text.strip()) for text in answers]

@@ -1,4 +1,4 @@
-"""Images with labels: the Hub, folders, parquet and idx files, and the digits of scikit-learn.
+"""Images with labels: from the Hub, folders, parquet and idx files, or scikit-learn's digits.
 
 Whatever does not fit raises a ValueError that names file or row, before a model is loaded.
 """
@@ -17,7 +17,7 @@ from hf_losses.data.images.files import (
     DIGITS,
     LABEL_COLUMNS,
     SPLITS,
-    check_apart,
+    check_disjoint,
     idx_files,
     image_column,
     is_path,
@@ -29,7 +29,13 @@ from hf_losses.data.images.files import (
     need_column,
 )
 from hf_losses.data.images.pictures import Images, Pixels, Stored
-from hf_losses.data.labels import check_complete, check_not_all, check_two, class_names, encode
+from hf_losses.data.labels import (
+    check_class_count,
+    check_complete,
+    check_two_classes,
+    class_names,
+    encode,
+)
 from hf_losses.data.sets import SETS
 from hf_losses.messages import UsageError
 from hf_losses.options import option
@@ -69,16 +75,16 @@ class ImageArguments:
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is read."""
-        given = {
+        flags = {
             kind: [n for n in vars(self) if n.endswith(f"_{kind}") and getattr(self, n)]
             for kind in ("dir", "file")
         }
-        used = [names for names in given.values() if names]
+        used = [names for names in flags.values() if names]
         if self.dataset_name:
             used.append(["dataset_name"])
         if len(used) > 1:
             raise UsageError(f"--{used[1][0]} and --{used[0][0]} contradict each other; keep one")
-        for kind, names in given.items():
+        for kind, names in flags.items():
             if names and f"train_{kind}" not in names:
                 raise UsageError(f"--{names[0]} goes with --train_{kind}")
         if not 0 <= self.train_val_split < 1:
@@ -118,7 +124,7 @@ class ImageArguments:
         else:
             splits, classes, names = self._stored()
         if "validation" not in splits and self.train_val_split:
-            splits["train"], splits["validation"] = splits["train"].parted(self.train_val_split)
+            splits["train"], splits["validation"] = splits["train"].split(self.train_val_split)
             names["validation"] = names.get("train", "")
         for name, split in splits.items():
             limit = self.max_train_samples if name == "train" else self.max_eval_samples
@@ -127,13 +133,14 @@ class ImageArguments:
                 split.check_images()
             else:
                 splits[name] = split.readable()
-        check_two(splits["train"].labels, classes)
+        labels = splits["train"].labels
+        assert labels is not None  # A training set with missing labels has been refused.
+        check_two_classes(labels, classes)
         order = [name for name in SETS if name in splits]
         origin = self._origin()
         if self.on_hub:
             origin["splits"] = {name: names[name] for name in order}
-            whole = {name: len(split) == len(split.source) for name, split in splits.items()}
-            origin["partial"] = [name for name in order if not whole[name]]
+            origin["partial"] = [n for n in order if len(splits[n]) < len(splits[n].source)]
         return ImageData({name: splits[name] for name in order}, classes, origin)
 
     def _origin(self) -> dict[str, Any]:
@@ -145,46 +152,46 @@ class ImageArguments:
             return {"name": self.dataset_name, "id": self.dataset_name, "config": config}
         if self.dataset_name:
             return {"name": self.name, "about": f"files of the folder `{self.name}`"}
-        given = [self.train_dir, self.validation_dir, self.test_dir]
-        given += [self.train_file, self.validation_file, self.test_file]
+        paths = [self.train_dir, self.validation_dir, self.test_dir]
+        paths += [self.train_file, self.validation_file, self.test_file]
         kind = "folders" if self.train_dir else "files"
-        names = [f"`{Path(path).resolve().name}`" for path in given if path]
+        names = [f"`{Path(path).resolve().name}`" for path in paths if path]
         return {"name": self.name, "about": f"the {kind} {', '.join(names)}"}
 
     def _stored(self) -> tuple[dict[str, Images], list[str], dict[str, str]]:
-        """Datasets of the library `datasets`, and what they call the splits."""
-        found, called = {}, {}
+        """The sets that `datasets` reads, the classes, and the dataset's own names of the sets."""
+        stored, split_names = {}, {}
         if self.dataset_name:
             for split, rows in load_from_hub(self.dataset_name, self.dataset_config_name).items():
                 if split in SPLITS:
-                    found[SPLITS[split]] = f"{self.dataset_name}, {split} set", rows
-                    called[SPLITS[split]] = split
+                    stored[SPLITS[split]] = f"{self.dataset_name}, {split} set", rows
+                    split_names[SPLITS[split]] = split
         else:
-            check_apart({n: p for n in SETS if (p := getattr(self, f"{n}_dir"))})
-            for split in SETS:
-                folder, file = getattr(self, f"{split}_dir"), getattr(self, f"{split}_file")
+            check_disjoint({n: p for n in SETS if (p := getattr(self, f"{n}_dir"))})
+            for name in SETS:
+                folder, file = getattr(self, f"{name}_dir"), getattr(self, f"{name}_file")
                 if folder:
-                    found[split] = folder, load_folder(folder)
+                    stored[name] = folder, load_folder(folder)
                 elif file:
-                    found[split] = file, load_parquet(file)
-        if "train" not in found:
+                    stored[name] = file, load_parquet(file)
+        if "train" not in stored:
             raise UsageError(
                 f"{self.dataset_name} has no training set; it needs a split or folder 'train'"
             )
-        where, train = found["train"]
-        image, label = image_column(train, self.image_column, where), None
+        where, train = stored["train"]
+        image = image_column(train, self.image_column, where)
         label = label_column(train, self.label_column, where)
         feature = train.features[label]
         if not isinstance(feature, datasets.Value | datasets.ClassLabel):
             raise UsageError(f"{where}: column {label!r} holds {feature}, not labels")
         if self.train_dir:
-            check_not_all([feature.int2str(label) for label in train[label][:]], where)
+            check_class_count([feature.int2str(label) for label in train[label][:]], where)
         classes = getattr(feature, "names", None) or class_names(train[label][:], where)
         splits = {}
-        for split, (where, rows) in found.items():
+        for name, (where, rows) in stored.items():
             column = image_column(rows, self.image_column or image, where)
             rows = rows.cast_column(column, datasets.Image())
-            is_test = split == "test"
+            is_test = name == "test"
             if is_test and label not in rows.column_names:
                 encoded: list[Any] = [None] * len(rows)
             else:
@@ -193,8 +200,8 @@ class ImageArguments:
                 encoded = encode(rows[label], classes, where, names, unknown=-1 if names else None)
             check_complete(encoded, where, is_test=is_test)
             labels = None if None in encoded else np.array(encoded, dtype=np.int64)
-            splits[split] = Images(Stored(rows, column, where), labels)
-        return splits, classes, called
+            splits[name] = Images(Stored(rows, column, where), labels)
+        return splits, classes, split_names
 
 
 @dataclass
@@ -204,7 +211,7 @@ class ImageData:
     Attributes:
         splits: `train`, perhaps `validation` and `test`.
         classes: Class names by id.
-        origin: Where they come from, see `output.dataset_facts`.
+        origin: Where the data come from, see `outputs.dataset_facts`.
     """
 
     splits: dict[str, Images]
@@ -224,7 +231,7 @@ class ImageData:
 
     @property
     def drawn(self) -> bool:
-        """Whether the images are drawings such as digits, which mirrored mean something else."""
+        """Whether the images are drawings such as digits, which must not be mirrored."""
         return isinstance(self.splits["train"].source, Pixels)
 
     @property
@@ -240,8 +247,8 @@ class ImageData:
 
 def _digits() -> tuple[dict[str, Images], list[str]]:
     """The 1,797 digits of 8 × 8 pixels that scikit-learn ships; a fifth of them is the test set."""
-    found = load_digits()
-    pixels = (found.images * (255 / 16)).round().astype(np.uint8)
-    everything = Images(Pixels(pixels), found.target.astype(np.int64))
-    train, test = everything.parted(0.2)
-    return {"train": train, "test": test}, [str(name) for name in found.target_names]
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
+    everything = Images(Pixels(pixels), digits.target.astype(np.int64))
+    train, test = everything.split(0.2)
+    return {"train": train, "test": test}, [str(name) for name in digits.target_names]

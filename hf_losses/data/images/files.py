@@ -1,4 +1,4 @@
-"""Images as they are stored: idx files, folders, parquet files and data sets of the Hub."""
+"""Reads stored images: idx files, folders, parquet files and datasets of the Hub."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from hf_losses.data.images.pictures import Images, Pixels
 from hf_losses.data.labels import class_names, encode
-from hf_losses.data.sets import check_seen, folders_of_sets
+from hf_losses.data.sets import UNREADABLE, check_recognised, folders_of_sets
 from hf_losses.messages import UsageError, nearest
 
 DIGITS = "digits"
-# What the Hub calls the splits, and what idx files do.
+# Names of splits on the Hub, and the set that each of them is.
 SPLITS = {
     "train": "train",
     "validation": "validation",
@@ -24,7 +24,7 @@ SPLITS = {
     "test": "test",
 }
 
-
+# Prefixes of the names of idx files, and the set that each of them is.
 IDX = {"train": "train", "t10k": "test"}
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
@@ -33,7 +33,7 @@ IDX_BYTES = 0x08  # The type of the numbers: unsigned bytes.
 
 
 def idx_files(name: str) -> dict[str, Path]:
-    """The idx files of a folder by their name without `.gz`."""
+    """The idx files of a folder, by their names without `.gz`; empty if it is no folder."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return {}
@@ -45,9 +45,9 @@ def idx_files(name: str) -> dict[str, Path]:
 
 
 def load_idx(folder: str) -> tuple[dict[str, Images], list[str]]:
-    """MNIST's files, and those of the datasets that took over their format."""
+    """Reads MNIST's files, or those of another dataset in the same format."""
     files = {name.replace(".idx", "-idx"): path for name, path in idx_files(folder).items()}
-    splits = {}
+    arrays = {}
     for prefix, split in IDX.items():
         names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
         missing = [name for name in names if name not in files]
@@ -61,14 +61,14 @@ def load_idx(folder: str) -> tuple[dict[str, Images], list[str]]:
                 f"{folder}: {names[0]} holds {pixels.shape} numbers and {names[1]} {labels.shape}; "
                 "images [N, H, W] and labels [N] are needed"
             )
-        splits[split] = Images(Pixels(pixels), labels.astype(np.int64))
-    train = splits["train"].labels
-    classes = class_names(train.tolist(), folder)
+        arrays[split] = pixels, labels
+    classes = class_names(arrays["train"][1].tolist(), folder)
+    splits = {}
     for prefix, split in IDX.items():
-        if split in splits:
-            where = f"{folder}, {prefix} labels"
-            encoded = encode(splits[split].labels.tolist(), classes, where)
-            splits[split].labels = np.array(encoded, dtype=np.int64)
+        if split in arrays:
+            pixels, labels = arrays[split]
+            encoded = encode(labels.tolist(), classes, f"{folder}, {prefix} labels")
+            splits[split] = Images(Pixels(pixels), np.array(encoded, dtype=np.int64))
     return splits, classes
 
 
@@ -82,7 +82,7 @@ def read_idx(path: Path) -> np.ndarray:
         Its array, uint8, read-only.
 
     Raises:
-        ValueError: If it is none, or cut short.
+        ValueError: If it is no such file, or cut short.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -100,25 +100,26 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name means a folder of this machine rather than a data set of the Hub."""
+    """Whether a name means a folder of this machine rather than a dataset of the Hub."""
     return name.startswith((".", "/", "~")) or Path(name).is_dir()
 
 
 def load_from_hub(name: str, config: str | None) -> dict[str, datasets.Dataset]:
-    """Every split of a data set of the Hub, or of a folder in the form of one."""
+    """Every split of a dataset of the Hub, or of a folder with the layout of one."""
     if is_path(name) and not Path(name).expanduser().is_dir():
         raise UsageError(f"no folder {name!r}")
     folder = Path(name).expanduser()
     try:
-        found = dict(datasets.load_dataset(str(folder), config))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        splits = dict(datasets.load_dataset(str(folder), config))
+    except UNREADABLE as error:
         raise UsageError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, --train_dir, --train_file "
             f"or {DIGITS}"
         ) from error
-    check_seen(folders_of_sets(folder).values(), {SPLITS[name] for name in SPLITS if name in found})
-    return found
+    sets = {SPLITS[split] for split in splits if split in SPLITS}
+    check_recognised(folders_of_sets(folder).values(), sets)
+    return splits
 
 
 def load_folder(folder: str) -> datasets.Dataset:
@@ -130,35 +131,36 @@ def load_folder(folder: str) -> datasets.Dataset:
     files = {"train": f"{glob.escape(str(path))}/**"}
     try:
         return datasets.load_dataset("imagefolder", data_files=files, split="train")
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(
             f"{folder}: no images found ({str(error).splitlines()[0]}); every class needs a "
             "folder of its own, as in train/cat/1.jpg"
         ) from error
 
 
-def check_apart(folders: dict[str, str]) -> None:
-    """Raises a ValueError if the folder of a set holds others.
+def check_disjoint(folders: dict[str, str]) -> None:
+    """Raises a ValueError if the folder of a set holds folders of other sets.
 
-    The class of an image is the folder that it lies in; what stands above it is not looked at.
+    The class of an image is the folder that it lies in, whatever the folders above are, so that all
+    of these sets would be one.
 
     Args:
-        folders: Those of the sets by name.
+        folders: The folder of each set, by the set's name.
     """
     paths = {name: Path(folder).expanduser().resolve() for name, folder in folders.items()}
     for name, path in paths.items():
-        given = f"--{name}_dir {folders[name]}"
-        if found := folders_of_sets(path):
-            shown = {n: Path(folders[name]) / p.relative_to(path) for n, p in found.items()}
+        flag = f"--{name}_dir {folders[name]}"
+        if sets := folders_of_sets(path):
+            shown = {n: Path(folders[name]) / p.relative_to(path) for n, p in sets.items()}
             raise UsageError(
-                f"{given} holds folders of sets, and the images of all of them would be one set: "
+                f"{flag} holds folders of sets, and the images of all of them would be one set: "
                 f"name each set ({' '.join(f'--{n}_dir {p}' for n, p in shown.items())}), or "
                 f"what holds them (--dataset_name {next(iter(shown.values())).parent})"
             )
-        for other, below in paths.items():
-            if path in below.parents:
+        for other, other_path in paths.items():
+            if path in other_path.parents:
                 raise UsageError(
-                    f"{given} holds --{other}_dir {folders[other]}, whose images would be in both "
+                    f"{flag} holds --{other}_dir {folders[other]}, whose images would be in both "
                     "sets: give each set a folder of its own"
                 )
 
@@ -171,7 +173,7 @@ def load_parquet(file: str) -> datasets.Dataset:
         raise UsageError(f"no file {file!r}.{nearest(path.name, siblings)}")
     try:
         return datasets.Dataset.from_parquet(str(path))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from error
 
 
@@ -184,29 +186,29 @@ def need_column(rows: datasets.Dataset, column: str, where: str) -> None:
         )
 
 
-def image_column(rows: datasets.Dataset, given: str | None, where: str) -> str:
-    """Name of the column of images: the one that was asked for, or the only one there is."""
-    if given:
-        need_column(rows, given, where)
-        return given
+def image_column(rows: datasets.Dataset, requested: str | None, where: str) -> str:
+    """Name of the column of images: the one that the user named, or the only one there is."""
+    if requested:
+        need_column(rows, requested, where)
+        return requested
     typed = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    found = typed or [name for name in ("image", "img") if name in rows.column_names]
-    if len(found) != 1:
+    candidates = typed or [name for name in ("image", "img") if name in rows.column_names]
+    if len(candidates) != 1:
         raise UsageError(
             f"{where}: name the column of images by --image_column; columns: "
             f"{', '.join(rows.column_names)}"
         )
-    name: str = found[0]
+    name: str = candidates[0]
     return name
 
 
-def label_column(rows: datasets.Dataset, given: str | None, where: str) -> str:
-    """Name of the column of labels: the one that was asked for, or one of the usual names."""
-    if given:
-        need_column(rows, given, where)
-        return given
-    found = [name for name in LABEL_COLUMNS if name in rows.column_names]
-    if not found:
+def label_column(rows: datasets.Dataset, requested: str | None, where: str) -> str:
+    """Name of the column of labels: the one that the user named, or else one of the usual names."""
+    if requested:
+        need_column(rows, requested, where)
+        return requested
+    candidates = [name for name in LABEL_COLUMNS if name in rows.column_names]
+    if not candidates:
         if rows.column_names == ["image"]:
             raise UsageError(
                 f"{where}: no labels; every class needs a folder of its own, as in train/cat/1.jpg"
@@ -215,4 +217,4 @@ def label_column(rows: datasets.Dataset, given: str | None, where: str) -> str:
             f"{where}: name the column of labels by --label_column; columns: "
             f"{', '.join(rows.column_names)}"
         )
-    return found[0]
+    return candidates[0]

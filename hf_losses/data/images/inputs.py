@@ -1,7 +1,7 @@
-"""From stored images to a model's inputs, in the processes of the data loader.
+"""Turns stored images into a model's inputs, in the processes of the data loader.
 
-Every random choice depends on seed, epoch and the image's number alone: a run is the same for any
-number of loading processes and devices, and after it was resumed.
+Every random choice depends only on the seed, the epoch and the image's number: a run is the same
+for any number of loading processes and devices, and also if it was interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Augmentation = Callable[[PIL.Image.Image, np.random.Generator], Any]
 
 @dataclass
 class AugmentationArguments:
-    """What is done to training images; all of it in the data loader's processes."""
+    """What is done to training images, in the data loader's processes."""
 
     augmentation: str | None = option(
         None, f"{', '.join(AUGMENTATIONS)}; without one: crop_flip, for digits and idx files crop"
@@ -48,9 +48,9 @@ class ModelInputs(torch.utils.data.Dataset[dict[str, Any]]):
     Args:
         images: The set.
         processor: Resizes, scales and normalises as the model expects it.
-        augment: What is done to a training image; None: what the processor does, alone.
-        mixing: Mixes every batch: see `Mixing`.
-        seed: Of all random choices.
+        augment: What is done to each image before the processor; None for nothing.
+        mixing: What is done to each batch; None for nothing.
+        seed: Seed of all random choices.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ModelInputs(torch.utils.data.Dataset[dict[str, Any]]):
         """See the class."""
         self.images, self.processor = images, processor
         self.augment, self.mixing, self.seed = augment, mixing, seed
-        # Shared: loading processes may live longer than an epoch.
+        # In shared memory, since loading processes may live longer than an epoch.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
@@ -81,16 +81,16 @@ class ModelInputs(torch.utils.data.Dataset[dict[str, Any]]):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, batch: list[int]) -> list[dict[str, Any]]:
-        """A batch at once, which the processor takes less time for."""
-        found = [self.images.image(i) for i in batch]
+        """A batch of images; the processor takes less time for them together."""
+        images = [self.images.image(i) for i in batch]
         if self.augment is None:
-            pixels = self.processor(found, return_tensors="pt")["pixel_values"]
+            pixels = self.processor(images, return_tensors="pt")["pixel_values"]
         else:
-            found = [
-                self.augment(image, self._random(i)) for i, image in zip(batch, found, strict=True)
+            images = [
+                self.augment(image, self._random(i)) for i, image in zip(batch, images, strict=True)
             ]
             pixels = self.processor(
-                found, return_tensors="pt", do_resize=False, do_center_crop=False
+                images, return_tensors="pt", do_resize=False, do_center_crop=False
             )["pixel_values"]
         if self.images.labels is None:
             return [{"pixel_values": image} for image in pixels]
@@ -107,7 +107,7 @@ class ModelInputs(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class NewEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tells the images which epoch it is, so that each of them brings other random choices.
+    """Tells the images which epoch it is, so that each epoch makes its own random choices.
 
     Args:
         inputs: The training images.
@@ -118,7 +118,7 @@ class NewEpoch(TrainerCallback):  # type: ignore[misc]
         self.inputs = inputs
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by Trainer; a resumed run begins in the middle of an epoch."""
+        """Sets the epoch; a resumed run may begin in the middle of one."""
         self.inputs.epoch.fill_(math.floor((state.epoch or 0.0) + 1e-6))
 
 
@@ -129,9 +129,9 @@ def training_inputs(
 
     Args:
         data: All images.
-        processor: Of the model.
-        changes: What is done to them.
-        seed: Of all random choices.
+        processor: The model's image processor.
+        changes: What is done to the images.
+        seed: Seed of all random choices.
 
     Raises:
         ValueError: If an argument is out of range, or the processor's images have no fixed size.
@@ -148,19 +148,19 @@ def training_inputs(
 
 
 def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Width and height of what a processor makes of any image.
+    """Width and height of the images that a processor returns.
 
     Args:
-        processor: Of the model.
+        processor: The model's image processor.
 
     Raises:
-        ValueError: If they depend on the image, or it makes no `pixel_values` [3, H, W].
+        ValueError: If they depend on the image, or `pixel_values` are not [3, H, W].
     """
-    found = {
+    shapes = {
         tuple(processor(PIL.Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape)
         for size in ((640, 480), (480, 640), (32, 32))
     }
-    if len(found) > 1 or len(shape := found.pop()) != 4 or shape[1] != 3:
+    if len(shapes) > 1 or len(shape := shapes.pop()) != 4 or shape[1] != 3:
         raise UsageError(
             f"{type(processor).__name__} gives images of different shapes, which no batch holds; "
             "choose a model with a fixed image size"
@@ -171,13 +171,14 @@ def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
 def build_augmentation(
     name: str, size: tuple[int, int], resample: int, min_crop: float | None = None
 ) -> Augmentation | None:
-    """What is done to training images before the processor scales and normalises them.
+    """The function that augments training images before the processor scales and normalises them.
 
     Args:
-        name: `none`; `crop`: a random part of the image, resized; `crop_flip`: that, mirrored half
-            of the time; `randaugment`: that, and two of RandAugment's operations (Kornia's).
-        size: Width and height that the model takes.
-        resample: Pillow's number of the filter.
+        name: `none`; `crop`: a random part of the image, resized; `crop_flip`: the same, mirrored
+            half of the time; `randaugment`: the latter, and two of RandAugment's operations, by
+            Kornia.
+        size: Width and height of the model's images.
+        resample: Pillow's number of the filter for resizing.
         min_crop: The smallest part, as a share of the area, in (0, 1]; None: 0.8 for `crop`, else
             0.08.
 
@@ -185,7 +186,7 @@ def build_augmentation(
         A function of an image and a random generator; None for `none`.
 
     Raises:
-        ValueError: If the name or the share is not one.
+        ValueError: If the name is unknown or the share out of range.
         ImportError: If Kornia is needed and not installed.
     """
     if name not in AUGMENTATIONS:
@@ -193,14 +194,14 @@ def build_augmentation(
             f"unknown --augmentation {name!r}.{nearest(name, AUGMENTATIONS)} Choose one of: "
             f"{', '.join(AUGMENTATIONS)}"
         )
-    least = (0.8 if name == "crop" else 0.08) if min_crop is None else min_crop
-    if not 0 < least <= 1:
+    min_share = (0.8 if name == "crop" else 0.08) if min_crop is None else min_crop
+    if not 0 < min_share <= 1:
         raise UsageError(f"--min_crop must be above 0 and at most 1, got {min_crop}")
     if name == "none":
         return None
 
     def crop(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
-        box = _random_box(image.size, least, rng)
+        box = _random_box(image.size, min_share, rng)
         return image.resize(size, resample, box=box, reducing_gap=2.0)
 
     def crop_flip(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
@@ -220,8 +221,8 @@ def build_augmentation(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
             changed = randaugment(pixels[None] / 255)[0]
-        pixels = (changed * 255).round().clamp(0, 255).to(torch.uint8)
-        return pixels
+        augmented: Tensor = (changed * 255).round().clamp(0, 255).to(torch.uint8)
+        return augmented
 
     return crop_flip_randaugment
 
@@ -229,7 +230,10 @@ def build_augmentation(
 def _random_box(
     size: tuple[int, int], min_crop: float, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a random part with sides 3:4 to 4:3 (Szegedy et al. 2014)."""
+    """Left, top, right and bottom of a random part with an aspect ratio from 3:4 to 4:3.
+
+    The method is that of Szegedy et al. (2014).
+    """
     width, height = size
     for _ in range(10):
         area = width * height * rng.uniform(min_crop, 1.0)
@@ -244,13 +248,13 @@ def _random_box(
 
 
 class Mixing:
-    """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): every image with its batch neighbour.
+    """Mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899) of each image and its batch neighbour.
 
     Args:
-        classes: How many there are.
-        mixup_alpha: The share λ of the first image is drawn from Beta(α, α); 0: no mixup.
-        cutmix_alpha: The same for the area that stays; 0: no CutMix. With both, each batch gets one
-            of the two, with equal chances.
+        classes: The number of classes.
+        mixup_alpha: α of Beta(α, α), from which the share of the first image is drawn; 0: no mixup.
+        cutmix_alpha: The same for the area of the first image that stays; 0: no CutMix. With both,
+            each batch gets one of the two, with equal chances.
 
     Raises:
         ValueError: If an alpha is negative or not finite.
@@ -276,13 +280,13 @@ class Mixing:
         Args:
             pixels: `[B, 3, H, W]`.
             labels: `[B]` class ids.
-            rng: Draws kind, share and place.
+            rng: Draws the kind, the share and the place.
 
         Returns:
             `[B, 3, H, W]`, and the probabilities of the classes `[B, C]`, float32.
 
         Raises:
-            ValueError: If a label is no class id; targets would not be probabilities.
+            ValueError: If a label is not a class id, so that there are no probabilities to mix.
         """
         if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < self.classes:
             raise UsageError(
@@ -297,10 +301,10 @@ class Mixing:
         else:
             height, width = pixels.shape[-2:]
             side = math.sqrt(1 - share)
-            middle = rng.integers(height), rng.integers(width)
+            center = rng.integers(height), rng.integers(width)
             rows, columns = (
                 slice(max(0, round(at - side * full / 2)), min(full, round(at + side * full / 2)))
-                for at, full in zip(middle, (height, width), strict=True)
+                for at, full in zip(center, (height, width), strict=True)
             )
             pixels = pixels.clone()
             pixels[..., rows, columns] = other[..., rows, columns]

@@ -1,11 +1,10 @@
-"""Images that are read when they are asked for, and sets of them with labels."""
+"""Images that are read when they are used, and sets of them with labels."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ SIXTEEN_BITS = ("PNG", "PPM")  # Formats that Pillow reads into 32 bits where th
 
 
 class Stored(Sequence[PIL.Image.Image]):
-    """Images in files or in a table, read when asked for.
+    """Images in files or in a table, read when they are used.
 
     Args:
         rows: A dataset with a column of images.
-        column: That column.
+        column: Name of the column.
         where: File, folder or dataset, for errors.
     """
 
@@ -35,7 +34,7 @@ class Stored(Sequence[PIL.Image.Image]):
         self._column, self._where = column, where
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of images."""
         return len(self._rows)
 
     def __getitem__(self, row: int) -> PIL.Image.Image:  # type: ignore[override]
@@ -43,7 +42,7 @@ class Stored(Sequence[PIL.Image.Image]):
         try:
             picture: PIL.Image.Image = self._rows[int(row)][self._column]
             return picture
-        except Exception as error:  # Decoders raise what they like.
+        except Exception as error:  # Pillow's decoders raise errors of any type.
             raise UsageError(f"cannot read {self.name(row)}: {error}") from error
 
     def name(self, row: int) -> str:
@@ -58,21 +57,21 @@ class Stored(Sequence[PIL.Image.Image]):
         return f"row {row + 1}" + (f" ({path})" if path else "")
 
     def corrupt(self, rows: Sequence[int] | np.ndarray) -> dict[int, str]:
-        """What is wrong with those images that cannot be read, by row.
+        """The images that cannot be read: for each row what is wrong with its image.
 
         Args:
-            rows: Numbers of the rows to look at. The result is kept for the next run by
-                `datasets`, as long as the data stay the same.
+            rows: Numbers of the rows to look at. `datasets` caches the result for the next run, as
+                long as the data stay the same.
         """
         undecoded = self._undecoded().select(rows)
-        found = undecoded.map(
+        checked = undecoded.map(
             _problem,
             input_columns=self._column,
             remove_columns=self._column,
             num_proc=min(CORES, len(rows) // 500) or None,
             desc="Checking images",
         )
-        return {row: text for row, text in zip(rows, found["problem"], strict=True) if text}
+        return {row: text for row, text in zip(rows, checked["problem"], strict=True) if text}
 
     def _undecoded(self) -> datasets.Dataset:
         return self._rows.cast_column(self._column, datasets.Image(decode=False))
@@ -83,10 +82,10 @@ def _problem(image: dict[str, Any]) -> dict[str, str]:
     try:
         file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
         with PIL.Image.open(file) as opened:
-            # JPEG: an eighth of the size takes a fraction of the time, and every byte is read.
+            # A JPEG is read at an eighth of its size: that is faster and still reads every byte.
             opened.draft(None, (opened.width // 8 or 1, opened.height // 8 or 1))
             opened.load()
-            _largest(opened)
+            _white(opened)
     except Exception as error:
         return {"problem": str(error).replace(repr(file), "").strip() or type(error).__name__}
     return {"problem": ""}
@@ -104,7 +103,7 @@ class Pixels(Sequence[PIL.Image.Image]):
         self._pixels = pixels
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of images."""
         return len(self._pixels)
 
     def __getitem__(self, row: int) -> PIL.Image.Image:  # type: ignore[override]
@@ -120,7 +119,7 @@ class Pixels(Sequence[PIL.Image.Image]):
         return row
 
     def corrupt(self, rows: Sequence[int] | np.ndarray) -> dict[int, str]:
-        """Nothing: they were read as a whole.
+        """No images: all of them are in memory already.
 
         Args:
             rows: Numbers of the rows to look at.
@@ -128,36 +127,37 @@ class Pixels(Sequence[PIL.Image.Image]):
         return {}
 
 
-@dataclass
 class Images:
     """A set of images, or a part of one.
 
-    Attributes:
-        source: All of its images.
+    Args:
+        source: The images, perhaps with others that are not in the set.
         labels: `[N]` class ids, int64; None for a test set without labels.
-        rows: `[N]` which images of the source belong to it.
+        rows: `[N]` numbers of the source's images that are in the set; None for all of them.
         skipped: Names of the images that were left out because they cannot be read.
     """
 
-    source: Stored | Pixels
-    labels: np.ndarray | None
-    rows: np.ndarray = None  # All, set in __post_init__.
-    skipped: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Takes every row if none are named."""
-        if self.rows is None:
-            self.rows = np.arange(len(self.source))
+    def __init__(
+        self,
+        source: Stored | Pixels,
+        labels: np.ndarray | None,
+        rows: np.ndarray | None = None,
+        skipped: Sequence[str] = (),
+    ) -> None:
+        """See the class."""
+        self.source, self.labels = source, labels
+        self.rows = np.arange(len(source)) if rows is None else rows
+        self.skipped = list(skipped)
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of images."""
         return len(self.rows)
 
     def image(self, i: int) -> PIL.Image.Image:
-        """An image in RGB, whatever it is stored as.
+        """An image in RGB, whatever mode it is stored in.
 
         Args:
-            i: From 0 on.
+            i: Its position in the set.
 
         Raises:
             ValueError: If it cannot be read.
@@ -166,7 +166,7 @@ class Images:
 
     def names(self) -> list[str | int]:
         """File names or row numbers."""
-        return [self.source.name(row) for row in self.rows]
+        return [self.source.name(row) for row in self.rows.tolist()]
 
     def take(self, chosen: np.ndarray) -> Images:
         """A part of the set.
@@ -181,42 +181,43 @@ class Images:
         """A fixed random sample.
 
         Args:
-            limit: Of at most so many images; None for all.
+            limit: The largest number of images in it; None for all.
         """
         if limit is None or limit >= len(self):
             return self
         # Folders are sorted by class: the first images may all be of one.
         return self.take(np.random.default_rng(0).permutation(len(self))[:limit])
 
-    def parted(self, share: float) -> tuple[Images, Images]:
-        """Two parts, the same on every run, each with all classes where that is possible.
+    def split(self, share: float) -> tuple[Images, Images]:
+        """Two parts, the same in every run, each with all classes where that is possible.
 
         Args:
-            share: Of the second part.
+            share: The share of the images in the second part.
         """
-        everything, size = np.arange(len(self)), max(1, round(share * len(self)))
+        assert self.labels is not None  # Only a test set may lack labels, and none is split.
+        positions, size = np.arange(len(self)), max(1, round(share * len(self)))
         counts = np.bincount(self.labels)
         enough = counts[counts > 0].min() > 1 and size >= (counts > 0).sum()
         first, second = train_test_split(
-            everything, test_size=size, random_state=0, stratify=self.labels if enough else None
+            positions, test_size=size, random_state=0, stratify=self.labels if enough else None
         )
         return self.take(np.sort(first)), self.take(np.sort(second))
 
     def check_images(self) -> None:
         """Raises a ValueError that names the images that cannot be read."""
-        if found := self.source.corrupt(self.rows):
-            shown = [f"{self.source.name(row)}: {text}" for row, text in list(found.items())[:5]]
-            more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""
+        if problems := self.source.corrupt(self.rows):
+            shown = [f"{self.source.name(row)}: {text}" for row, text in list(problems.items())[:5]]
+            more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise UsageError(
-                f"{len(found)} of {len(self)} images cannot be read; mend or remove them, or leave "
-                "them out by --skip_corrupt:\n  " + "\n  ".join(shown) + more
+                f"{len(problems)} of {len(self)} images cannot be read; mend or remove them, or "
+                "leave them out by --skip_corrupt:\n  " + "\n  ".join(shown) + more
             )
 
     def readable(self) -> Images:
         """The images that can be read; the names of the others are in `skipped`."""
-        found = self.source.corrupt(self.rows)
-        kept = self.take(np.flatnonzero(~np.isin(self.rows, list(found))))
-        kept.skipped = [str(self.source.name(row)) for row in found]
+        problems = self.source.corrupt(self.rows)
+        kept = self.take(np.flatnonzero(~np.isin(self.rows, list(problems))))
+        kept.skipped = [str(self.source.name(row)) for row in problems]
         return kept
 
 
@@ -224,20 +225,20 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """An image in 8-bit RGB, as the pipelines of transformers convert it; 16 bits are scaled down.
 
     Args:
-        image: Of any mode.
+        image: An image of any mode.
 
     Raises:
         ValueError: If its pixels are floats or 32-bit numbers: nothing says which of them is white.
     """
-    largest = _largest(image)
-    if largest > 255:  # Pillow's own conversion cuts all above 255.
-        pixels = np.asarray(image, np.float32) * (255 / largest)
+    white = _white(image)
+    if white > 255:  # Pillow's own conversion would clip all values above 255.
+        pixels = np.asarray(image, np.float32) * (255 / white)
         image = PIL.Image.fromarray(pixels.round().astype(np.uint8))
     return image.convert("RGB")
 
 
-def _largest(image: PIL.Image.Image) -> int:
-    """The number that stands for white; a ValueError if it is not known."""
+def _white(image: PIL.Image.Image) -> int:
+    """The number that stands for white in an image; a ValueError if it is not known."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
         return 65535
     if image.mode in ("F", "I"):

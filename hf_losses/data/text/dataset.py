@@ -1,4 +1,4 @@
-"""Sentences or sentence pairs with labels: GLUE, files of one's own, and the shipped movie reviews.
+"""Sentences or sentence pairs with labels: from GLUE, a user's files, or the movie reviews.
 
 Whatever does not fit raises a ValueError that names file and row, before a model is loaded.
 """
@@ -14,7 +14,13 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
 from hf_losses.data import movie_reviews
-from hf_losses.data.labels import are_decimals, check_complete, check_two, class_names, encode
+from hf_losses.data.labels import (
+    are_decimals,
+    check_complete,
+    check_two_classes,
+    class_names,
+    encode,
+)
 from hf_losses.data.text.tables import FORMATS, dtype_of, need_column, read_rows, sample
 from hf_losses.messages import UsageError, nearest
 from hf_losses.options import option
@@ -74,12 +80,12 @@ class TextArguments:
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is read."""
-        own = [n for n in vars(self) if n.endswith(("_file", "_column")) and getattr(self, n)]
-        if self.task_name and own:
-            raise UsageError(f"--task_name and --{own[0]} contradict each other; keep one")
-        if own and not (self.train_file and self.validation_file):
-            raise UsageError(f"--{own[0]} goes with --train_file and --validation_file")
-        if not own:
+        flags = [n for n in vars(self) if n.endswith(("_file", "_column")) and getattr(self, n)]
+        if self.task_name and flags:
+            raise UsageError(f"--task_name and --{flags[0]} contradict each other; keep one")
+        if flags and not (self.train_file and self.validation_file):
+            raise UsageError(f"--{flags[0]} goes with --train_file and --validation_file")
+        if not flags:
             self.task_name = self.task_name or TASKS[0]
             if self.task_name not in TASKS:
                 raise UsageError(
@@ -96,7 +102,7 @@ class TextArguments:
 
     @property
     def kind(self) -> str | None:
-        """`classification` or `regression`; None as long as it stands in a file."""
+        """`classification` or `regression`; None for files, whose labels decide it."""
         if self.task_name is None:
             return None
         return "regression" if self.task_name in REGRESSION_TASKS else "classification"
@@ -121,10 +127,10 @@ class TextArguments:
                 self.sentence1_column,
                 self.sentence2_column,
             )
-        whole = {name: len(split) for name, split in data.splits.items()}
+        sizes = {name: len(split) for name, split in data.splits.items()}
         data.take(self.max_train_samples, self.max_eval_samples)
-        cut = [name for name, split in data.splits.items() if len(split) < whole[name]]
-        data.origin = self._origin(data) | {"partial": cut}
+        partial = [name for name, split in data.splits.items() if len(split) < sizes[name]]
+        data.origin = self._origin(data) | {"partial": partial}
         return data
 
     def _origin(self, data: TextData) -> dict[str, Any]:
@@ -154,7 +160,7 @@ class TextData:
         columns: The one or two text columns.
         classes: Class names by id; None for regression.
         metric: Configuration of `GlueMetric`.
-        origin: Where they come from, see `output.dataset_facts`.
+        origin: Where the data come from, see `outputs.dataset_facts`.
     """
 
     splits: DatasetDict
@@ -180,7 +186,7 @@ class TextData:
         return {name: split for name, split in self.splits.items() if name.startswith(kind)}
 
     def indices(self, name: str) -> Iterable[int]:
-        """What names the rows of a set: its `idx` or `id`, or their position.
+        """The names of the rows of a set: their `idx` or `id`, or else their positions.
 
         Args:
             name: Name of the set.
@@ -201,7 +207,7 @@ class TextData:
         """
         for name, split in self.splits.items():
             self.splits[name] = sample(split, name, train if name == "train" else others)
-        check_two(self.splits["train"]["label"], self.classes)
+        check_two_classes(self.splits["train"]["label"], self.classes)
 
 
 def load_task(task: str, dataset_name: str) -> TextData:
@@ -210,14 +216,15 @@ def load_task(task: str, dataset_name: str) -> TextData:
     Args:
         task: One of `TASKS`.
         dataset_name: For GLUE: a repository of the Hub, or a folder laid out like `nyu-mll/glue`:
-            `TASK/SPLIT-*.parquet` (csv, tsv, json and jsonl do too).
+            `TASK/SPLIT-*.parquet`, or csv, tsv, json or jsonl.
 
     Returns:
         The data.
 
     Raises:
-        ValueError: If it cannot be loaded or does not fit.
+        ValueError: If the data cannot be loaded or do not fit.
     """
+    classes: list[str] | None
     if task in movie_reviews.TASKS:
         columns, classes = ["sentence"], movie_reviews.CLASSES
         splits = dict(movie_reviews.load_movie_reviews(task))
@@ -236,7 +243,7 @@ def load_files(
 
     Args:
         files: Path by split: `train`, `validation` and perhaps `test`.
-        label: Label column. Numbers with a decimal point make a regression, all else classes.
+        label: Label column. Numbers with a decimal point mean regression, all else classes.
         sentence1: Text column. None: the one or two columns of text that the file has.
         sentence2: Second text column, for pairs.
 
@@ -258,6 +265,7 @@ def load_files(
                 f"--sentence2_column); columns: {', '.join(train.column_names)}"
             )
     feature = train.features[label]
+    classes: list[str] | None
     if isinstance(feature, ClassLabel):
         classes = feature.names
     elif (dtype := dtype_of(train, label)) in ("list", "null"):
@@ -272,6 +280,7 @@ def load_files(
 
 
 def _glue_splits(task: str, dataset_name: str) -> dict[str, Dataset]:
+    """The splits of a GLUE task, from a folder or from the Hub."""
     folder = Path(dataset_name).expanduser()
     if folder.is_dir():
         if not (folder / task).is_dir():
@@ -328,7 +337,7 @@ def _checked(
         encoded = _encode(split, label, classes, where[name], glue=metric in GLUE)
         check_complete(encoded, where[name], is_test=is_test)
         if name == "train":
-            check_two(encoded, classes)
+            check_two_classes(encoded, classes)
         split = split.select_columns(
             [*columns, *(c for c in ("idx", "id") if c in set(split.column_names) - set(columns))]
         )
@@ -347,5 +356,5 @@ def _encode(
         return [None] * len(split)
     by_id = glue and "int" in dtype_of(split, label)
     names = getattr(split.features[label], "names", classes if by_id else None)
-    # In a test set of GLUE -1 says that the label is kept secret.
+    # In GLUE's test sets -1 stands for a label that is kept secret.
     return encode(split[label], classes, where, names, unknown=-1 if glue or names else None)

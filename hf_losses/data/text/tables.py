@@ -1,4 +1,4 @@
-"""Tables of rows in files: csv, tsv, json, jsonl and parquet, read and checked."""
+"""Reads and checks files of rows: csv, tsv, json, jsonl and parquet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from hf_losses.messages import UsageError, nearest
 
-LONGEST = 2**30  # Characters of a cell; Arrow has a limit of its own.
+LONGEST = 2**30  # Characters of a cell; Arrow then applies its own limit.
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -54,11 +54,11 @@ def read_rows(paths: list[Path]) -> Dataset:
 
 
 def check_file(path: Path, formats: tuple[str, ...] = FORMATS) -> None:
-    """Raises a ValueError if a file is missing, or of none of the formats.
+    """Raises a ValueError if a file is missing, or has none of the formats.
 
     Args:
         path: The file.
-        formats: Endings of its name.
+        formats: Valid endings of its name.
     """
     if path.suffix not in formats:
         raise UsageError(f"{path}: unknown format; the name must end in {', '.join(formats)}")
@@ -73,7 +73,7 @@ def _read_table(path: Path) -> pa.Table:
         if path.suffix == ".parquet":
             return pa.parquet.read_table(path)
         if path.suffix in (".csv", ".tsv"):
-            # Unlike pandas, Arrow does not fill up short rows, and 'NA' stays a word.
+            # Unlike pandas, Arrow refuses rows that are too short, and keeps 'NA' as a word.
             return pa.csv.read_csv(path, parse_options=layout(path))
         return pa.Table.from_pylist(_json_rows(path.read_text(encoding="utf-8-sig")))
     except (pa.ArrowException, ValueError, OverflowError) as error:
@@ -81,9 +81,9 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def layout(path: Path) -> pa.csv.ParseOptions:
-    """How a file is read: cells of a .csv are quoted, those of a .tsv if its header is.
+    """How a table is read: a .csv has quoted cells, and so has a .tsv whose header is quoted.
 
-    Otherwise quotes in a .tsv are text, as in the files of GLUE.
+    In any other .tsv, quotes are part of the text, as in the files of GLUE.
 
     Args:
         path: The file.
@@ -121,18 +121,19 @@ def layout(path: Path) -> pa.csv.ParseOptions:
 
 
 def _escaped(cell: str) -> bool:
-    """Whether a cell is in quotes and has doubled ones in between, and no others."""
+    """Whether a cell is in quotes, and all quotes within it are doubled, with one pair at least."""
     inner = cell[1:-1]
     in_quotes = len(cell) > 1 and cell[0] == cell[-1] == '"'
     return in_quotes and '""' in inner and '"' not in inner.replace('""', "")
 
 
 def _json_rows(text: str) -> list[dict[str, Any]]:
+    """The rows of a JSON list, or of one JSON object a line."""
     if text.lstrip().startswith("["):
         rows = list(enumerate(json.loads(text), start=1))
     else:
         rows = []
-        # Not splitlines: it also cuts at characters that JSON allows in a string, such as U+2028.
+        # splitlines would also cut at characters that JSON allows in strings, such as U+2028.
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:
@@ -162,4 +163,4 @@ def need_column(split: Dataset, column: str, where: str) -> None:
 
 def dtype_of(split: Dataset, column: str) -> str:
     """Type of a column's values, such as `string`; `list` for nested ones."""
-    return getattr(split.features[column], "dtype", "list")  # Nested columns have none.
+    return getattr(split.features[column], "dtype", "list")  # Nested features have no dtype.

@@ -18,8 +18,8 @@ class Sentences:
     Attributes:
         where: File or dataset, for errors.
         tokens: Their words.
-        tags: One a word, words or ids; None if there are none.
-        names: Tags by id, if `tags` are ids.
+        tags: A tag for each word, as text or as an id; None if there are no tags.
+        names: The tags' texts by id, if `tags` are ids.
         lines: The line of each sentence's first word, in a file that has one word a line.
     """
 
@@ -33,11 +33,11 @@ class Sentences:
         return len(self.tokens)
 
     def place(self, row: int, word: int) -> str:
-        """Names a word, for errors.
+        """Says where a word stands, for errors.
 
         Args:
-            row: Position of its sentence.
-            word: Its position there.
+            row: Position of the sentence.
+            word: Position of the word in the sentence.
         """
         if self.lines is not None:
             return f"{self.where}, line {self.lines[row] + word}"
@@ -65,21 +65,21 @@ class Sentences:
                     f"({' '.join(words[:8])}{' …' if len(words) > 8 else ''})"
                 )
 
-    def words_of_tags(self) -> list[list[str]]:
-        """The tags as words.
+    def tag_texts(self) -> list[list[str]]:
+        """The tags as texts.
 
         Raises:
             ValueError: If a tag is missing, or an id has no name.
         """
-        known = {i: name for i, name in enumerate(self.names or [])}
-        found = []
+        by_id = {i: name for i, name in enumerate(self.names or [])}
+        texts = []
         for row, tags in enumerate(self.tags or []):
             for word, tag in enumerate(tags):
-                if tag in (None, "") or (self.names and tag not in known):
-                    what = f"{tag} is no id of the {len(known)} tags" if known else "no tag"
-                    raise UsageError(f"{self.place(row, word)}: {what}")
-            found.append([known[tag] if self.names else str(tag) for tag in tags])
-        return found
+                if tag in (None, "") or (self.names and tag not in by_id):
+                    problem = f"{tag} is no id of the {len(by_id)} tags" if by_id else "no tag"
+                    raise UsageError(f"{self.place(row, word)}: {problem}")
+            texts.append([by_id[tag] if self.names else str(tag) for tag in tags])
+        return texts
 
 
 def read_conll(path: Path) -> Sentences:
@@ -87,14 +87,14 @@ def read_conll(path: Path) -> Sentences:
 
     Args:
         path: The file. Columns are separated by tabs or spaces; the first one is the word, the
-            last one its tag, and with one column alone there are no tags. Lines that begin with
-            `-DOCSTART-` are left out.
+            last one its tag. With one column, there are no tags. Lines that begin with `-DOCSTART-`
+            are left out.
 
     Returns:
         Its sentences.
 
     Raises:
-        ValueError: If it is no UTF-8, or a line has another number of columns than the first.
+        ValueError: If the file is not UTF-8, or a line has not as many columns as the first.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -103,8 +103,8 @@ def read_conll(path: Path) -> Sentences:
     tokens: list[list[str]] = []
     tags: list[list[str]] = []
     lines: list[int] = []
-    first, width, inside = 0, 0, False
-    # Not splitlines and split(): they also cut at characters that are part of words.
+    first_line, width, inside = 0, 0, False
+    # splitlines and split() would also cut at characters that are part of words.
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.rstrip(" \t")
         columns = line.split("\t") if "\t" in line else re.split(" +", line.lstrip(" "))
@@ -112,10 +112,10 @@ def read_conll(path: Path) -> Sentences:
             inside = False
             continue
         if not width:
-            first, width = number, len(columns)
+            first_line, width = number, len(columns)
         if len(columns) != width:
             raise UsageError(
-                f"{path}, line {number}: line {first} has {width} columns, but this one "
+                f"{path}, line {number}: line {first_line} has {width} columns, but this one "
                 f"{len(columns)}: {line.strip()!r}"
             )
         if not inside:
@@ -129,7 +129,7 @@ def read_conll(path: Path) -> Sentences:
 
 
 def write_conll(path: Path, tokens: Iterable[list[str]], tags: Iterable[list[str]]) -> None:
-    """Writes what `read_conll` reads: word, tab, tag.
+    """Writes a file that `read_conll` reads: lines of word, tab and tag.
 
     Args:
         path: The file.

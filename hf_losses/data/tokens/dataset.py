@@ -1,4 +1,4 @@
-"""Words with tags: CoNLL, json and parquet files, the Hub, and a task made of movie reviews.
+"""Words with tags: from CoNLL, json or parquet files, the Hub, or a task made of movie reviews.
 
 Whatever does not fit raises a ValueError that names file and line or row, before a model is loaded.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, List, Value
 
-from hf_losses.data.labels import check_not_all, check_two
+from hf_losses.data.labels import check_class_count, check_two_classes
 from hf_losses.data.movie_reviews import load_movie_reviews
-from hf_losses.data.sets import check_seen, files_and_folders
+from hf_losses.data.sets import UNREADABLE, check_recognised, files_and_folders
 from hf_losses.data.text.tables import check_file, need_column, read_rows, sample
 from hf_losses.data.tokens.conll import Sentences, read_conll
 from hf_losses.messages import UsageError, nearest
@@ -36,7 +36,7 @@ STORED = (".json", ".jsonl", ".parquet")
 
 TAG_COLUMNS = ("ner_tags", "tags")
 
-# What the Hub calls the splits, and what files do.
+# Names of splits on the Hub and in names of files, and the set that each of them is.
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation"}
 
 SPLITS |= {"val": "validation", "dev": "validation", "test": "test"}
@@ -84,14 +84,15 @@ class TokenArguments:
     @property
     def on_hub(self) -> bool:
         """Whether the data come from the Hub."""
-        return self.dataset_name not in (None, CAPITALS) and not _is_path(self.dataset_name)
+        if self.dataset_name is None or self.dataset_name == CAPITALS:
+            return False
+        return not _is_path(self.dataset_name)
 
     @property
     def name(self) -> str:
         """The dataset, or the training file or folder without what leads to it."""
-        if self.on_hub:
-            return self.dataset_name.replace("/", "_")
-        return Path(self.dataset_name or self.train_file).expanduser().resolve().stem
+        name = self.dataset_name or self.train_file or ""
+        return name.replace("/", "_") if self.on_hub else Path(name).expanduser().resolve().stem
 
     def load(self) -> TokenData:
         """Reads and checks the data.
@@ -99,37 +100,38 @@ class TokenArguments:
         Raises:
             ValueError: If it cannot be read, or a column, a sentence or a tag does not fit.
         """
-        called: dict[str, str] = {}
+        split_names: dict[str, str] = {}  # The names of the sets on the Hub.
         if self.dataset_name == CAPITALS:
-            found = _capitals()
+            sets = _capitals()
         elif self.dataset_name and (files := _conll_files(self.dataset_name)):
-            found = {name: self._file(path, name) for name, path in files.items()}
+            sets = {name: self._file(path, name) for name, path in files.items()}
         elif self.dataset_name:
             rows = _load(self.dataset_name, self.dataset_config_name)
-            called = {SPLITS[split]: split for split in rows if split in SPLITS}
-            found = {
+            split_names = {SPLITS[split]: split for split in rows if split in SPLITS}
+            sets = {
                 name: self._stored(rows[split], f"{self.dataset_name}, {split} set", name)
-                for name, split in called.items()
+                for name, split in split_names.items()
             }
         else:
-            names, given = ("train", "validation", "test"), vars(self)
-            paths = {name: given[f"{name}_file"] for name in names if given[f"{name}_file"]}
-            found = {name: self._file(Path(path), name) for name, path in paths.items()}
+            paths = {
+                name: getattr(self, f"{name}_file") for name in ("train", "validation", "test")
+            }
+            sets = {name: self._file(Path(path), name) for name, path in paths.items() if path}
         for name in ("train", "validation"):
-            if name not in found:
+            if name not in sets:
                 raise UsageError(
                     f"{self.dataset_name} has no {name} set; it needs one for training and one for "
-                    f"validation, and has: {', '.join(found) or 'none'}"
+                    f"validation, and has: {', '.join(sets) or 'none'}"
                 )
-        data = _checked(found)
+        data = _checked(sets)
         for name, split in data.splits.items():
             limit = self.max_train_samples if name == "train" else self.max_eval_samples
             data.splits[name] = sample(split, name, limit)
-        check_two(chain.from_iterable(data.splits["train"]["tags"]), data.classes)
-        partial = [name for name, split in data.splits.items() if len(split) < len(found[name])]
+        check_two_classes(chain.from_iterable(data.splits["train"]["tags"]), data.classes)
+        partial = [name for name, split in data.splits.items() if len(split) < len(sets[name])]
         data.origin = self._origin() | {"partial": partial}
         if self.on_hub:
-            data.origin["splits"] = {name: called[name] for name in data.splits}
+            data.origin["splits"] = {name: split_names[name] for name in data.splits}
         return data
 
     def _origin(self) -> dict[str, Any]:
@@ -143,9 +145,10 @@ class TokenArguments:
             return {"name": self.name, "about": f"files of the folder `{self.name}`"}
         files = (self.train_file, self.validation_file, self.test_file)
         names = ", ".join(f"`{Path(file).name}`" for file in files if file)
-        return {"name": Path(self.train_file).name, "about": f"the files {names}"}
+        return {"name": Path(self.train_file or "").name, "about": f"the files {names}"}
 
     def _file(self, path: Path, name: str) -> Sentences:
+        """The sentences of a file of the set `name`."""
         check_file(path, (*CONLL, *STORED))
         if path.suffix in STORED:
             return self._stored(read_rows([path]), str(path), name)
@@ -158,11 +161,11 @@ class TokenArguments:
         return read_conll(path)
 
     def _stored(self, rows: Dataset, where: str, name: str) -> Sentences:
-        """The sentences of a dataset that has one a row."""
+        """The sentences of a dataset with one sentence in each row."""
         words, tags = self.tokens_column or "tokens", self.tags_column
         if tags is None:
-            there = [column for column in TAG_COLUMNS if column in rows.column_names]
-            tags = (there or TAG_COLUMNS)[0]
+            present = [column for column in TAG_COLUMNS if column in rows.column_names]
+            tags = present[0] if present else TAG_COLUMNS[0]
         need_column(rows, words, where)
         if "string" not in _dtype(rows, words):
             kind = rows.features[words]
@@ -184,11 +187,11 @@ class TokenData:
     """Data that has been checked.
 
     Attributes:
-        splits: `train`, `validation` and perhaps `test`, a sentence a row: `tokens`, and `tags`
-            (ids), which an unlabelled test set has not.
+        splits: `train`, `validation` and perhaps `test`, with a sentence in each row: `tokens`,
+            and `tags` (ids), which an unlabelled test set lacks.
         classes: Tags by id.
-        entities: Whether the tags mark entities (B-…, I-…, O), or else each word by itself.
-        origin: Where they come from, see `output.dataset_facts`.
+        entities: Whether the tags mark entities (B-…, I-…, O) rather than single words.
+        origin: Where the data come from, see `outputs.dataset_facts`.
     """
 
     splits: DatasetDict
@@ -204,29 +207,29 @@ class TokenData:
         return {name: split for name, split in self.splits.items() if name == kind}
 
 
-def _checked(found: dict[str, Sentences]) -> TokenData:
+def _checked(sets: dict[str, Sentences]) -> TokenData:
     """Checks sentence by sentence, and turns tags into ids."""
-    names: dict[str, list[list[str]]] = {}
-    for name, sentences in found.items():
+    texts: dict[str, list[list[str]]] = {}
+    for name, sentences in sets.items():
         sentences.check()
         if sentences.tags is not None:
-            names[name] = sentences.words_of_tags()
+            texts[name] = sentences.tag_texts()
         elif name != "test":
             raise UsageError(f"{sentences.where} has no tags: one column alone")
-    train = found["train"]
-    given: list[Any] = [*chain.from_iterable(train.tags)]
+    train = sets["train"]
+    train_tags: list[Any] = [*chain.from_iterable(train.tags or [])]
     if train.names is None:
-        check_not_all(given, train.where)
+        check_class_count(train_tags, train.where)
     # Ids without names are sorted as numbers.
-    classes = train.names or [str(tag) for tag in sorted(set(given))]
+    classes = train.names or [str(tag) for tag in sorted(set(train_tags))]
     marks = [name for name in classes if re.match("[BI]-.", name)]
     ids = {name: i for i, name in enumerate(classes)}
     splits = DatasetDict()
-    for name in sorted(found, key=("train", "validation", "test").index):
-        sentences = found[name]
+    for name in sorted(sets, key=("train", "validation", "test").index):
+        sentences = sets[name]
         columns: dict[str, list[Any]] = {"tokens": sentences.tokens}
         features = {"tokens": List(Value("string"))}
-        for row, tags in enumerate(names.get(name, [])):
+        for row, tags in enumerate(texts.get(name, [])):
             for word, tag in enumerate(tags):
                 if tag not in ids:
                     raise UsageError(
@@ -238,29 +241,30 @@ def _checked(found: dict[str, Sentences]) -> TokenData:
                         f"{sentences.place(row, word)}: tag {tag!r} is neither O nor begins with "
                         f"B- or I-, as {marks[0]!r} does.{nearest(tag, ['O', *marks])}"
                     )
-        if name in names:
-            columns["tags"] = [[ids[tag] for tag in tags] for tags in names[name]]
+        if name in texts:
+            columns["tags"] = [[ids[tag] for tag in tags] for tags in texts[name]]
             features["tags"] = List(Value("int64"))
         if name == "train":
-            check_two(chain.from_iterable(columns["tags"]), classes)
+            check_two_classes(chain.from_iterable(columns["tags"]), classes)
         splits[name] = Dataset.from_dict(columns, Features(features))
     return TokenData(splits, classes, bool(marks))
 
 
 def _capitals() -> dict[str, Sentences]:
-    """Movie reviews in lower case; tagged are runs of words that had a capital letter."""
-    found = {}
+    """Movie reviews in lower case; the tags mark runs of words that had a capital letter."""
+    sets = {}
     for name, split in load_movie_reviews("movie_reviews_score").items():
-        sentences = Sentences(f"{CAPITALS}, {name} set", [], [])
+        tokens, tags = [], []
         for text in split["sentence"]:
-            words, before, tags = WORD.findall(text), "O", []
+            words, tag, sentence_tags = WORD.findall(text), "O", []
             for word in words:
-                inside = "B-CAP" if before == "O" else "I-CAP"
-                tags.append(before := inside if word[0].isupper() else "O")
-            sentences.tokens.append([word.lower() for word in words])
-            sentences.tags.append(tags)
-        found[name] = sentences
-    return found
+                capital = "B-CAP" if tag == "O" else "I-CAP"  # After a tag, the entity goes on.
+                tag = capital if word[0].isupper() else "O"
+                sentence_tags.append(tag)
+            tokens.append([word.lower() for word in words])
+            tags.append(sentence_tags)
+        sets[name] = Sentences(f"{CAPITALS}, {name} set", tokens, tags)
+    return sets
 
 
 def _is_path(name: str) -> bool:
@@ -268,40 +272,41 @@ def _is_path(name: str) -> bool:
 
 
 def _conll_files(name: str) -> dict[str, Path]:
-    """The CoNLL files of a folder by their set."""
+    """The CoNLL files of a folder, by the name of their set."""
     folder = Path(name).expanduser()
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = SPLIT_FILE.fullmatch(path.stem)
         if match and path.suffix in CONLL:
             split = SPLITS[match[1]]
-            if split in found:
+            if split in files:
                 raise UsageError(
-                    f"{folder} has two files for the {split} set: {found[split].name} and "
+                    f"{folder} has two files for the {split} set: {files[split].name} and "
                     f"{path.name}; name the right ones by --train_file, --validation_file and "
                     "--test_file"
                 )
-            found[split] = path
-    return found
+            files[split] = path
+    return files
 
 
 def _load(name: str, config: str | None) -> dict[str, Dataset]:
+    """Every split of a dataset of the Hub, or of a folder of files."""
     path = Path(name).expanduser()
     if _is_path(name) and not path.is_dir():
         raise UsageError(f"no folder {name!r}")
     try:
-        found = dict(datasets.load_dataset(str(path) if path.is_dir() else name, config))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        splits = dict(datasets.load_dataset(str(path) if path.is_dir() else name, config))
+    except UNREADABLE as error:
         raise UsageError(
             f"cannot load {name!r}: {str(error).splitlines()[0]}. --dataset_name takes a name of "
             "the Hub or a folder; without the Hub: a copy in a folder, --train_file and "
             f"--validation_file, or {CAPITALS}"
         ) from error
-    seen = {SPLITS[split] for split in found if split in SPLITS}
-    check_seen(files_and_folders(path, STORED), seen)
-    return found
+    sets = {SPLITS[split] for split in splits if split in SPLITS}
+    check_recognised(files_and_folders(path, STORED), sets)
+    return splits
 
 
 def _dtype(rows: Dataset, column: str) -> str:
-    """What the lists of a column hold; empty if they hold no simple values, or it has none."""
+    """Type of the values in a column of lists; empty if the column holds no lists of values."""
     return getattr(getattr(rows.features[column], "feature", None), "dtype", "")

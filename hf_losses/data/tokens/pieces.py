@@ -1,4 +1,4 @@
-"""Sentences as a model reads them: which sub-token stands for a word, and where long ones are cut.
+"""Cuts sentences into pieces that fit a model, and puts the labels of words on sub-tokens.
 
 The first sub-token of a word carries its label, the others -100. A sentence with more sub-tokens
 than fit becomes several pieces, cut between words. Pieces overlap, so that words at a cut have
@@ -18,20 +18,20 @@ from transformers import PreTrainedTokenizerBase
 from hf_losses.messages import UsageError
 
 IGNORE = -100
-OVERLAP = 4  # At most a quarter of a piece stands in the one before, too.
+OVERLAP = 4  # A piece shares at most 1 / OVERLAP of its sub-tokens with the one before.
 
 
 def make_pieces(sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Makes the inputs of a model, in the order of the sentences.
 
     Args:
-        sentences: A sentence a row: `tokens`, and perhaps `tags` (ids).
-        tokenizer: A fast one.
-        max_length: Sub-tokens in a piece, the special ones included.
+        sentences: A sentence in each row: `tokens`, and perhaps `tags` (ids).
+        tokenizer: A fast tokenizer.
+        max_length: The largest number of sub-tokens in a piece, with the special ones.
 
     Returns:
-        A piece a row: the tokenizer's columns, `starts` (where the first sub-tokens of the words
-        that count here are), and `labels` if there are tags.
+        A piece in each row: the tokenizer's columns, `starts` (positions of the first sub-tokens of
+        the words that count in this piece), and `labels` if there are tags.
 
     Raises:
         ValueError: If the tokenizer cannot tell which word a sub-token belongs to.
@@ -43,45 +43,45 @@ def make_pieces(sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_leng
         )
     length = min(max_length, tokenizer.model_max_length)
     room = length - tokenizer.num_special_tokens_to_add()
-    # To byte-level tokenizers a word is another one with the space before it than without.
-    apart = tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
-    space = "" if apart == tokenizer("a a")["input_ids"] else " "
+    # For byte-level tokenizers, the space before a word is a part of it.
+    without_space = tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
+    space = "" if without_space == tokenizer("a a")["input_ids"] else " "
 
     def cut(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         spaced = [[words[0], *(space + word for word in words[1:])] for words in batch["tokens"]]
-        whole = tokenizer(spaced, is_split_into_words=True, add_special_tokens=False, verbose=False)
+        uncut = tokenizer(spaced, is_split_into_words=True, add_special_tokens=False, verbose=False)
         pieces, places = [], []
         for row, words in enumerate(spaced):
-            sizes = np.bincount(whole.word_ids(row), minlength=len(words)).tolist()
+            sizes = np.bincount(uncut.word_ids(row), minlength=len(words)).tolist()
             for word, size in enumerate(sizes):
-                if not size:  # Of some words, such as a zero-width space, a tokenizer leaves none.
+                if not size:  # Some words, such as a zero-width space, have no sub-tokens.
                     words[word], sizes[word] = tokenizer.unk_token, 1
-            for seen, own in windows(sizes, room):
-                pieces.append(words[seen.start : seen.stop])
-                places.append((row, seen.start, own))
+            for window, counting in windows(sizes, room):
+                pieces.append(words[window.start : window.stop])
+                places.append((row, window.start, counting))
         encoded = tokenizer(pieces, is_split_into_words=True, truncation=True, max_length=length)
         starts, labels = [], []
-        for piece, (row, offset, own) in enumerate(places):
-            first: dict[int | None, int] = {}
+        for piece, (row, offset, counting) in enumerate(places):
+            first_position: dict[int | None, int] = {}
             for position, word in enumerate(encoded.word_ids(piece)):
-                first.setdefault(word, position)
-            starts.append([first[word - offset] for word in own])
+                first_position.setdefault(word, position)
+            starts.append([first_position[word - offset] for word in counting])
             if "tags" in batch:
                 labels.append([IGNORE] * len(encoded["input_ids"][piece]))
-                for word, position in zip(own, starts[-1], strict=True):
+                for word, position in zip(counting, starts[-1], strict=True):
                     labels[-1][position] = batch["tags"][row][word]
         return {**encoded, "starts": starts} | ({"labels": labels} if "tags" in batch else {})
 
-    filled = sentences.filter(lambda words: len(words) > 0, input_columns="tokens")
-    return filled.map(cut, batched=True, remove_columns=filled.column_names)
+    not_empty = sentences.filter(lambda words: len(words) > 0, input_columns="tokens")
+    return not_empty.map(cut, batched=True, remove_columns=not_empty.column_names)
 
 
 def windows(sizes: Sequence[int], room: int) -> Iterator[tuple[range, range]]:
     """Divides a sentence into overlapping runs of words.
 
     Args:
-        sizes: Sub-tokens of each word.
-        room: Sub-tokens in a window; a word with more is a window by itself.
+        sizes: Number of sub-tokens of each word.
+        room: Largest number of sub-tokens in a window; a word with more is a window by itself.
 
     Yields:
         The words in each window, and those among them that count there: every word counts once.
@@ -103,22 +103,22 @@ def windows(sizes: Sequence[int], room: int) -> Iterator[tuple[range, range]]:
         start, counted = following, middle
 
 
-def join_pieces(pieces: Dataset, found: np.ndarray, sizes: Sequence[int]) -> list[list[int]]:
-    """Puts what was predicted for pieces together again.
+def join_pieces(pieces: Dataset, predictions: np.ndarray, sizes: Sequence[int]) -> list[list[int]]:
+    """Joins the predictions for pieces to those for sentences.
 
     Args:
-        pieces: As `make_pieces` returns them.
-        found: `[pieces, length]` class ids.
-        sizes: Words of every sentence.
+        pieces: What `make_pieces` returned.
+        predictions: `[pieces, length]` class ids.
+        sizes: Number of words of each sentence.
 
     Returns:
         One class id for every word of every sentence.
     """
     ids = iter(
         [
-            row[at]
-            for row, starts in zip(found.tolist(), pieces["starts"], strict=True)
-            for at in starts
+            row[position]
+            for row, starts in zip(predictions.tolist(), pieces["starts"], strict=True)
+            for position in starts
         ]
     )
     return [[next(ids) for _ in range(size)] for size in sizes]
