@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import subprocess
@@ -15,7 +16,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 import hf_losses
-from hf_losses import get_spec, list_losses
+from hf_losses import get_spec, list_losses, markdown
 from hf_losses.citation import linked
 from hf_losses.losses.plots import plot_losses
 from hf_losses.losses.registry import LossSpec, neutral_loss
@@ -140,10 +141,25 @@ def python_reference(package: str) -> str:
     for name, module in sorted(names.items()):
         if name in shared:
             continue
-        check_docstrings(f"{package}.{name}", getattr(importlib.import_module(package), name))
+        item = getattr(importlib.import_module(package), name)
+        check_docstrings(f"{package}.{name}", item)
         lines += [f"::: hf_losses.{module}.{name}", "    options:"]
-        lines += [f"      heading: {package}.{name}", ""]
+        lines += [f"      heading: {package}.{name}", "", *options(item), ""]
     return "\n".join(lines)
+
+
+def options(item: Any) -> list[str]:
+    """The fields that an argument class adds, with their help texts; nothing for anything else."""
+    own = [
+        field
+        for field in (dataclasses.fields(item) if dataclasses.is_dataclass(item) else ())
+        if field.name in vars(item)["__annotations__"] and "help" in field.metadata
+    ]
+    rows = [
+        [f"`{field.name}`", f"`{field.default!r}`", field.metadata["help"].replace("|", "\\|")]
+        for field in own
+    ]
+    return [markdown.table(["field", "default", "what it is"], rows)] if rows else []
 
 
 def check_docstrings(name: str, item: Any) -> None:

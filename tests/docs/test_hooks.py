@@ -91,3 +91,9 @@ def test_a_name_without_a_docstring_fails(hooks, monkeypatch):
     monkeypatch.setattr(hf_losses.data.TextArguments, "__doc__", "TextArguments(task_name: str)")
     with pytest.raises(PluginError, match=r"hf_losses\.data\.TextArguments has no docstring"):
         hooks.python_reference("hf_losses.data")
+
+
+def test_argument_classes_list_the_fields_that_they_add(hooks):
+    page = hooks.python_reference("hf_losses.training")
+    assert "| `logging_steps` | `25` | steps between two lines of the log |" in page
+    assert "| `learning_rate` |" not in page  # One of transformers.
