@@ -47,10 +47,8 @@ def losses_in_short() -> str:
 
 def which_loss() -> str:
     """What the comparisons under `results/which_loss` confirmed on fresh seeds."""
-    lines = [
-        "| data | loss | accuracy ± sd | difference [95 % interval] | p (Holm) | verdict |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    header = ["data", "loss", "accuracy ± sd", "difference [95 % interval]", "p (Holm)", "verdict"]
+    rows = []
     for path in sorted(RESULTS.glob("which_loss/*/results.json")):
         stage = json.loads(path.read_text(encoding="utf-8"))["statistics"]["stages"][-1]
         link = f"[{path.parent.name}](../results/which_loss/{path.parent.name}/table.md)"
@@ -62,8 +60,8 @@ def which_loss() -> str:
                 limits = f"{found['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
                 cells = [limits, f"{found['p_holm']:.2g}", found["verdict"]]
             mean = f"{entry['mean']:.4f} ± {entry['sd']:.4f}"
-            lines.append("| " + " | ".join([link, f"`{entry['loss']}`", mean, *cells]) + " |")
-    return "\n".join(lines).replace("-0.", "−0.")
+            rows.append([link, f"`{entry['loss']}`", mean, *cells])
+    return markdown.table(header, rows).replace("-0.", "−0.")
 
 
 def speed() -> str:
@@ -73,18 +71,14 @@ def speed() -> str:
     shapes = {case: own for case, own in cases.items() if "warm" in own}
     large = {case: own for case, own in shapes.items() if "peak_bytes" in own}
     counted = {case: own["instructions"] for case, own in cases.items() if "instructions" in own}
-    lines = [
+    blocks = [
         f"Measured on {hardware['cpu']}, {hardware['threads']} threads, torch {versions['torch']}: "
         "forward and backward of the mean loss, medians, relative to `F.cross_entropy`; "
         "default allocator (warm allocator).",
-        "",
-        *_matrix("time", shapes, _times),
-        "",
-        *_matrix("peak memory", large, _peaks),
-        "",
-        "| whole layers and steps | time [quartiles] | peak memory |",
-        "| --- | ---: | ---: |",
+        _matrix("time", shapes, _times),
+        _matrix("peak memory", large, _peaks),
     ]
+    header, rows = ["whole layers and steps", "time [quartiles]", "peak memory"], []
     for case, own in cases.items():
         if case in shapes:
             continue
@@ -94,26 +88,27 @@ def speed() -> str:
             low, high = peer["quartiles"]
             ratio = f"{peer['ratio']:.2f} [{low:.2f}, {high:.2f}]"
             peak = f"{peaks[name] / peaks[first]:.2f}" if name in peaks else "–"
-            lines.append(f"| {case}: {name} | {ratio} | {peak} |")
+            rows.append([f"{case}: {name}", ratio, peak])
+    blocks.append(markdown.table(header, rows, numbers=header[1:]))
     for case, peers in counted.items():
         figures = ", ".join(f"{name} {number:,}" for name, number in peers.items())
-        lines += ["", f"Instructions of one step at {case} (callgrind, one thread): {figures}."]
-    return "\n".join(lines)
+        blocks.append(f"Instructions of one step at {case} (callgrind, one thread): {figures}.")
+    return "\n\n".join(blocks)
 
 
-def _matrix(what: str, cases: dict[str, Any], cell: Callable[..., str]) -> list[str]:
+def _matrix(what: str, cases: dict[str, Any], cell: Callable[..., str]) -> str:
     """A table of peers by cases; losses that do the same work share a row."""
     measured = {name for own in cases.values() for name in own["default"]}
     alike = [name for name in list_losses() if name in measured and not get_spec(name).is_full]
-    rows = {f"the {len(alike)} sparse losses": alike}
+    peers = {f"the {len(alike)} sparse losses": alike}
     for own in cases.values():
-        rows |= {name: [name] for name in list(own["default"])[1:] if name not in alike}
-    lines = [f"| {what} | {' | '.join(cases)} |", "| --- |" + " ---: |" * len(cases)]
-    for title, names in rows.items():
+        peers |= {name: [name] for name in list(own["default"])[1:] if name not in alike}
+    rows = []
+    for title, names in peers.items():
         cells = [cell(own, names) for own in cases.values()]
         if any(cells):
-            lines.append(f"| {title} | {' | '.join(one or '–' for one in cells)} |")
-    return lines
+            rows.append([title, *(one or "–" for one in cells)])
+    return markdown.table([what, *cases], rows, numbers=cases)
 
 
 def _times(case: dict[str, Any], names: Sequence[str]) -> str:
@@ -144,20 +139,18 @@ def official_scripts() -> str:
         scripts.setdefault(run["script"], []).append(run)
     of_labels = [runs for runs in scripts.values() if not runs[0]["own"]]
     good = sum(not any(run["wrong"] for run in runs) for runs in of_labels)
-    lines = [
+    summary = (
         f"transformers {found['versions']['transformers']}: {good} of the {len(of_labels)} scripts "
-        "whose loss is one of logits and labels run with every model tried.",
-        "",
-        "| script | models | outcome |",
-        "| --- | --- | --- |",
-    ]
+        "whose loss is one of logits and labels run with every model tried."
+    )
+    rows = []
     for script, runs in scripts.items():
         cells = {_outcome(run): [] for run in runs}
         for run in runs:
             cells[_outcome(run)].append(run["model"])
         for outcome, models in cells.items():
-            lines.append(f"| `{script}` | {', '.join(models)} | {outcome} |")
-    return "\n".join(lines)
+            rows.append([f"`{script}`", ", ".join(models), outcome])
+    return f"{summary}\n\n{markdown.table(['script', 'models', 'outcome'], rows)}"
 
 
 def _outcome(run: dict[str, Any]) -> str:
@@ -176,24 +169,23 @@ def _outcome(run: dict[str, Any]) -> str:
 def official_tests() -> str:
     """Counts of the trainers' own tests, with and without a trainer of ours, and what differs."""
     found = json.loads((RESULTS / "official" / "tests.json").read_text(encoding="utf-8"))
-    lines = [
-        "| tests | trainer | passed | failed | skipped |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
-    different, lacking = [], []
+    kinds = ["passed", "failed", "skipped"]
+    rows, different, lacking = [], [], []
     for suite in found["suites"]:
         package = f"{suite['package']} {found['versions'][suite['package']]}"
         for side, title in (("stock", suite["trainer"]), ("ours", suite["ours_is"])):
-            counts = [str(suite[side].get(kind, 0)) for kind in ("passed", "failed", "skipped")]
-            row = [f"{package}: `{suite['file']}`", f"`{title}`", *counts]
-            lines.append(f"| {' | '.join(row)} |")
+            counts = [str(suite[side].get(kind, 0)) for kind in kinds]
+            rows.append([f"{package}: `{suite['file']}`", f"`{title}`", *counts])
         lacking.append(f"{suite['need_the_hub']} of those that fail with `{suite['trainer']}`")
         for one in suite["differences"]:
             why = one["allowed"] or f"**not meant**: {_text(one['message'])}"
-            different.append(f"| `{one['test']}` | {one['stock']} | {one['ours']} | {why} |")
-    lines += ["", f"{' and '.join(lacking)} ask for what only the Hub has."]
-    lines += ["", "| differs | before | with ours | because |", "| --- | --- | --- | --- |"]
-    return "\n".join([*lines, *different])
+            different.append([f"`{one['test']}`", one["stock"], one["ours"], why])
+    blocks = [
+        markdown.table(["tests", "trainer", *kinds], rows, numbers=kinds),
+        f"{' and '.join(lacking)} ask for what only the Hub has.",
+        markdown.table(["differs", "before", "with ours", "because"], different),
+    ]
+    return "\n\n".join(blocks)
 
 
 def _text(message: str) -> str:

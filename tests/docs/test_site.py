@@ -23,7 +23,10 @@ def test_the_site_is_whole_and_asks_no_other_server(tmp_path):
         page = (tmp_path / "losses" / name / "index.html").read_text(encoding="utf-8")
         assert f"{name}.svg" in page
         assert "When to use it" in page
-    assert "LossTrainer" in (tmp_path / "reference" / "python" / "index.html").read_text()
+    for page, name in (("python", "LossTrainer"), ("data", "TextData"), ("training", "check_loss")):
+        assert name in (tmp_path / "reference" / page / "index.html").read_text(encoding="utf-8")
     first = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert 'href="site.css"' in first
+    assert "invert" in (tmp_path / "site.css").read_text(encoding="utf-8")
     for tag in ('<script src="http', '<link rel="stylesheet" href="http', "fonts.g"):
         assert tag not in first
