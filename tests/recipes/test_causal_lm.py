@@ -293,6 +293,44 @@ def test_the_weights_of_turns_decide_what_is_trained(run, tiny, tmp_path):
     assert result["metrics"]["validation"]["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_weights_of_turns_and_rows_multiply_the_losses_of_their_tokens(run, tiny, tmp_path):
+    """The weights reach the tokens that they are for, and the mean counts tokens alone."""
+    tokenizer = make_tokenizer(MARKED)
+    table = [
+        weighted("a", ("yes", 0.5), "b", "no") | {"weight": 3},
+        weighted("a", "yes", "b", ("so", 0)) | {"weight": None},
+        weighted("a", ("never", 2)) | {"weight": 0},
+    ]
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(tiny).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    path = write(tmp_path / "data" / "train.jsonl", table)
+    still = ("--learning_rate", "0", "--num_train_epochs", "1", "--loss", "dft")
+    result, out = run("--train_file", path, "--validation_file", path, *still, model=str(model))
+    trained = AutoModelForCausalLM.from_pretrained(out)
+    total, count = 0.0, 0
+    for text, weights in (
+        ("<user>a<bot>yes</s>\n<user>b<bot>no</s>", {"yes</s>": 1.5, "no</s>": 3.0}),
+        ("<user>a<bot>yes</s>", {"yes</s>": 1.0}),
+    ):
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
+        with torch.no_grad():
+            p = trained(ids.unsqueeze(0)).logits[0].double().softmax(-1)
+        for answer, weight in weights.items():
+            start = len(
+                tokenizer(text[: text.index(answer)], add_special_tokens=False)["input_ids"]
+            )
+            end = start + len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+            for place in range(start, end):
+                total += weight * (1 - p[place - 1, ids[place]].item())
+                count += 1
+    metrics = result["metrics"]["validation"]
+    assert metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    (train_loss,) = (line["train_loss"] for line in history if "train_loss" in line)
+    assert train_loss == pytest.approx(total / count, rel=1e-5)
+
+
 def test_an_empty_system_turn_is_kept_and_not_learned(encode):
     messages = {"messages": [turn("system", ""), turn("user", "q"), turn("assistant", "ok")]}
     assert encode([messages], make_tokenizer(MARKED))[0] == [
@@ -580,12 +618,20 @@ def test_refuses_a_folder_that_does_not_exist(refused):
     assert "no folder './no'" in refused("--dataset_name", "./no")
 
 
-@pytest.mark.parametrize("weight", [0.5, 2, -1, "0"])
-def test_refuses_weights_that_come_later(refused, tmp_path, weight):
+@pytest.mark.parametrize("weight", [-1, "0", True])
+def test_refuses_weights_of_turns_that_are_no_weights(refused, tmp_path, weight):
     path = write(tmp_path / "data" / "a.jsonl", [chat("a", "b"), weighted("a", ("b", weight))])
     message = refused("--train_file", path)
-    assert f"a.jsonl, row 2: turn 2 (assistant) has weight {weight!r}; " in message
-    assert "other weights come with a later version" in message
+    assert f"a.jsonl, row 2: turn 2 (assistant) has weight {weight!r}, which" in message
+    assert "which is not a finite number from 0 up" in message
+
+
+@pytest.mark.parametrize("weight", [-1, "heavy"])
+def test_refuses_weights_of_rows_that_are_no_weights(refused, tmp_path, weight):
+    rows = [{"prompt": "a", "completion": "b", "weight": weight}]
+    path = write(tmp_path / "data" / "a.jsonl", rows)
+    message = refused("--train_file", path)
+    assert f"a.jsonl, row 1: weight {weight!r} is not a finite number from 0 up" in message
 
 
 @pytest.mark.parametrize("loss", list_losses(task="regression"))

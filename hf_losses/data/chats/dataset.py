@@ -141,8 +141,9 @@ class Conversations:
     """Data that has been checked.
 
     Attributes:
-        splits: `train`, perhaps `validation` and `test`. Columns: `messages` and `learned` (whether
-            each message is learned), or `prompt` and `completion` (None in a test set without
+        splits: `train`, perhaps `validation` and `test`. Columns: `messages` and `weights` (one for
+            each message; 0: it is not learned), or `prompt`, `completion` and `weights` (one; the
+            completion is None in a test set without
             completions); `row`, the row's number in the file; `idx` or `id` if the file has it.
         where: The file or dataset of each split, for errors.
         is_chat: Whether the rows are chats.
@@ -173,6 +174,20 @@ class Conversations:
         """The text that the model learns, in words."""
         return "the assistant's turns" if self.is_chat else "completion"
 
+    @property
+    def _nothing(self) -> str:
+        what = "turn of the assistant" if self.is_chat else "completion"
+        return f"every {what} has weight 0"
+
+    @property
+    def _is_weighted(self) -> bool:
+        return any(
+            weight not in (0, 1)
+            for split in self.splits.values()
+            for weights in split["weights"]
+            for weight in weights
+        )
+
     def sets(self, kind: str) -> dict[str, Dataset]:
         """The `validation` or the `test` set by name, if there is one."""
         return {name: split for name, split in self.splits.items() if name == kind}
@@ -198,30 +213,32 @@ class Conversations:
         Returns:
             `input_ids` and `labels` for each set, by its name; a test set without completions is
             missing. Labels are -100 except for the completion or the assistant's turns, with the
-            EOS; turns with `"weight": 0` are -100, too.
+            EOS; turns with `"weight": 0` are -100, too. If any weight is neither 0 nor 1, every
+            set has `loss_weight` as well, one number per label.
 
         Raises:
             ValueError: If the template does not fit a row, or a set has no row that fits.
         """
 
         def encode(row: dict[str, Any], where: str) -> dict[str, Any]:
-            if not any(row.get("learned", [True])):
-                return {"input_ids": [], "labels": [], "fits": False, "cut": False, "idle": True}
-            ids, learned = row_tokens(row, tokenizer, f"{where}, row {row['row']}")
+            if not any(row["weights"]):
+                empty: dict[str, Any] = {"input_ids": [], "labels": [], "loss_weight": []}
+                return empty | {"fits": False, "cut": False, "idle": True}
+            ids, weights = row_tokens(row, tokenizer, f"{where}, row {row['row']}")
             labels = [
-                token if is_learned else IGNORED
-                for token, is_learned in zip(ids, learned, strict=True)
+                token if weight else IGNORED for token, weight in zip(ids, weights, strict=True)
             ]
             excess = len(ids) - max_length
             # Where the completion or the last turn starts.
-            start = len(learned) - learned[::-1].index(0) if 0 in learned else 0
+            start = len(weights) - weights[::-1].index(0) if 0 in weights else 0
             if excess > 0:
                 kept = int(ids[0] == tokenizer.bos_token_id)  # Models expect their BOS.
                 ids = ids[:kept] + ids[kept + excess :]
                 labels = labels[:kept] + labels[kept + excess :]
+                weights = weights[:kept] + weights[kept + excess :]
             fits = excess <= 0 or excess < start
-            encoded = {"input_ids": ids, "labels": labels, "fits": fits, "cut": excess > 0}
-            return encoded | {"idle": False}
+            encoded = {"input_ids": ids, "labels": labels, "loss_weight": weights}
+            return encoded | {"fits": fits, "cut": excess > 0, "idle": False}
 
         sets = {}
         for name, split in self.splits.items():
@@ -235,8 +252,7 @@ class Conversations:
             idle = sum(rows["idle"])
             if idle == len(rows):
                 raise UsageError(
-                    f"{self.where[name]}: nothing to learn in the {name} set: every turn of the "
-                    "assistant has weight 0"
+                    f"{self.where[name]}: nothing to learn in the {name} set: {self._nothing}"
                 )
             if not len(fitting):
                 raise UsageError(
@@ -249,7 +265,8 @@ class Conversations:
                     by_set[name] = count
             if len(fitting) < len(rows):
                 self.origin["partial"] = sorted({*self.origin["partial"], name})
-            sets[name] = fitting.remove_columns(["fits", "cut", "idle"])
+            unused = ["fits", "cut", "idle"] + ["loss_weight"] * (not self._is_weighted)
+            sets[name] = fitting.remove_columns(unused)
         return sets
 
     def too_long(self, max_length: int) -> list[str]:
@@ -263,7 +280,7 @@ class Conversations:
         for counts, reason in (
             (self.left_out, f"left out, since what is to be learned does not fit into {length}"),
             (self.cut, f"cut at their beginning to {length}"),
-            (self.idle, "left out, since every turn of the assistant has weight 0"),
+            (self.idle, f"left out, since {self._nothing}"),
         ):
             if counts:
                 rows = ", ".join(f"{count:,} {name}" for name, count in counts.items())

@@ -18,28 +18,30 @@ MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 def row_tokens(
     row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[int], list[int]]:
-    """The tokens of a row, with an EOS at the end, and for each a 1 if it is learned, else a 0."""
+) -> tuple[list[int], list[float]]:
+    """The tokens of a row, with an EOS at the end, and their weights: 0 if one is not learned."""
     eos = tokenizer.eos_token_id
     if "messages" not in row:
         prompt = prompt_tokens(row, tokenizer, where)
         # Tokenized separately, so that the prompt has the same tokens as during generation.
         completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
         completion += [eos] * (completion[-1] != eos)
-        return prompt + completion, [0] * len(prompt) + [1] * len(completion)
+        (weight,) = row["weights"]
+        return prompt + completion, [0.0] * len(prompt) + [weight] * len(completion)
     # Turns after the last one that is learned have no influence on it.
-    weights = row["learned"][: len(row["learned"]) - row["learned"][::-1].index(True)]
+    last = max(turn for turn, weight in enumerate(row["weights"]) if weight)
+    weights = row["weights"][: last + 1]
     messages = row["messages"][: len(weights)]
     if MARKS_ASSISTANT.search(_template(tokenizer, where)):
         encoding = _render(messages, tokenizer, where, return_assistant_tokens_mask=True)
-        ids, learned = encoding["input_ids"], encoding["assistant_masks"]
-        if 1 not in learned:
+        ids, marks = encoding["input_ids"], encoding["assistant_masks"]
+        if 1 not in marks:
             raise UsageError(f"{where}: the chat template marks nothing as the assistant's")
-        answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-        if not all(weights[i] for i in answers):
-            learned = _unmark(learned, [weights[i] for i in answers], where)
-        end = len(learned) - learned[::-1].index(1)
-        start = end - [*learned[:end][::-1], 0].index(0)
+        turns = zip(messages, weights, strict=True)
+        answers = [weight for turn, weight in turns if turn["role"] == "assistant"]
+        learned = _weigh(marks, answers, where)
+        end = max(i for i, weight in enumerate(learned) if weight) + 1
+        start = end - [*map(bool, learned[:end][::-1]), False].index(False)
     else:
         prompt = _render(messages[:-1], tokenizer, where, tokenize=False, generate=True)
         text = _render(messages, tokenizer, where, tokenize=False)
@@ -52,24 +54,26 @@ def row_tokens(
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         start = len(ids)
         ids += tokenizer(text[len(prompt) :], add_special_tokens=False)["input_ids"]
-        learned = [0] * start
+        learned = [0.0] * start
     turn = ids[start:]
     # Generation ends at the EOS: what the template writes after it, such as a line break, is cut.
     turn = turn[: len(turn) - turn[::-1].index(eos)] if eos in turn else [*turn, eos]
-    return ids[:start] + turn, learned[:start] + [1] * len(turn)
+    return ids[:start] + turn, learned[:start] + [weights[-1]] * len(turn)
 
 
-def _unmark(marks: list[int], weights: list[bool], where: str) -> list[int]:
-    """Removes the marks of those of the assistant's turns that are not learned."""
+def _weigh(marks: list[int], weights: list[float], where: str) -> list[float]:
+    """Gives the tokens that a template marks as the assistant's the weights of its turns."""
+    if len(set(weights)) == 1:
+        return [mark * weights[0] for mark in marks]
     runs = [(bool(mark), [*run]) for mark, run in groupby(marks)]
     if sum(mark for mark, _ in runs) != len(weights):
         raise UsageError(
             f"{where}: the chat template does not mark the assistant's turns one by one, so that "
-            "those with weight 0 cannot be told from the others"
+            "those with one weight cannot be told from those with another"
         )
     turns = iter(weights)
-    learned_runs = [(mark and next(turns), run) for mark, run in runs]
-    return [int(learned) for learned, run in learned_runs for _ in run]
+    weighed = [(next(turns) if mark else 0.0, run) for mark, run in runs]
+    return [weight for weight, run in weighed for _ in run]
 
 
 def prompt_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:

@@ -39,9 +39,9 @@ def check_rows(split: Dataset, columns: list[str], name: str, where: str) -> Dat
         chats = split[column][:]
         for row, chat in enumerate(chats, start=1):
             _check_chat(chat, f"{where}, row {row}")
-        texts["learned"] = [
-            [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in chat]
-            for chat in chats
+        texts["weights"] = [
+            [weight * _turn_weight(turn) for turn in chat]
+            for weight, chat in zip(_row_weights(split, where), chats, strict=True)
         ]
         texts["messages"] = [
             [{key: turn[key] for key in turn if key != "weight"} for turn in chat] for chat in chats
@@ -58,6 +58,7 @@ def check_rows(split: Dataset, columns: list[str], name: str, where: str) -> Dat
         if not is_test or completion in split.column_names:
             answers = _texts(split, completion, where)
         texts["prompt"] = prompts
+        texts["weights"] = [[weight] for weight in _row_weights(split, where)]
         complete = [bool(text and text.strip()) for text in answers]
         texts["completion"] = answers if any(complete) else [None] * len(split)
         missing = f"no text in column {completion!r}"
@@ -68,6 +69,32 @@ def check_rows(split: Dataset, columns: list[str], name: str, where: str) -> Dat
         )
     kept = {key: split[key][:] for key in ("idx", "id") if key in split.column_names}
     return Dataset.from_dict(texts | kept | {"row": list(range(1, len(split) + 1))})
+
+
+def _row_weights(split: Dataset, where: str) -> list[float]:
+    """The column `weight`, in which a row may leave out its 1; without one, 1 for every row."""
+    if "weight" not in split.column_names:
+        return [1.0] * len(split)
+    weights = split["weight"][:]
+    for row, weight in enumerate(weights, start=1):
+        if not _is_weight(weight):
+            raise UsageError(
+                f"{where}, row {row}: weight {weight!r} is not a finite number from 0 up"
+            )
+    return [1.0 if weight is None else float(weight) for weight in weights]
+
+
+def _turn_weight(turn: dict[str, Any]) -> float:
+    """What a turn's tokens weigh: the assistant's 1 unless it says so itself, all others 0."""
+    weight = turn.get("weight")
+    if turn["role"] != "assistant":
+        return 0.0
+    return 1.0 if weight is None else float(weight)
+
+
+def _is_weight(weight: Any) -> bool:
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    return weight is None or (is_number and 0 <= weight < float("inf"))
 
 
 def _texts(split: Dataset, column: str, where: str) -> list[str | None]:
@@ -87,10 +114,10 @@ def _check_chat(chat: Any, where: str) -> None:
         text, role = turn.get("content"), turn["role"]
         if not isinstance(text, str) or (role == "assistant" and not text.strip()):
             raise UsageError(f"{where}: turn {number} ({role}) has no text as content")
-        if turn.get("weight") not in (None, 0, 1):
+        if not _is_weight(turn.get("weight")):
             raise UsageError(
-                f"{where}: turn {number} ({role}) has weight {turn['weight']!r}; a turn is learned "
-                "(1, or no weight) or not (0), and other weights come with a later version"
+                f"{where}: turn {number} ({role}) has weight {turn['weight']!r}, which is not a "
+                "finite number from 0 up (0: the turn is not learned; without one: 1)"
             )
     if len(chat) == 1 and chat[0]["role"] == "assistant":
         raise UsageError(
