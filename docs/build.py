@@ -14,12 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from hf_losses import get_spec, list_losses, markdown
+from hf_losses.citation import linked
 from hf_losses.losses.plots import digest, plot_losses
 from hf_losses.losses.table import as_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("docs/losses.svg", "docs/losses.png")
-DOCUMENTS = ("README.md", "docs/losses.md", "docs/results.md", "docs/speed.md", "docs/swap.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/losses.md",
+    "docs/results.md",
+    "docs/speed.md",
+    "docs/swap.md",
+    "docs/which_loss.md",
+)
 RESULTS = ROOT / "results"
 
 
@@ -35,6 +43,7 @@ def tables() -> dict[str, dict[str, str]]:
             "official_scripts": official_scripts(),
             "official_tests": official_tests(),
         },
+        "docs/which_loss.md": {"which_loss_when": which_loss_when()},
     }
 
 
@@ -43,6 +52,15 @@ def losses_in_short() -> str:
     specs = map(get_spec, list_losses())
     rows = [[f"`{spec.name}`", spec.kind, f"`{spec.full_formula}`"] for spec in specs]
     return markdown.table(["name", "kind", "loss"], rows)
+
+
+def which_loss_when() -> str:
+    """What every loss is for and where it fails, by its record."""
+    specs = map(get_spec, list_losses())
+    rows = [
+        [f"`{spec.name}` ({spec.kind})", linked(spec.use), linked(spec.avoid)] for spec in specs
+    ]
+    return markdown.table(["loss", "what for", "where it fails"], rows)
 
 
 def which_loss() -> str:
