@@ -15,6 +15,7 @@ import torch
 from hub import TOKEN, Fault
 from huggingface_hub import HfApi, ModelCard, constants
 from peft import LoraConfig, get_peft_model
+from products import diagonals, product
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -247,20 +248,21 @@ OURS = [("POST", CREATE), ("GET", INFO), ("POST", "/validate-yaml"), ("POST", CO
 CLIENTS = [("POST", PREUPLOAD), ("POST", BATCH), ("PUT", STORE), ("POST", "/verify")]
 
 
-@pytest.mark.parametrize(("method", "path"), OURS + CLIENTS)
+FAULTS = [
+    {"status": 500},
+    {"status": 503},
+    {"status": 429, "headers": {"Retry-After": "7"}},
+    {"drop": 100},
+    {"lose": True},
+    {"sleep": True},
+]
+
+
 @pytest.mark.parametrize(
-    "fault",
-    [
-        {"status": 500},
-        {"status": 503},
-        {"status": 429, "headers": {"Retry-After": "7"}},
-        {"drop": 100},
-        {"lose": True},
-        {"sleep": True},
-    ],
-    ids=lambda fault: "-".join(map(str, fault.values())),
+    ("asked", "fault"), product(OURS + CLIENTS, FAULTS, keep=diagonals(2)), ids=str
 )
-def test_what_passes_is_tried_again(home, hub, monkeypatch, caplog, method, path, fault):
+def test_what_passes_is_tried_again(home, hub, monkeypatch, caplog, asked, fault):
+    method, path = asked
     monkeypatch.setattr(upload, "TIMEOUT", 0.3)
     carried_out = path == COMMIT and "lose" in fault  # The next try finds that all is there.
     tries = 1 if carried_out else 2

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from products import product
 from transformers import BertForTokenClassification, Trainer, TrainingArguments
 
 from hf_losses import LossTrainer, compute_loss_func, list_losses
@@ -33,6 +34,7 @@ TASKS = {
         lambda size=40: tiny.images(size, tiny.mixture_of_two_classes),
     ),
 }
+ONE_OF_A_KIND = ("cross_entropy", "strict_l_full", "liberal_exp", "focal")
 ROUNDING = 1e-6
 
 
@@ -55,8 +57,10 @@ def test_cross_entropy_is_the_stock_trainers_to_the_last_bit(task, tmp_path):
     assert metrics[1]["eval_loss"] == metrics[1]["eval_cross_entropy"] == stock
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("task", "loss"),
+    product(TASKS, LOSSES, keep=lambda _, pair: pair[0] == "causal-lm" or pair[1] in ONE_OF_A_KIND),
+)
 def test_accumulation_does_not_change_the_gradients(task, loss, tmp_path):
     model, data = TASKS[task]
     # 40 examples: the last step has 8 of 16, which ends an accumulation of 2 or 4 early.
