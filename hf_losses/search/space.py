@@ -66,12 +66,10 @@ class SearchArguments:
         ranges = {"learning_rate": self.learning_rate_range}
         for loss in losses:
             for name, parameter in get_spec(loss).parameters.items():
-                lowest = parameter.above if parameter.minimum is None else parameter.minimum
-                scale = parameter.default - (lowest or 0.0)
-                ranges[f"{loss}.{name}"] = [
-                    parameter.default - 0.8 * scale,
-                    parameter.default + 4 * scale,
-                ]
+                bound = parameter.above if parameter.minimum is None else parameter.minimum
+                lowest = bound or 0.0
+                scale = parameter.default - lowest
+                ranges[f"{loss}.{name}"] = [lowest + scale / 5, lowest + scale * 5]
         for text in self.loss_ranges or []:
             name, _, bounds = text.partition("=")
             loss, _, parameter_name = name.partition(".")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from reference import oracle
+from reference import oracle_beside as oracle
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_losses import get_loss, list_losses

@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from products import diagonals, product
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
@@ -303,7 +304,7 @@ def test_balanced_class_weights_need_no_pixels(run, photos, monkeypatch):
     assert result["loss"]["weight"] == [52 / (3 * 16), 52 / (3 * 16), 52 / (3 * 20)]
 
 
-@pytest.mark.parametrize("loss", list_losses(task="classification"))
+@pytest.mark.parametrize("loss", product(list_losses(task="classification"), keep=diagonals(4)))
 def test_every_loss_with_mixup_and_cutmix(run, photos, loss):
     mixing = ("--mixup_alpha", "0.8", "--cutmix_alpha", "1")
     result, out = run(*photos, *mixing, "--loss", loss, "--max_steps", "3", "--logging_steps", "1")

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from test_glue import RECIPES, glue, glue_folder, rows, write
 from transformers.utils import logging
 
-from hf_losses import LossTrainer
+from hf_losses import LossTrainer, list_losses
 
 import search  # isort: skip  (test_glue makes the recipes importable)
 from hf_losses.search.space import SearchArguments  # isort: skip
@@ -186,10 +186,13 @@ def test_the_default_space():
     search_all = SearchArguments()
     losses = search_all.expand("classification")
     assert losses[0] == "cross_entropy"
-    assert len(losses) == 10
+    assert losses == list_losses(task="classification")
     assert search_all.ranges(losses) == {
         "learning_rate": [2e-5, 5e-4],
         "strict_m_power.alpha": [0.1, 2.5],
+        "gce.q": pytest.approx([0.14, 3.5]),
+        "poly1.epsilon": [-0.6, 9.0],
+        "focal.gamma": [0.4, 10.0],
     }
     some = SearchArguments(
         losses=["strict_l", "strict_l*"], loss_ranges=["strict_l.max_weight=2:9"]
