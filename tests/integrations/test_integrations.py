@@ -464,6 +464,41 @@ def test_trainers_whose_loss_is_not_ours_to_replace_are_refused():
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["logits", "fused"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}],
+    ids=["one batch", "accumulated"],
+)
+def test_dft_has_the_gradients_of_trls_own(settings, fused, tmp_path):
+    trl = need("trl")
+
+    class LossSFTTrainer(LossMixin, trl.SFTTrainer):
+        pass
+
+    Config = dataclass(type("Config", (trl.SFTConfig, LossTrainingArguments), {}))
+    still = USUAL | {"learning_rate": 0.0, "max_grad_norm": 0.0, "save_strategy": "no"} | settings
+
+    def gradients(cls, **loss):
+        seen = tiny.Gradients()
+        args = Config(str(tmp_path), bf16=False, **(still | loss))
+        data = Dataset.from_list(ROWS)
+        trainer = cls(
+            tiny.causal_lm(),
+            args,
+            train_dataset=data,
+            processing_class=tokenizer(),
+            callbacks=[seen],
+        )
+        trainer.train()
+        return seen.steps
+
+    stock = gradients(trl.SFTTrainer, loss_type="dft")
+    assert tiny.difference(stock, gradients(LossSFTTrainer, loss="dft", fused_linear=fused)) < 1e-6
+    plain = gradients(trl.SFTTrainer, loss_type="nll")
+    assert tiny.difference(stock, plain) > 0.1
+
+
 def test_sft_with_another_loss_of_its_own_is_an_error(tmp_path):
     trl = need("trl")
     with pytest.raises(ValueError, match=r"loss_type='dft' asks .*SFTTrainer for another loss"):
