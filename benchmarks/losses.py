@@ -40,7 +40,7 @@ SHAPES = {
 }
 SMALL = ("32x2", "256x1000", "4096x128")  # Their memory does not matter.
 LINEAR = {"linear": (2048, 576, 49152)}
-STEPS = ("causal-lm-step", "bert-tiny", "bert-minilm", "vit-tiny")
+STEPS = ("causal-lm-step", "sft-step", "bert-tiny", "bert-minilm", "vit-tiny")
 SECONDS = 1.0  # Of measuring per peer and condition; twenty give narrower quartiles.
 ROUNDS = (9, 60)  # Fewest and most.
 STEP_ROUNDS = 15  # Of whole trainings, whose times spread more than the difference looked for.
@@ -269,7 +269,7 @@ def main(folder, *only):
         if case in COUNTED and shutil.which("valgrind"):
             peers = COUNTED[case]
             found["instructions"] = {name: child("instructions", case, name) for name in peers}
-        if case not in (*SMALL, *STEPS[1:]):
+        if case not in (*SMALL, *STEPS[2:]):
             peers = [name for name in found["default"] if name not in TIME_ONLY]
             found["peak_bytes"] = {name: child("memory", case, name) for name in peers}
         results["cases"][case] = found

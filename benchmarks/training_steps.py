@@ -1,6 +1,7 @@
 """Whole training steps, stock and with another loss: peers for `losses.py`."""
 
 import tempfile
+from dataclasses import dataclass
 
 import torch
 from transformers import (
@@ -15,14 +16,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_losses import LossTrainer, LossTrainingArguments
+from hf_losses import LossMixin, LossTrainer, LossTrainingArguments
 
 logging.set_verbosity_error()
 
 
-def of_causal_lm(words):
-    """A whole training step of a small causal language model, through the trainers."""
-    config = LlamaConfig(
+def small_llama(words):
+    return LlamaConfig(
         vocab_size=words,
         hidden_size=128,
         num_hidden_layers=2,
@@ -30,6 +30,11 @@ def of_causal_lm(words):
         num_key_value_heads=4,
         intermediate_size=512,
     )
+
+
+def of_causal_lm(words):
+    """A whole training step of a small causal language model, through the trainers."""
+    config = small_llama(words)
     torch.manual_seed(0)
     ids = torch.randint(0, words, (8, 128))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
@@ -53,6 +58,49 @@ def of_causal_lm(words):
         "liberal_exp, fused_linear": step(
             LossTrainer, LossTrainingArguments, loss="liberal_exp", fused_linear=True
         ),
+    }
+
+
+def of_sft(words):
+    """The same step through TRL's SFTTrainer: its own DFT, and the loss `dft`."""
+    import trl
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    class LossSFTTrainer(LossMixin, trl.SFTTrainer):
+        pass
+
+    Config = dataclass(type("Config", (trl.SFTConfig, LossTrainingArguments), {}))
+    vocabulary = {f"w{i}": i for i in range(words)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="w0")),
+        eos_token="w1",
+        pad_token="w2",
+    )
+    torch.manual_seed(0)
+    ids = torch.randint(3, words, (8, 128))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    rows = Dataset.from_dict({"input_ids": ids.tolist()})
+    count = torch.tensor(8 * 127)
+    folder = tempfile.mkdtemp()
+
+    def step(cls, **settings):
+        model = LlamaForCausalLM(small_llama(words)).train()
+        args = Config(output_dir=folder, use_cpu=True, bf16=False, report_to=[], **settings)
+        trainer = cls(model, args, train_dataset=rows, processing_class=tokenizer)
+
+        def run():
+            model.zero_grad(set_to_none=True)
+            trainer.compute_loss(model, dict(batch), num_items_in_batch=count).backward()
+
+        return run
+
+    return {
+        "SFTTrainer, loss_type='dft'": step(trl.SFTTrainer, loss_type="dft"),
+        "SFTTrainer, loss_type='nll'": step(trl.SFTTrainer),
+        "LossMixin, dft": step(LossSFTTrainer, loss="dft"),
+        "LossMixin, dft, fused_linear": step(LossSFTTrainer, loss="dft", fused_linear=True),
     }
 
 
@@ -106,4 +154,6 @@ def of_trainers(name):
 
 
 def peers_of(case):
-    return of_causal_lm(32000) if case == "causal-lm-step" else of_trainers(case)
+    if case == "causal-lm-step":
+        return of_causal_lm(32000)
+    return of_sft(32000) if case == "sft-step" else of_trainers(case)

@@ -109,7 +109,7 @@ def checked_item_weight(weight: Any, shape: Sequence[int], like: Tensor) -> Tens
     """
     if weight is None:
         return None
-    numbers = torch.as_tensor(weight).detach().to(like.device, accurate_dtype(like))
+    numbers = torch.as_tensor(weight).detach().to(like.device, upcast_dtype(like))
     if numbers.shape != tuple(shape) and numbers.shape == tuple(shape[:-1]):
         numbers = numbers.unsqueeze(-1).expand(*shape)
     if numbers.shape != tuple(shape):
@@ -179,24 +179,24 @@ class LossModule(nn.Module):
             return losses
         if self.reduction == "sum":
             return losses.sum()
-        return losses.sum() / (not_zero(own) if count is None else count)
+        return losses.sum() / (at_least_tiny(own) if count is None else count)
 
     def extra_repr(self) -> str:
         """The configuration, for `print(loss)`."""
         return ", ".join(f"{key}={value!r}" for key, value in self.config.items())
 
 
-def accurate(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
-    return x.to(accurate_dtype(x))
+    return x.to(upcast_dtype(x))
 
 
-def accurate_dtype(x: Tensor) -> torch.dtype:
+def upcast_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a loss is computed in: float32 for half precision, else that of x."""
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
-def not_zero(count: Tensor) -> Tensor:
+def at_least_tiny(count: Tensor) -> Tensor:
     """A count to divide by: where nothing counts, the sum is 0 too."""
     return count.clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -244,7 +244,7 @@ class RegressionLoss(LossModule):
             ValueError: If the shapes do not fit, or an item weight on the CPU is negative or not
                 finite.
         """
-        x = accurate(prediction)
+        x = upcast(prediction)
         if x.shape == (*target.shape, 1):
             x = x.squeeze(-1)
         if x.shape != target.shape:

@@ -26,7 +26,7 @@ def class_margin(logits: Tensor, target: Tensor) -> Tensor:
     index = target.unsqueeze(-1)
     of_class = logits.gather(-1, index).squeeze(-1)
     others = logits.scatter(-1, index, -torch.inf)
-    return of_class - _logsumexp(others) + poison(logits.amax(-1))
+    return of_class - _logsumexp(others) + propagate_nan(logits.amax(-1))
 
 
 def class_margins(logits: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def _logsumexp(x: Tensor) -> Tensor:
     return x.masked_fill(empty, 0.0).logsumexp(-1).masked_fill(empty.squeeze(-1), -torch.inf)
 
 
-def poison(x: Tensor) -> Tensor:
+def propagate_nan(x: Tensor) -> Tensor:
     """0 everywhere, NaN where x is NaN or +inf: added to what could hide such a logit.
 
     A bounded loss of an infinite margin would otherwise look like any other number.

@@ -19,15 +19,15 @@ from hf_losses.losses.base import (
     LossModule,
     RegressionLoss,
     Weighting,
-    accurate,
-    accurate_dtype,
+    at_least_tiny,
     checked_item_weight,
     exact_class_weights,
-    not_zero,
+    upcast,
+    upcast_dtype,
 )
 from hf_losses.losses.bound import BoundedLoss
 from hf_losses.losses.fused import DTYPES, Full, Fused, Kernel, Sparse, headroom
-from hf_losses.losses.margin import class_margin, class_margins, one_hot, poison
+from hf_losses.losses.margin import class_margin, class_margins, one_hot, propagate_nan
 from hf_losses.losses.registry import as_number, get_spec
 from hf_losses.messages import UsageError
 
@@ -158,7 +158,7 @@ class ClassificationLoss(LossModule):
         weight = self.weight
         if weight is None:
             return None
-        dtype = accurate_dtype(logits)
+        dtype = upcast_dtype(logits)
         if not weight.dtype == dtype == torch.float32:
             # A module that holds this loss may have been cast, which would round the buffer.
             weight = self._exact_weight(weight)
@@ -208,7 +208,7 @@ class ClassificationLoss(LossModule):
         items = shape if self.problem_type == MULTI_LABEL else shape[:-1]
         weighting = Weighting(of_class, checked_item_weight(item_weight, items, logits), count)
         if self.problem_type == MULTI_LABEL:
-            return self._multi_label(accurate(logits), target, weighting)
+            return self._multi_label(upcast(logits), target, weighting)
         if len(shape) == 0 or shape[-1] < 2:
             raise UsageError(
                 f"logits of shape {shape} have fewer than two classes; for a single "
@@ -216,7 +216,7 @@ class ClassificationLoss(LossModule):
                 "use a regression loss such as 'mse'"
             )
         if target.is_floating_point() and target.shape == shape:
-            return self._probabilities(accurate(logits), target, weighting)
+            return self._probabilities(upcast(logits), target, weighting)
         if target.is_floating_point() or target.dtype == torch.bool or target.shape != shape[:-1]:
             raise UsageError(
                 f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit "
@@ -244,7 +244,7 @@ class ClassificationLoss(LossModule):
     def _class_indices(self, logits: Tensor, target: Tensor, weighting: Weighting) -> Tensor:
         if self._is_fused(logits):
             return self._fused(logits, target, weighting)
-        z, mask = accurate(logits), target != self.ignore_index
+        z, mask = upcast(logits), target != self.ignore_index
         target, scale, divisor = self._mask_and_weigh(target, weighting, z.dtype)
         if not self.label_smoothing:
             return self._reduce(self._item_losses(z, target, scale), divisor, weighting.count)
@@ -271,7 +271,7 @@ class ClassificationLoss(LossModule):
 
     def _item_losses(self, logits: Tensor, target: Tensor, scale: Tensor) -> Tensor:
         """The losses of the items, times their scale, as PyTorch differentiates them."""
-        z = accurate(logits)
+        z = upcast(logits)
         mask = scale != 0
         if self.spec.is_full:
             share = one_hot(z, target).where(mask.unsqueeze(-1), 0.0)
@@ -325,7 +325,9 @@ class ClassificationLoss(LossModule):
         else:
             target, scale, total = self._mask_and_weigh(target, weighting, torch.float32)
             if self.reduction == "mean":
-                scale = scale / (not_zero(total) if weighting.count is None else weighting.count)
+                scale = scale / (
+                    at_least_tiny(total) if weighting.count is None else weighting.count
+                )
         factor = headroom(scale, dtype, self._function.steepest)
         return target, scale if factor is None else scale * factor, factor
 
@@ -347,7 +349,7 @@ class ClassificationLoss(LossModule):
         kept = mask if weighting.items is None else mask & (weighting.items != 0)
         yes = target.to(z.dtype).where(kept, 0.0)
         yes = yes * (1 - self.label_smoothing) + self.label_smoothing / 2
-        losses = self._mix(z.where(kept, 0.0), yes, 1 - yes) + poison(z)
+        losses = self._weighted_sum(z.where(kept, 0.0), yes, 1 - yes) + propagate_nan(z)
         losses = losses if weighting.classes is None else losses * weighting.classes
         return self._reduce(weighting.times(losses).where(mask, 0.0), mask.sum(), weighting.count)
 
@@ -361,9 +363,9 @@ class ClassificationLoss(LossModule):
         margins = class_margins(z)
         # In a full form class k also pays, with the opposite sign, wherever it is not the true one.
         against = share.sum(-1, keepdim=True) - share if self.spec.is_full else None
-        return self._mix(margins, share, against).sum(-1)
+        return self._weighted_sum(margins, share, against).sum(-1)
 
-    def _mix(self, margins: Tensor, share: Tensor, against: Tensor | None) -> Tensor:
+    def _weighted_sum(self, margins: Tensor, share: Tensor, against: Tensor | None) -> Tensor:
         # A class without a share must not contribute 0 · inf (its logit may be -inf).
         losses = share * self._scalar(margins.where(share != 0, 0.0))
         if against is not None:

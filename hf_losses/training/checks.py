@@ -14,7 +14,7 @@ from hf_losses.models.builtin import shifts_labels
 from hf_losses.models.heads import check_head, is_causal
 from hf_losses.training.arguments import check_direction
 from hf_losses.training.base_trainers import SAME_LOSS, full_name
-from hf_losses.training.loss.warmup import target_share
+from hf_losses.training.loss.warmup import warmup_share
 from hf_losses.training.reports.item_stats import check_stats
 
 
@@ -62,7 +62,7 @@ def check_trainer(trainer: Any) -> None:
     )
     shifts_labels(trainer._wrapped.core)  # Raises if it is unknown whether the model shifts.
     check_stats(trainer.args, trainer.criterion)
-    if target_share(trainer.args, 0, 1) is not None:
+    if warmup_share(trainer.args, 0, 1) is not None:
         trainer._active.initial()  # Raises if it does not fit the model.
         if getattr(trainer.criterion, "overwrite_logits", False):
             raise UsageError(

@@ -24,7 +24,7 @@ from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
 from hf_losses.training.loss.item_weights import keeping_weights
 from hf_losses.training.loss.items import Items, SumFunction, check_targets, divisors, fit, items_of
-from hf_losses.training.loss.warmup import target_share
+from hf_losses.training.loss.warmup import warmup_share
 from hf_losses.training.publishing import PublishingMixin
 from hf_losses.training.reports.empty_steps import EmptySteps
 from hf_losses.training.reports.evaluation import EvaluationLosses, rows_of_last_batch
@@ -258,7 +258,7 @@ class LossMixin(PublishingMixin):
         if self.model.training:
             if stats_due(self.args, self.state.global_step + 1):
                 self._stats.add(self.criterion, batch)
-            share = target_share(self.args, self.state.global_step, self.state.max_steps)
+            share = warmup_share(self.args, self.state.global_step, self.state.max_steps)
         if share == 0:
             return self._divided(self._active.initial(), batch, divisor)
         loss = self._divided(self._active.target(), batch, divisor)
@@ -341,7 +341,7 @@ class LossMixin(PublishingMixin):
                 logger.warning(self._nonfinite.warning(self.state.global_step, bool(skipped)))
         if {"loss", "train_runtime"} & logs.keys():
             self._empty_steps.warn(self.is_world_process_zero())
-        share = target_share(self.args, self.state.global_step - 1, self.state.max_steps)
+        share = warmup_share(self.args, self.state.global_step - 1, self.state.max_steps)
         if "loss" in logs and share is not None:
             logs["loss_warmup"] = share
         logs.update(self._stats_to_log)

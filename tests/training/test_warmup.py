@@ -6,7 +6,7 @@ import torch
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, set_seed
 
 from hf_losses import LossTrainer, LossTrainingArguments, get_loss
-from hf_losses.training.loss.warmup import target_share
+from hf_losses.training.loss.warmup import warmup_share
 
 FIXED = {"learning_rate": 0.0, "max_grad_norm": 0.0, "train_sampling_strategy": "sequential"}
 
@@ -45,9 +45,9 @@ def test_each_step_blends_the_two_gradients(tmp_path, first, batch, accumulation
 
 def test_the_ratio_is_of_all_steps():
     args = LossTrainingArguments("x", loss="strict_l", loss_warmup_ratio=0.25, use_cpu=True)
-    assert [target_share(args, step, 10) for step in (0, 1, 2, 3, 9)] == [0, 1 / 3, 2 / 3, 1, 1]
-    assert target_share(LossTrainingArguments("x", use_cpu=True), 0, 10) is None
-    assert target_share(tiny.arguments("x"), 0, 10) is None
+    assert [warmup_share(args, step, 10) for step in (0, 1, 2, 3, 9)] == [0, 1 / 3, 2 / 3, 1, 1]
+    assert warmup_share(LossTrainingArguments("x", use_cpu=True), 0, 10) is None
+    assert warmup_share(tiny.arguments("x"), 0, 10) is None
 
 
 class Stop(TrainerCallback):

@@ -46,7 +46,7 @@ def check_warmup(loss: str | None, ratio: float, steps: int, initial_loss: str |
         )
 
 
-def target_share(args: Any, step: int, max_steps: int) -> float | None:
+def warmup_share(args: Any, step: int, max_steps: int) -> float | None:
     """The weight of the target loss in an optimizer step; the initial loss has the rest.
 
     Args:
