@@ -373,3 +373,44 @@ def test_no_probability_is_taken_for_the_sign_of_an_ignored_item(name, ignored):
 def test_an_index_that_a_narrow_dtype_holds_is_named():
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\).*got \[156\]"):
         get_loss("strict_l")(torch.randn(2, 5), torch.tensor([156, 0], dtype=torch.uint8))
+
+
+# ---- Several labels, as other libraries have them ----------------------------------------------
+
+
+def yes_or_no():
+    generator = torch.Generator().manual_seed(3)
+    logits = 4 * torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    return logits.requires_grad_(), torch.randint(0, 2, (7, 5), generator=generator).double()
+
+
+@pytest.mark.parametrize("alpha", [-1, 0.25])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_of_several_labels_is_torchvisions_sigmoid_focal_loss(gamma, alpha):
+    """Its formula by hand, from torchvision.ops; its alpha is a weight per item here."""
+    logits, target = yes_or_no()
+    p = torch.sigmoid(logits)
+    p_t = p * target + (1 - p) * (1 - target)
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    each = each * (1 - p_t) ** gamma
+    weight = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else None
+    expected = each.mean() if weight is None else (weight * each).mean()
+    loss = get_loss("focal", gamma=gamma, problem_type="multi_label_classification")
+    value = loss(logits, target, item_weight=weight)
+    torch.testing.assert_close(value, expected)
+    ours, theirs = (torch.autograd.grad(v, logits, retain_graph=True) for v in (value, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("epsilon", [-0.5, 1.0, 2.0])
+def test_poly1_of_several_labels_is_binary_cross_entropy_and_a_term(epsilon):
+    """BCE + epsilon·(1 - p_t): the paper's form, with a sigmoid in the place of the softmax."""
+    logits, target = yes_or_no()
+    p = torch.sigmoid(logits)
+    p_t = p * target + (1 - p) * (1 - target)
+    expected = F.binary_cross_entropy_with_logits(logits, target) + epsilon * (1 - p_t).mean()
+    loss = get_loss("poly1", epsilon=epsilon, problem_type="multi_label_classification")
+    value = loss(logits, target)
+    torch.testing.assert_close(value, expected)
+    ours, theirs = (torch.autograd.grad(v, logits, retain_graph=True) for v in (value, expected))
+    torch.testing.assert_close(ours, theirs)
