@@ -93,6 +93,16 @@ class Weighting:
         return losses if self.items is None else losses * self.items
 
 
+def item_weight_tensor(weight: Any) -> Tensor:
+    """Item weights of any shape as a tensor; a ValueError if they are no numbers."""
+    try:
+        return torch.as_tensor(weight)
+    except (TypeError, ValueError, RuntimeError):  # Text, a dict, ragged rows, ….
+        raise UsageError(
+            f"the weight of an item must be a number, got {reprlib.repr(weight)}"
+        ) from None
+
+
 def checked_item_weight(weight: Any, shape: Sequence[int], like: Tensor) -> Tensor | None:
     """Item weights in the shape of the items.
 
@@ -105,11 +115,12 @@ def checked_item_weight(weight: Any, shape: Sequence[int], like: Tensor) -> Tens
         A tensor of that shape without a gradient; None for None.
 
     Raises:
-        ValueError: If the shapes do not fit or, on the CPU, a number is negative or not finite.
+        ValueError: If they are no numbers or the shapes do not fit, or if one on the CPU is
+            negative or not finite.
     """
     if weight is None:
         return None
-    numbers = torch.as_tensor(weight).detach().to(like.device, upcast_dtype(like))
+    numbers = item_weight_tensor(weight).detach().to(like.device, upcast_dtype(like))
     if numbers.shape != tuple(shape) and numbers.shape == tuple(shape[:-1]):
         numbers = numbers.unsqueeze(-1).expand(*shape)
     if numbers.shape != tuple(shape):

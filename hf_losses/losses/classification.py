@@ -190,7 +190,7 @@ def liberal_parabolic_pq(p: Tensor, q: Tensor) -> Pair:
     reference=f"{PAPER} (ParabolicLoss)",
     use="To go on from a model that has learned already, with labels of which some are "
     "wrong: what it finds improbable hardly pulls.",
-    avoid="From a cold start it does not learn: w is about p² there. Begin with cross- "
+    avoid="From a cold start it does not learn: w is about p² there. Begin with cross-"
     "entropy (`--loss_warmup_ratio 0.3`); with it, too, it was confirmed worse than "
     "cross-entropy on noisy reviews (results/which_loss).",
 )
@@ -213,7 +213,7 @@ def liberal_circle_pq(p: Tensor, q: Tensor) -> Pair:
     probability_function=liberal_circle_pq,
     reference=f"{PAPER} (CircleLoss)",
     use="Like liberal_parabolic; its gradient falls more slowly as an example is learned.",
-    avoid="From a cold start it does not learn: w is about p² there. Begin with cross- "
+    avoid="From a cold start it does not learn: w is about p² there. Begin with cross-"
     "entropy (`--loss_warmup_ratio 0.3`); with it, too, it was confirmed worse than "
     "cross-entropy on noisy reviews (results/which_loss).",
 )
@@ -238,7 +238,7 @@ def liberal_cosine_pq(p: Tensor, q: Tensor) -> Pair:
     reference=f"{PAPER} (CosLoss)",
     use="Like liberal_parabolic, with less weight on examples that are nearly right (w = 1.57, not "
     "2, at p = 1).",
-    avoid="From a cold start it does not learn: w is about p² there. Begin with cross- "
+    avoid="From a cold start it does not learn: w is about p² there. Begin with cross-"
     "entropy (`--loss_warmup_ratio 0.3`); with it, too, it was confirmed worse than "
     "cross-entropy on noisy reviews (results/which_loss).",
 )

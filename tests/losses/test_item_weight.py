@@ -150,6 +150,7 @@ def test_no_gradient_flows_into_weights():
     ("weight", "message"),
     [
         (WEIGHT[:5], r"item_weight of shape \(5,\) does not fit items of shape \(6,\)"),
+        ("heavy", "the weight of an item must be a number, got 'heavy'"),
         (-WEIGHT, "finite and not negative, got -1"),
         (WEIGHT * math.nan, "finite and not negative, got nan"),
         (torch.where(WEIGHT == 2.5, math.inf, WEIGHT), "finite and not negative, got inf"),

@@ -280,6 +280,8 @@ def test_the_collator_of_the_trainer_stays_the_users(tmp_path):
 REFUSED = {
     "negative": ([1.0, -2.0], "finite and not negative, got -2"),
     "nan": ([1.0, float("nan")], "finite and not negative, got nan"),
+    "text": (["heavy", "light"], "the weight of an item must be a number, got 'heavy'"),
+    "dicts": ([{"a": 1}, {"a": 2}], "the weight of an item must be a number, got {'a': 1}"),
     "missing": ([1.0, None], "a row has no 'loss_weight' and another has"),
     "lists for rows": ([[1.0], [1.0]], "holds a list per row, but a row has one label"),
     "shapes": ([1.0, [1.0]], "of different shapes"),

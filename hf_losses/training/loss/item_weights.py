@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_losses.losses.base import item_weight_tensor
 from hf_losses.messages import UsageError
 from hf_losses.models.heads import LOSS_WEIGHT
 
@@ -39,7 +40,8 @@ class WeightCollator:
             float32: `[B]`, or the shape of the labels, where padding weighs 0.
 
         Raises:
-            ValueError: If only some rows have weights, or a row has not as many as labels.
+            ValueError: If weights are not numbers, if only some rows have them, or if a row has
+                not as many as labels.
         """
         weighted = [isinstance(row, Mapping) and row.get(LOSS_WEIGHT) is not None for row in rows]
         if not any(weighted):
@@ -48,7 +50,7 @@ class WeightCollator:
             raise UsageError(
                 f"a row has no {LOSS_WEIGHT!r} and another has: give each row one (1 is neutral)"
             )
-        weights = [torch.as_tensor(row[LOSS_WEIGHT], dtype=torch.float32) for row in rows]
+        weights = [item_weight_tensor(row[LOSS_WEIGHT]).float() for row in rows]
         others = [{key: row[key] for key in row if key != LOSS_WEIGHT} for row in rows]
         batch = self.collator(others)
         if LOSS_WEIGHT not in batch:
