@@ -158,8 +158,8 @@ register_loss(
     reference=f"{PAPER} (CustomMFullLoss)",
     use="Like strict_m, where wrong classes that stand out should be pushed down by "
     "themselves: each one pays for its own probability.",
-    avoid="With noisy labels, and with large vocabularies where speed counts: it works on "
-    "every class (results/benchmarks).",
+    avoid="With noisy labels, and where speed counts: it works on every class, which takes "
+    "longer than strict_m (results/benchmarks).",
 )(strict_m)
 
 register_loss(
@@ -171,8 +171,8 @@ register_loss(
     reference=f"{PAPER} (CustomLFullLoss, less its constant 1)",
     use="Like strict_l, where wrong classes that stand out should be pushed down by themselves.",
     avoid="It was confirmed worse than cross-entropy on Fashion-MNIST "
-    "(results/which_loss), and it works on every class: slower with large "
-    "vocabularies (results/benchmarks).",
+    "(results/which_loss), and it works on every class, which takes longer than "
+    "strict_l (results/benchmarks).",
 )(strict_l)
 
 
