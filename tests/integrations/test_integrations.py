@@ -853,6 +853,7 @@ loader = DataLoader(TensorDataset(inputs, labels), 4)
 names = {"model": model, "optimizer": optimizer, "loader": loader}
 exec(code, names)
 names["accelerator"].save_state("state")
+accelerator.wait_for_everyone()
 kept = weight.detach().clone()
 weight.data.zero_()
 names["accelerator"].load_state("state")

@@ -891,7 +891,7 @@ def test_result_json_says_whose_data_they_are(tmp_path, monkeypatch, task, limit
 
 @pytest.mark.slow
 def test_the_one_command_learns(tmp_path):
-    sizes = ("--max_train_samples", "3000", "--max_eval_samples", "400")
+    sizes = ("--max_train_samples", "2000", "--max_eval_samples", "400")
     launch(tmp_path, "--loss", "liberal_exp", *sizes)
     assert result_of(tmp_path)["metrics"]["test"]["accuracy"] >= 0.75
 
