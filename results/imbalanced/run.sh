@@ -7,7 +7,7 @@ cd "$here/../.."
 python results/imbalanced/data.py runs/imbalanced_data
 balanced="--loss_kwargs '{\"weight\": \"balanced\"}'"
 effective="--loss_kwargs '{\"weight\": \"effective\"}'"
-hf-losses compare --seeds "${1:-7}" --jobs 2 --metric f1_macro --output_dir results/imbalanced/movie_reviews \
+hf-losses compare --seeds "${1:-10}" --jobs 2 --metric f1_macro --output_dir results/imbalanced/movie_reviews \
   --losses cross_entropy focal "focal $balanced" "cross_entropy $balanced" \
   "cross_entropy $effective" \
   -- recipes/glue.py --train_file runs/imbalanced_data/train.csv \
