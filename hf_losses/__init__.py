@@ -1,4 +1,4 @@
-"""Loss functions as a hyperparameter of Hugging Face fine-tuning jobs."""
+"""The loss as a hyperparameter for Hugging Face models that are trained on logits and labels."""
 
 from __future__ import annotations
 
