@@ -26,7 +26,7 @@ from transformers import (
 from hf_losses import LossTrainer, get_loss, get_spec, list_losses
 from hf_losses.citation import LIBRARY_CITATION, PAPER_CITATION
 from hf_losses.hub.card import write_card
-from hf_losses.hub.card_pictures import curves
+from hf_losses.hub.card_plots import curves
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_" + "a" * 34
