@@ -8,8 +8,8 @@ from hf_losses.lazy import attributes
 
 if TYPE_CHECKING:
     from hf_losses.hub.saved_run import load_loss
-    from hf_losses.integrations.cross_encoder import CrossEncoderLoss
     from hf_losses.integrations.compute_loss_func import compute_loss_func
+    from hf_losses.integrations.cross_encoder import CrossEncoderLoss
     from hf_losses.losses.base import RegressionLoss
     from hf_losses.losses.linear import linear_loss
     from hf_losses.losses.modules import ClassificationLoss, get_loss

@@ -29,7 +29,7 @@ from hf_losses.models.limits import fit_tokenizer, loading, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.pretrained import find_model
 from hf_losses.options import option
-from hf_losses.training import outputs
+from hf_losses.training import output_folder
 from hf_losses.training.loss.class_weights import early_loss
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
@@ -108,7 +108,7 @@ def main(argv=None):
             data = source.load()
         compute_metrics, order = make_metrics(data)
         loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
-        outputs.prepare(args, "token_classification", source.name, data, model_name, loss)
+        output_folder.prepare(args, "token_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_model(path, options, data)
         length = usable_length(options.max_length, tokenizer, args)
@@ -143,7 +143,7 @@ def main(argv=None):
     training, metrics = {}, {}
     if args.do_train:
         if trainer.is_world_process_zero():
-            outputs.clear(args)
+            output_folder.clear(args)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()
@@ -160,12 +160,15 @@ def main(argv=None):
     card = {"language": "en"} if source.dataset_name == CAPITALS else {}
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
-        facts |= {"pipeline_tag": "token-classification", "dataset": outputs.dataset_facts(data)}
+        facts |= {
+            "pipeline_tag": "token-classification",
+            "dataset": output_folder.dataset_facts(data),
+        }
         facts |= {"classes": data.classes}
-        outputs.write_result(trainer, metrics, training, order, card, **facts)
+        output_folder.write_result(trainer, metrics, training, order, card, **facts)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
-    outputs.end(trainer)
+    output_folder.end(trainer)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ import glue  # noqa: E402
 from hf_losses.data.text import dataset as text_data  # noqa: E402
 from hf_losses.data.text import tables  # noqa: E402
 from hf_losses.models import limits, pretrained  # noqa: E402
-from hf_losses.training import outputs as output  # noqa: E402
+from hf_losses.training import output_folder as output  # noqa: E402
 
 GOOD = ["good", "fine", "great", "bright"]
 BAD = ["bad", "dull", "poor", "weak"]

@@ -39,7 +39,7 @@ from hf_losses.data.images import dataset as image_data  # noqa: E402
 from hf_losses.data.images import files  # noqa: E402
 from hf_losses.data.images import inputs as image_pipeline  # noqa: E402
 from hf_losses.data.images import pictures as images  # noqa: E402
-from hf_losses.training import outputs as output  # noqa: E402
+from hf_losses.training import output_folder as output  # noqa: E402
 
 CLASSES = ["blue", "green", "red"]
 RECIPE, FLAGS = image_classification, ("--dataloader_num_workers", "0")

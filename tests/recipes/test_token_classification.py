@@ -42,7 +42,7 @@ from hf_losses.data import movie_reviews  # noqa: E402
 from hf_losses.data.tokens import dataset as token_data  # noqa: E402
 from hf_losses.data.tokens import pieces as token_pieces  # noqa: E402
 from hf_losses.data.tokens.conll import read_conll, write_conll  # noqa: E402
-from hf_losses.training import outputs as output  # noqa: E402
+from hf_losses.training import output_folder as output  # noqa: E402
 
 PEOPLE = ["anna", "berta", "carl"]
 CITIES = ["oslo", "hamburg", "hamham"]
