@@ -31,7 +31,7 @@ from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.small_lm import small_model, small_tokenizer
 from hf_losses.options import option
 from hf_losses.training import output_folder
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.
@@ -122,7 +122,7 @@ def main(argv=None):
     try:  # All errors of the user's are found here, before anything is trained or written.
         source, options, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
-        loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
+        loss = loss_of_arguments(args.loss or "cross_entropy", args.loss_kwargs)
         path = options.model_name_or_path
         base_model, model_name = path, path or "small Llama from scratch"
         if path and Path(path).is_dir():

@@ -22,7 +22,7 @@ from hf_losses.models.lora import LoraArguments
 from hf_losses.models.pretrained import find_model, load_text_classifier
 from hf_losses.options import option
 from hf_losses.training import output_folder
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 
@@ -87,7 +87,7 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         check_loss(args.loss, data.kind, source.name)
-        loss = early_loss(args.loss or neutral_loss(data.kind), args.loss_kwargs)
+        loss = loss_of_arguments(args.loss or neutral_loss(data.kind), args.loss_kwargs)
         output_folder.prepare(args, "glue", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_text_classifier(path, data.classes, options)

@@ -33,7 +33,7 @@ from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.scratch import build_config
 from hf_losses.options import CORES, option
 from hf_losses.training import output_folder
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 
@@ -130,7 +130,7 @@ def main(argv=None):
             model_name = f"{options.model_type} from scratch"
         elif Path(model_name).is_dir():
             base_model, model_name = None, Path(model_name).resolve().name
-        loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
+        loss = loss_of_arguments(args.loss or "cross_entropy", args.loss_kwargs)
         output_folder.prepare(args, "image_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         processor, model = load_model(options, data)

@@ -30,7 +30,7 @@ from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.pretrained import find_model
 from hf_losses.options import option
 from hf_losses.training import output_folder
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 
@@ -107,7 +107,7 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         compute_metrics, order = make_metrics(data)
-        loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
+        loss = loss_of_arguments(args.loss or "cross_entropy", args.loss_kwargs)
         output_folder.prepare(args, "token_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_model(path, options, data)
