@@ -31,6 +31,8 @@ torch.set_num_threads(1)
 def frozen():
     """Spares what is imported from every training's garbage collection, two thirds of its time."""
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
