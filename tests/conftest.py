@@ -1,5 +1,6 @@
 import gc
 import signal
+import sys
 import types
 
 import hypothesis
@@ -52,6 +53,12 @@ def eleventh_loss(monkeypatch):
         return torch.expm1(exponent), -2 * torch.exp(exponent) * torch.sigmoid(-m)
 
     return "strict_square"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Model cards as where matplotlib is missing."""
+    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
 
 
 @pytest.fixture

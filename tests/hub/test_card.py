@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -69,11 +68,6 @@ def folder(tmp_path):
         return path
 
     return folder
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
 
 
 def card_of(folder, **options):

@@ -110,7 +110,7 @@ def photos(tmp_path):
 # ---- What it does ------------------------------------------------------------------------------
 
 
-def test_trains_on_folders_and_says_where_everything_lies(run, photos, tmp_path, capsys):
+def test_trains_on_folders_and_says_where_everything_lies(run, photos, tmp_path, capsys, pictures):
     test = folder(tmp_path / "photos" / "test", 12, seed=2, ending="jpg")
     result, out = run(
         *(*photos, "--test_dir", test, "--loss", "liberal_exp", "--learning_rate", "5e-3"),
@@ -129,6 +129,7 @@ def test_trains_on_folders_and_says_where_everything_lies(run, photos, tmp_path,
     assert result["training"]["global_step"] == 24
     assert result["skipped_images"] == []
     assert str(tmp_path) not in (out / "result.json").read_text()
+    assert all((out / picture).exists() for picture in pictures)
     shown = capsys.readouterr().out
     for part in ("48 train, 18 validation, 12 test", "tiny-vit", "blue, green, red", str(out)):
         assert part in shown.split("--help")[0]

@@ -448,7 +448,7 @@ def test_class_weights_are_balanced_by_words(run, files):
     assert result["loss"]["weight"] == [len(tags) / (4 * tags.count(tag)) for tag in TAGS]
 
 
-def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, capsys):
+def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, capsys, pictures):
     write(tmp_path / "data" / "train.conll", rows(256, 0))
     test = write(tmp_path / "data" / "test.conll", rows(24, 2))
     result, out = run(*files, "--test_file", test, "--loss", "strict_l", "--num_train_epochs", "30")
@@ -464,6 +464,7 @@ def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, c
     assert {"f1", "cross_entropy"} <= set(result["history"][-1])
     assert str(tmp_path) not in (out / "result.json").read_text()
     assert str(Path.home()) not in (out / "result.json").read_text()
+    assert all((out / picture).exists() for picture in pictures)
     shown = capsys.readouterr().out
     for part in (
         "256 train, 20 validation, 24 test",
