@@ -12,7 +12,6 @@ from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
 from hf_losses import register_loss
-from hf_losses.hub import upload
 from hf_losses.losses import registry
 
 # The same examples on every run, and no deadline, which a slow machine would miss.
@@ -56,9 +55,16 @@ def eleventh_loss(monkeypatch):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Model cards as where matplotlib is missing."""
-    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
+def pictures():
+    """The pictures of a model card; they are drawn for the tests that ask for this."""
+    return ("loss.png", "learning_curve.png")
+
+
+@pytest.fixture
+def no_pictures(request, monkeypatch):
+    """Model cards as where matplotlib is missing: drawing takes most of the time of a tiny run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.style", None)
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ def hub(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(upload, "sleep", hub.waits.append)
+        monkeypatch.setattr("hf_losses.hub.upload.sleep", hub.waits.append)
         clock = types.SimpleNamespace(sleep=hub.waits_of_client.append)
         monkeypatch.setattr(_http, "time", clock)
         yield hub

@@ -10,17 +10,9 @@ import pytest
 
 
 @pytest.fixture
-def pictures():
-    """For tests of the pictures in the model card, which take half of the time of a tiny run."""
-    return ("loss.png", "learning_curve.png")
-
-
-@pytest.fixture
-def run(request, tmp_path, tiny, monkeypatch):
+def run(request, tmp_path, tiny, monkeypatch, no_pictures):
     """Runs the recipe on the tiny model in an empty folder; returns the result and the output."""
     monkeypatch.chdir(tmp_path)
-    if "pictures" not in request.fixturenames:
-        request.getfixturevalue("no_pictures")
 
     def run(*arguments, name="out", model=tiny):
         out = tmp_path / name
