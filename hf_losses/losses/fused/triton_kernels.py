@@ -194,8 +194,9 @@ def full_rows(
             total = total * tl.exp(highest - higher) + tl.exp(second - higher)
             total += tl.sum(tl.exp(z - higher), 0)
             highest = higher
-        # What all logits share would cost digits.
+        # What all logits share would cost digits. NaN where no class is possible.
         shared = tl.maximum(z_true, top) + numbers
+        shared = tl.where(shared <= LOWEST, float("nan"), shared)
         rest = highest - shared + tl.log(total)
         z_true -= shared
         top -= shared
