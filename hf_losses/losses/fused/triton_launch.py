@@ -88,7 +88,6 @@ def losses(
         return values
     is_full = kernel.loss.spec.is_full
     launch = (module.full_rows if is_full else module.sparse_rows)[(count,)]
-    block = min(1 << (classes - 1).bit_length(), BLOCK_OF_FULL if is_full else BLOCK)
     out = rows if gradient is None else gradient
     device: Any = torch.cuda.device(rows.device) if rows.is_cuda else contextlib.nullcontext()
     with device:
@@ -103,12 +102,16 @@ def losses(
             *out.stride(),
             scale.stride(0) if scale.dim() else 0,
             DIFFERENTIATE=gradient is not None,
-            BLOCK=block,
-            num_warps=max(1, min(16, block // 512)),
+            **_launch_options(classes, is_full),
         )
     if out is rows:  # So that autograd sees it.
         torch.autograd.graph.increment_version(rows)
     return values
+
+
+def _launch_options(classes: int, is_full: bool) -> dict[str, Any]:
+    block = min(1 << (classes - 1).bit_length(), BLOCK_OF_FULL if is_full else BLOCK)
+    return {"BLOCK": block, "num_warps": max(1, min(16, block // 512)), "enable_fp_fusion": True}
 
 
 def _interprets() -> bool:
