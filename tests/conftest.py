@@ -1,9 +1,15 @@
 import gc
+import os
 import signal
 import sys
 import types
 
+# Triton's interpreter runs the kernels on the CPU (`make test-gpu` says 0). Triton asks this once,
+# when something imports it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import hypothesis
+import numpy
 import pytest
 import torch
 from hub import TOKEN, Hub
@@ -12,7 +18,8 @@ from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
 from hf_losses import register_loss
-from hf_losses.losses import registry
+from hf_losses.losses import linear, modules, registry
+from hf_losses.losses.fused import function, triton_launch
 
 # The same examples on every run, and no deadline, which a slow machine would miss.
 hypothesis.settings.register_profile(
@@ -82,3 +89,21 @@ def hub(monkeypatch):
         monkeypatch.setattr(_http, "time", clock)
         yield hub
         close_session()
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("accelerator", "triton")),
+    ],
+)
+def engine(request, monkeypatch):
+    """What makes a fused loss: as on a CPU, as on a GPU (tensors must not be asked), or Triton."""
+    if request.param == "accelerator":
+        for module in (function, linear, modules):
+            monkeypatch.setattr(module, "may_wait", lambda device: False)
+    elif request.param == "triton":
+        monkeypatch.setattr(triton_launch, "is_enabled", lambda: True)
+    # The interpreter computes with NumPy, which warns of what a GPU does in silence.
+    with numpy.errstate(all="ignore"):
+        yield request.param
