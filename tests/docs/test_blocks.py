@@ -10,8 +10,8 @@ parsers that they are meant for.
 import argparse
 import contextlib
 import importlib
-import itertools
 import io
+import itertools
 import json
 import os
 import re
