@@ -1,5 +1,7 @@
+import gc
 import os
 import signal
+import sys
 import types
 
 # Triton's interpreter runs the kernels on the CPU (`make test-gpu` says 0). Triton asks this once,
@@ -16,7 +18,6 @@ from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
 from hf_losses import register_loss
-from hf_losses.hub import upload
 from hf_losses.losses import linear, modules, registry
 from hf_losses.losses.fused import function, triton_launch
 
@@ -31,6 +32,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors here are tiny, and the tests may run in several processes.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """Spares what is imported from every training's garbage collection, two thirds of its time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -53,6 +62,19 @@ def eleventh_loss(monkeypatch):
 
 
 @pytest.fixture
+def pictures():
+    """The pictures of a model card; they are drawn for the tests that ask for this."""
+    return ("loss.png", "learning_curve.png")
+
+
+@pytest.fixture
+def no_pictures(request, monkeypatch):
+    """Model cards as where matplotlib is missing: drawing takes most of the time of a tiny run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.style", None)
+
+
+@pytest.fixture
 def hub(monkeypatch):
     """A local stand-in for the Hub; waits are recorded rather than waited for."""
     with Hub() as hub:
@@ -62,7 +84,7 @@ def hub(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(upload, "sleep", hub.waits.append)
+        monkeypatch.setattr("hf_losses.hub.upload.sleep", hub.waits.append)
         clock = types.SimpleNamespace(sleep=hub.waits_of_client.append)
         monkeypatch.setattr(_http, "time", clock)
         yield hub
