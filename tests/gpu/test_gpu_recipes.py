@@ -20,7 +20,8 @@ def test_a_recipe_trains(recipe, precision, device, tmp_path):
         [
             *(sys.executable, str(RECIPES / f"{recipe}.py"), "--output_dir", str(tmp_path)),
             *("--loss", "strict_l", "--max_steps", "20", "--logging_steps", "5"),
-            *("--per_device_train_batch_size", "4", "--max_eval_samples", "16"),
+            *("--per_device_train_batch_size", "4", "--max_train_samples", "200"),
+            *("--max_eval_samples", "16"),
             *(() if precision == "float32" else (f"--{precision}",)),
             *(("--use_cpu",) if device.type == "cpu" else ()),
         ],
