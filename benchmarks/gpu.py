@@ -85,10 +85,9 @@ def of_hidden(rows, classes, dtype, device, tiny):
     width = 16 if tiny else WIDTHS[classes]
     hidden, weight = make(rows, width), make(classes, width) * width**-0.5
     target = torch.randint(0, classes, (rows,), device=device, generator=generator)
-    peers = {
-        "F.linear + F.cross_entropy": lambda h, w: F.cross_entropy(F.linear(h, w), target),
-        "F.linear_cross_entropy": lambda h, w: F.linear_cross_entropy(h, w, target),
-    }
+    peers = {"F.linear + F.cross_entropy": lambda h, w: F.cross_entropy(F.linear(h, w), target)}
+    if hasattr(F, "linear_cross_entropy"):  # Since PyTorch 2.13.
+        peers["F.linear_cross_entropy"] = lambda h, w: F.linear_cross_entropy(h, w, target)
     if HAS_LIGER and not tiny:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
