@@ -72,7 +72,7 @@ def build(model, rows, folder, **settings):
     ("head", "feature"),
     [
         case
-        for case in product(HEADS, FEATURES, keep=diagonals(2))
+        for case in product(HEADS, FEATURES, keep=diagonals(3))
         if "by row" not in case.values[0] and case.values not in WITHOUT_CLASSES
     ],
 )
