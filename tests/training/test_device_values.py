@@ -27,8 +27,6 @@ FEATURES = {
     "accumulation": {"gradient_accumulation_steps": 2},
 }
 WITHOUT_CLASSES = [("numbers", "class weights"), ("answers", "class weights")]
-# Losses that the plain path computes.
-UNFUSED = {"label_smoothing": 0.1}
 
 
 def on_meta(trainer, monkeypatch):
@@ -82,7 +80,7 @@ def test_no_value_is_asked_for(head, feature, tmp_path, monkeypatch):
     if feature == "loss_weight":
         rows = with_weights(rows, per_label)
     settings = dict(FEATURES[feature])
-    kwargs = {} if head == "numbers" else dict(UNFUSED)
+    kwargs = {}
     if weight := settings.pop("weight", None):
         classes = tiny.VOCABULARY if head == "next tokens" else tiny.CLASSES
         kwargs["weight"] = (weight * classes)[:classes]
@@ -101,7 +99,7 @@ def test_pytorchs_own_cross_entropy_is_asked_for_no_value(head, tmp_path, monkey
 @pytest.mark.parametrize("head", ["mixup", "several labels"])
 def test_the_first_labels_are_asked_for_once_and_before_the_first_step(head, tmp_path, monkeypatch):
     make, data, _ = HEADS[head]
-    trainer = build(make(), data()[:8], tmp_path, loss="strict_m", loss_kwargs=UNFUSED)
+    trainer = build(make(), data()[:8], tmp_path, loss="strict_m")
     batch = on_meta(trainer, monkeypatch)
     trainer.training_step(trainer.model.train(), dict(batch), None)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
@@ -110,11 +108,6 @@ def test_the_first_labels_are_asked_for_once_and_before_the_first_step(head, tmp
     trainer._get_grad_norm(trainer.model)
 
 
-# In losses/fused.py and losses/linear.py.
-WAITS = pytest.mark.xfail(raises=(RuntimeError, NotImplementedError), strict=True)
-
-
-@WAITS
 @pytest.mark.parametrize("settings", [{}, {"loss_stats_steps": 1}, {"fused_linear": True}], ids=str)
 @pytest.mark.parametrize("loss", ["liberal_exp", "strict_l_full"])
 def test_fused_losses_ask_for_no_value(loss, settings, tmp_path, monkeypatch):
