@@ -1,6 +1,6 @@
 # Everything a fresh machine with Python >= 3.11 needs: `make demo`, `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo format lint type test test-slow test-all test-lowest docs bench check clean
+.PHONY: help setup demo format lint type test test-slow test-all test-gpu test-lowest docs bench bench-gpu check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,6 +41,10 @@ test-slow: setup  ## Run the slow tests alone.
 
 test-all: test test-slow  ## Run every test that runs on a CPU.
 
+test-gpu: setup  ## Run the tests that need a GPU, with PyTorch's operations and with Triton's kernel.
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu tests/gpu
+	TRITON_INTERPRET=0 HF_LOSSES_TRITON=1 $(BIN)/python -m pytest -m gpu tests/gpu
+
 test-lowest:  ## Run the default tests with the lowest versions that pyproject.toml allows.
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --constraint constraints.txt torch
@@ -53,6 +57,9 @@ docs: setup  ## Write the generated tables and curves again, and the documentati
 
 bench: setup  ## Measure time and memory of the losses beside their peers (half an hour).
 	$(BIN)/python benchmarks/losses.py results/benchmarks
+
+bench-gpu: setup  ## Measure the losses and training steps on a GPU beside their peers.
+	$(BIN)/python benchmarks/gpu.py results/benchmarks
 
 check: lint type test  ## What CI runs, less the slow tests.
 

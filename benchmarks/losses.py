@@ -149,31 +149,40 @@ def peers_of(case):
     return training_steps.peers_of(case)
 
 
+def seconds_of(run, times=1):
+    """Seconds of one of so many runs."""
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - start) / times
+
+
 def measure_time(case):
-    """Milliseconds of every peer: median and quartiles, in turns."""
-    peers = peers_of(case)
+    """Milliseconds of every peer of a case."""
+    return in_turns(peers_of(case), fewest=STEP_ROUNDS if case in STEPS else ROUNDS[0])
+
+
+def in_turns(peers, *, fewest, clock=seconds_of, budget=SECONDS):
+    """Milliseconds of every peer: median and quartiles, in turns.
+
+    `clock` returns the seconds of a run, as `seconds_of` does; `budget` are those for each peer.
+    """
     single = {}
     for name, run in peers.items():
         if not name.startswith("naive strict"):
             run()
-        start = time.perf_counter()
-        run()
-        single[name] = time.perf_counter() - start
+        single[name] = clock(run)
     # What takes microseconds is timed many times at once.
     inner = {name: max(1, int(0.005 / seconds)) for name, seconds in single.items()}
-    rounds = int(SECONDS * len(peers) / sum(single[n] * inner[n] for n in peers))
+    rounds = int(budget * len(peers) / sum(single[n] * inner[n] for n in peers))
     seconds = {name: [] for name in peers}
-    fewest = STEP_ROUNDS if case in STEPS else ROUNDS[0]
     for turn in range(min(ROUNDS[1], max(fewest, rounds))):
         for name, run in peers.items():
             if name.startswith("naive strict") and turn >= SLOW_ROUNDS:
                 continue
             if inner[name] > 1:
                 run()  # What the peer before left in the caches is not this one's matter.
-            start = time.perf_counter()
-            for _ in range(inner[name]):
-                run()
-            seconds[name].append((time.perf_counter() - start) / inner[name])
+            seconds[name].append(clock(run, inner[name]))
     reference = statistics.median(seconds[next(iter(peers))])
     return {
         name: {

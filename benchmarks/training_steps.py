@@ -126,30 +126,40 @@ def of_trainers(name):
                 intermediate_size=4 * width,
             )
         )
+    return trainings(model, rows, use_cpu=True, dataloader_pin_memory=False)
+
+
+def trainings(model, rows, *, more=None, steps=10, batch=32, **common):
+    """Whole trainings of so many steps, stock and with other losses.
+
+    `more` are further settings of `LossTrainer` by the name of the peer.
+    """
+    ours = {
+        "LossTrainer, liberal_exp": {"loss": "liberal_exp"},
+        "LossTrainer, strict_l_full": {"loss": "strict_l_full"},
+    }
     folder = tempfile.mkdtemp()
 
-    def steps(cls, arguments, **settings):
+    def training(cls, arguments, **settings):
         args = arguments(
             output_dir=folder,
-            use_cpu=True,
             report_to=[],
             disable_tqdm=True,
-            max_steps=10,
-            per_device_train_batch_size=32,
+            max_steps=steps,
+            per_device_train_batch_size=batch,
             save_strategy="no",
             logging_strategy="no",
-            dataloader_pin_memory=False,
-            **settings,
+            **(common | settings),
         )
+        args._n_gpu = min(1, args.n_gpu)  # Several would be DataParallel.
         return lambda: cls(model=model, args=args, train_dataset=rows).train()
 
     return {
-        "Trainer": steps(Trainer, TrainingArguments),
-        "Trainer again": steps(Trainer, TrainingArguments),
-        "LossTrainer, liberal_exp": steps(LossTrainer, LossTrainingArguments, loss="liberal_exp"),
-        "LossTrainer, strict_l_full": steps(
-            LossTrainer, LossTrainingArguments, loss="strict_l_full"
-        ),
+        "Trainer": training(Trainer, TrainingArguments),
+        "Trainer again": training(Trainer, TrainingArguments),
+    } | {
+        name: training(LossTrainer, LossTrainingArguments, **settings)
+        for name, settings in (ours | (more or {})).items()
     }
 
 

@@ -15,7 +15,8 @@ from hf_losses.citation import loss_citation
 from hf_losses.losses.modules import MULTI_LABEL, get_loss
 from hf_losses.losses.registry import get_spec
 from hf_losses.messages import MissingExtra, UsageError
-from hf_losses.training.loss.items import Items, check_targets
+from hf_losses.training.loss.items import Items
+from hf_losses.training.loss.targets import check_targets
 
 if TYPE_CHECKING:
     from sentence_transformers.cross_encoder import CrossEncoder

@@ -23,15 +23,14 @@ def calibration_bins(logits: Tensor, labels: Tensor) -> Tensor:
         `[3, 15]`, float32: the number of predictions, the sum of their probabilities, and the
         number of correct ones.
     """
-    kept = labels != IGNORE
-    scores, labels = logits[kept].float(), labels[kept]
+    scores = logits.float()
     highest, predicted = scores.max(-1)
     probability = torch.exp(highest - scores.logsumexp(-1))
     # A bin includes its upper limit; rounding may take a probability past 1.
     bin_of = torch.ceil(probability * BINS).long().sub(1).clamp(0, BINS - 1)
     summands = torch.stack(
         [torch.ones_like(probability), probability, (predicted == labels).float()]
-    )
+    ).where(labels != IGNORE, 0.0)
     return summands.new_zeros(3, BINS).index_add_(1, bin_of, summands)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -227,6 +228,24 @@ def check_builtin_loss(model: Any) -> None:
         )
 
 
+def counted_labels(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+    """The labels of a batch, -100 where the model's own loss leaves them out for another reason.
+
+    Args:
+        model: The model without wrappers.
+        inputs: The batch.
+        labels: Its labels, not shifted.
+
+    Returns:
+        A tensor like `labels`.
+    """
+    for name in MASKED.keys() & _class_names(model):
+        mask = inputs.get(MASKED[name])
+        if mask is not None:
+            labels = labels.masked_fill(mask == 0, IGNORE)
+    return labels
+
+
 def check_batch(model: Any, inputs: dict[str, Any], labels: Tensor) -> None:
     """Raises a ValueError for a batch on which the model's own loss would not be the plain one.
 
@@ -242,13 +261,6 @@ def check_batch(model: Any, inputs: dict[str, Any], labels: Tensor) -> None:
             f"the batch has also {', '.join(extra)}, which would be left out of the loss of "
             f"{head}: drop {'it' if len(extra) == 1 else 'them'}, or use the stock Trainer"
         )
-    for mask_name in (MASKED[name] for name in names & MASKED.keys()):
-        mask = inputs.get(mask_name)
-        if mask is not None and (labels.ne(IGNORE) & mask.eq(0)).any():
-            raise UsageError(
-                f"{head} leaves out the labels where {mask_name} is 0, but Trainer counts them: "
-                f"set them to {IGNORE}"
-            )
     if not labels.is_floating_point():
         return
     if names & CLASSES_ALONE:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL
 from hf_losses.messages import UsageError
-from hf_losses.models.builtin import IGNORE, check_builtin_loss, loss_type
+from hf_losses.models.builtin import IGNORE, check_builtin_loss, counted_labels, loss_type
 
 REGRESSION = "regression"
 
@@ -147,7 +147,7 @@ class Targets:
             return [_within(inputs[name], tokens.shape[1]) for name in self.label_names]
         if inputs.get("shift_labels") is not None:
             return [inputs["shift_labels"]]
-        labels = inputs[self.label_names[0]]
+        labels = counted_labels(self.model, inputs, inputs[self.label_names[0]])
         if self.kind == SEGMENTATION:
             config = self.model.config
             # UperNet has another name for this field.

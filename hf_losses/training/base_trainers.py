@@ -75,8 +75,8 @@ def _advice(base: type, mixin: type) -> str:
 class SFTLog:
     """Logs what TRL's `SFTTrainer` logs in its `compute_loss`, which `LossMixin` replaces.
 
-    The figures are computed by the same rules and put where `SFTTrainer.log` reads them. For other
-    trainers this does nothing.
+    The figures are computed by the same rules, and put where `SFTTrainer.log` reads them when it is
+    about to: until then they stay on the device. For other trainers this does nothing.
 
     Args:
         trainer: The trainer, of any class.
@@ -86,6 +86,9 @@ class SFTLog:
         """See the class."""
         self.trainer = trainer
         self.is_sft = SFT in map(full_name, type(trainer).__mro__)
+        # By batch: sums over its tokens, and the load-balancing loss.
+        self._tokens: dict[str, list[Tensor]] = {"train": [], "eval": []}
+        self._balances: dict[str, list[Tensor]] = {"train": [], "eval": []}
 
     def model_inputs(self) -> dict[str, bool]:
         """The arguments that `SFTTrainer` adds to the inputs of the model."""
@@ -116,37 +119,53 @@ class SFTLog:
             virtual = states.shape[1] - inputs["labels"].shape[1]
             labels = shift_left(F.pad(inputs["labels"], (virtual, 0), value=IGNORE))
         gather = self.trainer.accelerator.gather_for_metrics
-        entropy, correct, tokens = (
-            gather(total).sum().item() for total in token_sums(states, labels, head)
-        )
-        metrics = self._metrics()
-        metrics["entropy"].append(entropy / max(tokens, 1))
-        metrics["mean_token_accuracy"].append(correct / max(tokens, 1))
+        sums = token_sums(states, labels, head)
         if self.trainer.model.training:
             mask = inputs.get("attention_mask")
             if mask is None:  # Padding-free batches hold all texts in one row.
                 mask = torch.ones_like(inputs["position_ids"])
-            # Tensor-parallel processes all get the same batch.
-            seen = gather(mask.sum()).sum().item() // self.trainer.get_tp_size()
-            self.trainer._total_train_tokens += seen
-        metrics["num_tokens"] = [self.trainer._total_train_tokens]
+            sums = (*sums, mask.sum())
+        self._tokens[self._mode].append(torch.stack([gather(total).sum() for total in sums]))
 
     def add_balance(self, outputs: Any) -> None:
         """Records the load-balancing loss of a mixture of experts from the model's outputs."""
         if self.is_sft and self.trainer.aux_loss_enabled:
             balance = self.trainer.accelerator.gather_for_metrics(outputs.aux_loss.detach())
-            self._metrics()["aux_loss"].append(balance.mean().item())
+            self._balances[self._mode].append(balance.mean())
+
+    def read(self) -> None:
+        """Hands the figures of all batches since the last call to the trainer."""
+        for mode, batches in self._tokens.items():
+            for entropy, correct, tokens, *seen in _numbers(batches):
+                metrics = self.trainer._metrics[mode]
+                metrics["entropy"].append(entropy / max(tokens, 1))
+                metrics["mean_token_accuracy"].append(correct / max(tokens, 1))
+                # Tensor-parallel processes all get the same batch.
+                seen = int(sum(seen)) // self.trainer.get_tp_size()
+                self.trainer._total_train_tokens += seen
+                metrics["num_tokens"] = [self.trainer._total_train_tokens]
+        for mode, balances in self._balances.items():
+            for balance in _numbers(balances):
+                self.trainer._metrics[mode]["aux_loss"].append(balance)
 
     def balance_weight(self) -> float | None:
         """The factor of the load-balancing loss; None if it is the one in the model's config."""
         return float(self.trainer.router_aux_loss_coef) if self.is_sft else None
 
-    def _metrics(self) -> Any:
-        return self.trainer._metrics["train" if self.trainer.model.training else "eval"]
+    @property
+    def _mode(self) -> str:
+        return "train" if self.trainer.model.training else "eval"
+
+
+def _numbers(tensors: list[Tensor]) -> list[Any]:
+    """The values of tensors of one shape, which are waited for once; empties the list."""
+    numbers: list[Any] = torch.stack(tensors).tolist() if tensors else []
+    tensors.clear()
+    return numbers
 
 
 @torch.no_grad()
-def token_sums(states: Tensor, labels: Tensor, head: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+def token_sums(states: Tensor, labels: Tensor, head: Any = None) -> tuple[Tensor, ...]:
     """How uncertain a model is of its next tokens, and how often it is right.
 
     Args:
@@ -159,12 +178,15 @@ def token_sums(states: Tensor, labels: Tensor, head: Any = None) -> tuple[Tensor
         number of all targets.
     """
     rows, targets = states.flatten(0, 1), labels.flatten()
-    positions = (targets != IGNORE).nonzero().squeeze(-1)
+    counted = targets != IGNORE
+    positions = torch.arange(len(targets), device=states.device)
+    if counted.is_cpu:  # A GPU would have to be waited for.
+        positions = positions[counted]
     entropy = torch.zeros((), device=states.device)
     correct = torch.zeros((), device=states.device)
-    for start in range(0, len(positions), TOKENS_AT_A_TIME):
-        part = positions[start : start + TOKENS_AT_A_TIME]
+    for part in torch.split(positions, TOKENS_AT_A_TIME):
         logits = rows[part] if head is None else F.linear(rows[part], head.weight, head.bias)
-        entropy += torch.special.entr(logits.float().softmax(-1)).sum()
-        correct += (logits.argmax(-1) == targets[part]).sum()
-    return entropy, correct, torch.tensor(len(positions), device=states.device)
+        entropies = torch.special.entr(logits.float().softmax(-1)).sum(-1)
+        entropy += entropies.where(counted[part], 0.0).sum()
+        correct += (logits.argmax(-1) == targets[part]).sum()  # -100 is no argmax.
+    return entropy, correct, counted.sum()

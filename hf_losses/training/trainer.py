@@ -23,7 +23,8 @@ from hf_losses.training.base_trainers import SFTLog, check_base
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
 from hf_losses.training.loss.item_weights import keeping_weights
-from hf_losses.training.loss.items import Items, SumFunction, check_targets, divisors, fit, items_of
+from hf_losses.training.loss.items import Items, SumFunction, divisors, fit, items_of
+from hf_losses.training.loss.targets import FirstTargets
 from hf_losses.training.loss.warmup import warmup_share
 from hf_losses.training.publishing import PublishingMixin
 from hf_losses.training.reports.empty_steps import EmptySteps
@@ -72,7 +73,7 @@ class LossMixin(PublishingMixin):
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
-        self._targets_checked = {True: False, False: False}  # By `model.training`.
+        self._first_targets = FirstTargets()
         # Labels and attention mask of the last batch that the model was run on.
         self._adapter_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
         self._empty_steps = EmptySteps()
@@ -225,10 +226,7 @@ class LossMixin(PublishingMixin):
             fit(z, target, problem, weight)
             for z, target, weight in zip(logits, labels, weights, strict=True)
         ]
-        if not self._targets_checked[self.model.training]:
-            self._targets_checked[self.model.training] = True
-            for batch in batches:
-                check_targets(batch, self.criterion)
+        self._first_targets.add(batches, self.criterion, self.model.training)
         if self._evaluation is not None:
             rows = rows_of_last_batch(
                 self.accelerator, len(labels[0]), tensor_parallel=self.get_tp_size() > 1
@@ -312,6 +310,7 @@ class LossMixin(PublishingMixin):
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's gradient norm of an optimizer step; counts those that are not finite."""
+        self._first_targets.read()  # Before the first step is made.
         norm = super()._get_grad_norm(*args, **kwargs)
         # Only DeepSpeed has made the step by now; its norm does not show an overflow of fp16.
         skipped = self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped
@@ -345,6 +344,7 @@ class LossMixin(PublishingMixin):
         if "loss" in logs and share is not None:
             logs["loss_warmup"] = share
         logs.update(self._stats_to_log)
+        self._sft.read()
         self._stats_to_log = {}
         super().log(logs, *args, **kwargs)
 
@@ -358,6 +358,7 @@ class LossMixin(PublishingMixin):
         self._evaluation = EvaluationLosses()
         try:
             output = super().evaluation_loop(*args, **kwargs)
+            self._first_targets.read()
             prefix = kwargs.get("metric_key_prefix", "eval")
             finite_only = self.args.logging_nan_inf_filter
             losses = self._evaluation.metrics(self.accelerator, finite_only=finite_only)

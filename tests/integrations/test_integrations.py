@@ -499,6 +499,30 @@ def test_dft_has_the_gradients_of_trls_own(settings, fused, tmp_path):
     assert tiny.difference(stock, plain) > 0.1
 
 
+def test_sft_figures_are_asked_for_only_when_they_are_logged(tmp_path):
+    trl = need("trl")
+
+    class LossSFTTrainer(LossMixin, trl.SFTTrainer):
+        pass
+
+    model = tiny.causal_lm()
+    model.set_attn_implementation("eager")  # Else the model asks whether the mask is all ones.
+    trainer = LossSFTTrainer(
+        model,
+        trl.SFTConfig(str(tmp_path), bf16=False, **USUAL),
+        loss="cross_entropy",
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tokenizer(),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    model.to("meta")  # Whose tensors have no values.
+    batch = {name: tensor.to("meta") for name, tensor in batch.items()}
+    for training in (True, False):
+        trainer.compute_loss(model.train(training), dict(batch)).backward()
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        trainer.log({"loss": 1.0})
+
+
 def test_sft_with_another_loss_of_its_own_is_an_error(tmp_path):
     trl = need("trl")
     with pytest.raises(ValueError, match=r"loss_type='dft' asks .*SFTTrainer for another loss"):

@@ -222,11 +222,16 @@ def test_settings_that_change_the_loss_of_the_model_are_refused(tmp_path):
         trainer_of(smooth, tmp_path)
 
 
-def test_labels_that_the_model_would_leave_out_are_refused(tmp_path):
+def test_labels_that_the_model_leaves_out_are_left_out(tmp_path):
     model, batch = tiny_heads.head("BioGptForTokenClassification")
-    labels = batch["labels"].masked_fill(batch["attention_mask"] == 0, 1)
-    with pytest.raises(ValueError, match=r"where attention_mask is 0, .* set them to -100"):
-        trainer_of(model, tmp_path).compute_loss(model, batch | {"labels": labels})
+    hidden = batch["attention_mask"] == 0
+    assert hidden.any()
+    batch["labels"] = batch["labels"].masked_fill(hidden, 1)
+    trainer = trainer_of(model, tmp_path)
+    count = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    assert count == ((batch["labels"] != -100) & ~hidden).sum()
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=count)
+    assert loss.item() == pytest.approx(model(**batch).loss.item(), rel=1e-6)
 
 
 def test_labels_of_a_second_kind_are_refused(tmp_path):

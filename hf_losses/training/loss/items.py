@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_losses.losses.base import RegressionLoss, check_item_weight_values
+from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLoss
 from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
@@ -134,49 +134,6 @@ def _fit_weight(weight: Tensor | None, items: Tensor) -> Tensor | None:
             "give one number per example, or one per label"
         )
     return weight
-
-
-def check_targets(items: Items, loss: Any) -> None:
-    """Raises a ValueError unless the loss is defined for the labels and weights.
-
-    This reads their values, which makes a GPU wait: call it for the first batch only.
-
-    Args:
-        items: As `fit` returns them.
-        loss: The loss; one of the user's own is accepted as it is.
-    """
-    logits, labels, weight = items
-    if weight is not None:
-        check_item_weight_values(weight)
-    if not isinstance(loss, ClassificationLoss):
-        return
-    hint = "for numbers name a regression loss, such as loss='mse'"
-    multi_label = loss.problem_type == MULTI_LABEL
-    if logits.dim() < 2 or (logits.shape[-1] < 2 and not multi_label):
-        raise UsageError(
-            f"the model's output of shape {tuple(logits.shape)} has no dimension of classes for "
-            f"the loss {loss.spec.name!r}: {hint}"
-        )
-    if not multi_label and not labels.is_floating_point():
-        return
-    values = labels[item_mask(labels, loss.problem_type)]
-    if not values.numel():
-        return
-    low, high = values.min().item(), values.max().item()
-    if not (low >= 0 and high <= 1):
-        expected = "yes/no labels" if multi_label else "probabilities of the classes"
-        raise UsageError(
-            f"labels from {low:g} to {high:g} are no {expected}, which lie in [0, 1] "
-            f"(or are {IGNORE}, to be left out); {hint}"
-        )
-    if not multi_label:
-        sums = values.sum(-1)
-        worst = sums[(sums - 1).abs().argmax()].item()
-        if abs(worst - 1) > 0.01:
-            raise UsageError(
-                f"a row of labels sums to {worst:g}, but probabilities of the classes sum to 1; "
-                f"for several yes/no labels set problem_type={MULTI_LABEL!r}; {hint}"
-            )
 
 
 def sum_over_items(loss: Callable[..., Tensor], problem: str | None) -> SumFunction:

@@ -34,8 +34,10 @@ class EvaluationLosses:
             The mean over the items of the batch, a scalar.
         """
         baseline, problem, parts = active.baseline(), active.problem, []
-        same = baseline.config == active.config
-        _, summed = active.target()
+        criterion, summed = active.target()
+        # Class weights are on the device, where comparing them would have to be waited for.
+        weighted = getattr(criterion, "weight", None) is not None
+        same = not weighted and baseline.config == active.config
         summed_baseline = sum_over_items(baseline, problem)
         for logits, labels, weight in batches:
             if len(labels):
@@ -58,7 +60,7 @@ class EvaluationLosses:
 
     def add_term(self, term: Tensor, rows: int) -> None:
         """Adds the term that a batch of `rows` rows adds to its loss, such as a router's."""
-        self._terms.append(torch.stack([term.detach() * rows, term.new_tensor(float(rows))]))
+        self._terms.append(torch.stack([term.detach() * rows, term.new_full((), rows)]))
 
     def metrics(self, accelerator: Any, *, finite_only: bool) -> dict[str, float]:
         """The means over the items of all processes, which must all call this.

@@ -19,12 +19,12 @@ from hf_losses.losses.margin import class_margin, gradient_weight
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
 from hf_losses.models.builtin import IGNORE
-from hf_losses.training.loss.items import Items, item_mask, problem_of
+from hf_losses.training.loss.items import Items
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Logits to process at a time: those of a large vocabulary must not be copied as a whole.
 CHUNK = 2**22
-# Pads the items of a process that has fewer than others.
+# In the third column: an item that is left out, or that pads those of a process with fewer.
 ABSENT = -1.0
 
 
@@ -68,7 +68,7 @@ class LossStats:
         """Adds the items of one micro-batch, their weights included; see `item_stats`."""
         stats = item_stats(criterion, batch.logits, batch.labels)
         if batch.weight is not None:
-            stats[:, 1] *= batch.weight[item_mask(batch.labels, problem_of(criterion))]
+            stats[:, 1] *= batch.weight.flatten()
         self._parts.append(stats)
 
     def take(
@@ -88,7 +88,6 @@ class LossStats:
         items, self._parts = torch.cat(self._parts), []
         if accelerator.num_processes > 1:
             items = accelerator.gather(accelerator.pad_across_processes(items, pad_index=ABSENT))
-            items = items[items[:, 2] != ABSENT]
         return summary(criterion, items)
 
 
@@ -108,6 +107,7 @@ def summary(criterion: ClassificationLoss | RegressionLoss, items: Tensor) -> di
         `loss_stats/error_q05`, … and `loss_stats/weight_q05`, …. All NaN if an item has a
         NaN; empty without items.
     """
+    items = items[items[:, 2] != ABSENT]
     if not len(items):
         return {}
     ranks = [round(q * (len(items) - 1)) for q in QUANTILES]
@@ -135,14 +135,15 @@ def item_stats(
     Args:
         criterion: The loss.
         logits: The model's logits, of any floating dtype; their graph is left alone.
-        labels: Their labels; items with -100 are left out, except in regression.
+        labels: Their labels.
 
     Returns:
         `[items, 3]`, float32: the margin of the true class, the gradient weight, and 1 where
         `max_weight` caps that class, else 0. For probabilities the true class is the one with the
         largest share; for several labels every label is an item with the margin ±logit. A weight
         is 0 where neither the loss nor cross-entropy has a gradient. For regression: the size of
-        the error, the size of the loss's slope there, and 0.
+        the error, the size of the loss's slope there, and 0. Except in regression, an item with
+        -100 has `ABSENT` in place of the third, and no meaning in the others.
     """
     if isinstance(criterion, RegressionLoss):
         error = logits.float().flatten() - labels.float().flatten()
@@ -153,7 +154,7 @@ def item_stats(
         margin = torch.where(target >= 0.5, z, -z)
         gradient, baseline_gradient = _gradients(criterion, z, target)
         items = _stack(criterion, margin, _ratio(gradient, baseline_gradient))
-        return items[target != IGNORE]
+        return _marked(items, target != IGNORE)
     soft = labels.is_floating_point()
     classes = logits.shape[-1]
     rows = max(1, CHUNK // classes)
@@ -177,12 +178,14 @@ def item_stats(
                 weight = weight.clamp(max=criterion.max_weight)
             if criterion.weight is not None:
                 weight = weight * criterion.weight[true]
-        parts.append(_stack(criterion, margin, weight)[keep])
+        parts.append(_marked(_stack(criterion, margin, weight), keep))
     return torch.cat(parts)
 
 
 def _margin(z: Tensor, true: Tensor) -> Tensor:
-    """The same as `class_margin`, with copies only of those logits that need them."""
+    """The same as `class_margin`, on a CPU with copies only of those logits that need them."""
+    if not z.is_cpu:  # Where it would have to be asked which these are.
+        return class_margin(z, true)
     log_p = z.gather(-1, true.unsqueeze(-1)).squeeze(-1) - z.logsumexp(-1)
     margin = log_p - torch.log1p(-log_p.exp())
     # From p = 1/2 on, 1 - p loses digits. NaN and infinite logits need class_margin too.
@@ -204,6 +207,12 @@ def _stack(criterion: ClassificationLoss, margin: Tensor, weight: Tensor) -> Ten
     else:
         capped = torch.zeros_like(margin)
     return torch.stack([margin, weight, capped], -1)
+
+
+def _marked(items: Tensor, keep: Tensor) -> Tensor:
+    """The items as rows, with `ABSENT` in those that are left out; how many stays unknown."""
+    items[..., 2].masked_fill_(~keep, ABSENT)
+    return items.flatten(0, -2)
 
 
 def _gradients(criterion: ClassificationLoss, z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
