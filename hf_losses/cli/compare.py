@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hf_losses.compare.engines.local_pool import RunsRefused
 from hf_losses.compare.experiment import LOCK, collect, compare, discard, environments
-from hf_losses.compare.local_pool import RunsRefused
 from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.results import RESULTS, RunRecord, write_results
 from hf_losses.compare.runs import forget_failed

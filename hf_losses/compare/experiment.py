@@ -1,7 +1,7 @@
 """`hf-losses compare`: the same script with several losses, on the same seeds.
 
 The folder of a comparison holds `plan.json` (the flags), `runs/LOSS/seed-1` (a run's own folder),
-`seed-1.log`, `seed-1.json` (see `local_pool`), and the files of the report.
+`seed-1.log`, `seed-1.json` (see `engines.local_pool`), and the files of the report.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from hf_losses.compare.local_pool import Pool, Run, single, stored_record
+from hf_losses.compare.engines.local_pool import Pool, Run, single, stored_record
 from hf_losses.compare.plan import PLAN, Plan, read_plan
 from hf_losses.compare.results import Facts, Metric, Results, RunRecord, RunSettings, Tuning
 from hf_losses.compare.runs import make_run, planned_runs, read_result

@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hf_losses.compare.local_pool import Run, stored_record
+from hf_losses.compare.engines.local_pool import Run, stored_record
 from hf_losses.compare.plan import TUNING_SEED, Plan
 from hf_losses.compare.results import Facts, Metric, RunRecord, RunSettings
 from hf_losses.messages import UsageError, nearest

@@ -16,9 +16,9 @@ from filelock import FileLock
 
 import hf_losses
 from hf_losses.cli.main import main
-from hf_losses.compare import local_pool as pool
+from hf_losses.compare.engines import local_pool as pool
+from hf_losses.compare.engines.local_pool import failure
 from hf_losses.compare.experiment import best_losses, environments
-from hf_losses.compare.local_pool import failure
 from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
 from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
