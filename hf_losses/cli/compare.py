@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -81,7 +81,24 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--launcher", default="", metavar="CMD", help="such as 'accelerate launch'; default: none"
     )
-    command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    command.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at a time; default: 1, or all that --cluster has",
+    )
+    command.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="make the runs on the Ray cluster with this head, such as 10.0.0.1:6379; auto: on the "
+        "cluster of this machine",
+    )
+    command.add_argument(
+        "--cpus_per_run", type=int, metavar="N", help="of --cluster; default: 1, or a GPU's share"
+    )
+    command.add_argument(
+        "--gpus_per_run", type=float, metavar="N", help="of --cluster; default: 1 if it has any"
+    )
     command.add_argument("--keep_models", action="store_true", help="keep weights, checkpoints too")
     command.add_argument("--retry_failed", action="store_true", help="run again what crashed")
     command.add_argument("script", metavar="SCRIPT", help="behind --")
@@ -100,8 +117,20 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(f"compare needs {package}: pip install 'hf-losses[compare]'")
     settings = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
-    plan = make_plan(jobs=arguments.jobs, **settings)
-    return _in_folder(plan, arguments, LocalPool(arguments.jobs))
+    jobs, cpus, gpus = arguments.jobs, arguments.cpus_per_run, arguments.gpus_per_run
+    plan = make_plan(jobs=1 if jobs is None else jobs, **settings)
+    if arguments.cluster is None:
+        if cpus is not None or gpus is not None:
+            raise UsageError("--cpus_per_run and --gpus_per_run are for --cluster; use --jobs")
+        return _in_folder(plan, arguments, LocalPool(jobs or 1))
+    if cpus is not None and cpus < 1:
+        raise UsageError(f"--cpus_per_run must be at least 1, got {cpus}")
+    if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
+        raise UsageError(f"--gpus_per_run takes a whole number, or less than 1, got {gpus:g}")
+    from hf_losses.compare.engines.cluster import Cluster
+
+    with Cluster(arguments.cluster, cpus, gpus, jobs) as cluster:
+        return _in_folder(replace(plan, threads=cluster.cpus), arguments, cluster)
 
 
 def _in_folder(

@@ -1,0 +1,342 @@
+"""Runs as tasks of a Ray cluster, placed where their CPUs and GPUs are free.
+
+If a node dies, Ray makes its runs again on another; a script that fails is not run again. Logs
+arrive while a run goes on, results when it ends, so that no shared disk is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import hf_losses
+from hf_losses.compare.engines import nodes
+from hf_losses.compare.engines.run import POLL, Ended, Run, RunsRefused
+from hf_losses.compare.engines.task import PERIOD, Outcome, Printed, Task, make
+from hf_losses.compare.plan import Plan
+from hf_losses.files import write_bytes
+from hf_losses.messages import MissingExtra, UsageError
+
+RETRIES = 3  # So often a run is made again after its node has died.
+MARK = ".cluster"  # A file in the comparison's folder while it uses a cluster.
+ATTEMPTS = ".attempts"  # A folder there, for runs that have not ended.
+WAIT = 60.0  # Seconds that nodes get to answer, and cancelled runs to end.
+SILENCE = 20.0  # Seconds after which a head that does not answer is given up. Ray itself ends the
+# process after 60.
+
+
+class Cluster:
+    """The runs of a comparison on a Ray cluster; a context manager that disconnects at its end.
+
+    Args:
+        address: Address of the cluster's head, or `auto` for the cluster of this machine.
+        cpus: CPUs of every run; by default 1, and with GPUs as many as a node has for each of them.
+        gpus: GPUs of every run, also a share of one such as 0.5; by default 1 if there are any.
+        jobs: Number of parallel runs; None for as many as there is room for.
+
+    Raises:
+        MissingExtra: If Ray is not installed.
+        UsageError: If there is no such cluster, or it has no node for such a run.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        cpus: int | None = None,
+        gpus: float | None = None,
+        jobs: int | None = None,
+    ) -> None:
+        """See the class."""
+        self.address, self.jobs = address, jobs
+        self.ray = connect(address)
+        alive = [node for node in self.ray.nodes() if node["Alive"]]
+        if gpus is None:
+            gpus = float(any(amount(node, "GPU") for node in alive))
+        self.cpus, self.gpus = cpus or default_cpus(alive, gpus), gpus
+        self.nodes = [node for node in alive if self._room(node)]
+        if not self.nodes:
+            have = "; ".join(
+                f"{label(node)} has {amount(node, 'CPU'):g} CPUs and {amount(node, 'GPU'):g} GPUs"
+                for node in alive
+            )
+            self.ray.shutdown()
+            raise UsageError(
+                f"no node has the {self.cpus} CPUs and {gpus:g} GPUs of a run (--cpus_per_run, "
+                f"--gpus_per_run): {have}"
+            )
+        room = sum(map(self._room, self.nodes))
+        self.parallel = min(jobs or room, room)
+        self.running: dict[Any, Run] = {}  # By the reference of the task's outcome.
+        self.attempts: dict[str, str] = {}  # The last attempt, by the run's name.
+        self.mark: Path | None = None
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.mark:
+            self.mark.unlink(missing_ok=True)
+        self.ray.shutdown()
+
+    def prepare(
+        self, plan: Plan, folder: Path, *, keep_models: bool, say: Callable[[str], None]
+    ) -> None:
+        """See `Engine`: checks code and data on every node."""
+        self.plan, self.folder, self.say = plan, folder.absolute(), say
+        self.mark, text = self.folder / MARK, os.urandom(8).hex()
+        write_bytes(self.mark, text.encode())
+        words = [*plan.arguments, *(word for loss in plan.losses for word in shlex.split(loss)[1:])]
+        values = (word.partition("=")[2] if word.startswith("--") else word for word in words)
+        self.needs = nodes.Needs(
+            version=hf_losses.__version__,
+            directory=os.getcwd(),
+            script=plan.script,
+            script_hash=nodes.file_hash(plan.script),
+            sizes=nodes.local_sizes(values),
+            program=os.path.basename(plan.launcher[0]) if plan.launcher else "",
+            mark=str(self.mark),
+            mark_text=text,
+        )
+        answers = self._ask_nodes()
+        lacking = [f"node {node} {answer}" for node, (answer, _) in answers.items() if answer]
+        if lacking:
+            raise RunsRefused("; ".join(lacking))
+        alone = [node for node, (_, shared) in answers.items() if not shared]
+        if keep_models and alone:
+            raise RunsRefused(
+                f"--keep_models needs a disk that all nodes share; {self.folder} is not there on "
+                f"node {', '.join(alone)}"
+            )
+        disk = "share" if not alone else "do not share"
+        say(
+            f"{len(answers)} nodes, which {disk} the disk, have room for {self.parallel} runs at a "
+            f"time with {self.cpus} CPUs and {self.gpus:g} GPUs each."
+        )
+        self._set_up()
+
+    def has_room(self) -> bool:
+        """See `Engine`; runs for which there is no room yet wait in Ray."""
+        return self.jobs is None or len(self.running) < self.jobs
+
+    def start(self, run: Run) -> None:
+        """See `Engine`."""
+        task = Task(str(run.folder), self.plan, run.settings, self.needs, str(self.scratch))
+        self.running[self.make.remote(task, self.queue)] = run
+
+    def ended(self) -> list[Ended]:
+        """See `Engine`; waits for the head of the cluster if it is gone."""
+        if not self.running:
+            time.sleep(POLL)
+            return []
+        ready, _ = self.ray.wait([*self.running], num_returns=1, timeout=PERIOD)
+        if self._head_is_gone():
+            self._wait_for_head()
+            return []
+        self._write_logs()
+        return [self._collect(reference) for reference in ready]
+
+    def stop(self) -> None:
+        """See `Engine`."""
+        for reference in self.running:
+            self.ray.cancel(reference)
+        if self.running:
+            self.ray.wait([*self.running], num_returns=len(self.running), timeout=WAIT)
+        self.running.clear()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _room(self, node: Mapping[str, Any]) -> int:
+        """How many runs a node can make at a time."""
+        rooms = [amount(node, "CPU") / self.cpus]
+        if self.gpus:
+            # Ray does not divide a GPU's share among two of them.
+            share = 1 / self.gpus if self.gpus < 1 else 1
+            rooms.append(amount(node, "GPU") * int(share) // max(1, self.gpus))
+        return int(min(rooms))
+
+    def _set_up(self) -> None:
+        """Makes what the tasks of this connection need."""
+        from ray.util.queue import Queue
+
+        self.scratch = self.folder / ATTEMPTS
+        shutil.rmtree(self.scratch, ignore_errors=True)  # Of an earlier start that was killed.
+        self.queue = Queue(actor_options=self._on(self.ray.get_runtime_context().get_node_id()))
+        self.make = self.ray.remote(
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            max_retries=RETRIES,
+            retry_exceptions=False,
+            scheduling_strategy="SPREAD",
+        )(make)
+        host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
+        self.head, self.heard = (host, int(port)), time.monotonic()
+
+    def _on(self, node: str) -> dict[str, Any]:
+        """Options of a task without CPUs of its own on a certain node."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        return {"num_cpus": 0, "scheduling_strategy": strategy}
+
+    def _ask_nodes(self) -> dict[str, tuple[str, bool]]:
+        """What each node lacks, and whether it sees the comparison's folder, by the node's name."""
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(nodes)
+        try:
+            check = self.ray.remote(nodes.check_node)
+            asked = {
+                check.options(**self._on(node["NodeID"]), max_retries=0).remote(self.needs): node
+                for node in self.nodes
+            }
+        finally:
+            cloudpickle.unregister_pickle_by_value(nodes)
+        answered, silent = self.ray.wait([*asked], num_returns=len(asked), timeout=WAIT)
+        if silent:
+            names = ", ".join(label(asked[reference]) for reference in silent)
+            raise RunsRefused(f"node {names} did not answer within {WAIT:.0f} seconds")
+        try:
+            return {label(asked[reference]): self.ray.get(reference) for reference in answered}
+        except self.ray.exceptions.RayError as error:
+            raise RunsRefused(f"a node cannot be checked: {error}") from error
+
+    def _write_logs(self) -> None:
+        """Adds to the logs what the runs have printed since the last call."""
+        try:
+            messages: list[Printed] = self.queue.get_nowait_batch(self.queue.size())
+        except self.ray.exceptions.RayError:
+            return
+        for message in messages:
+            log = Path(f"{message.name}.log")
+            last = self.attempts.get(message.name)
+            if last != message.attempt:
+                self.attempts[message.name] = message.attempt
+                if last:
+                    self.say(f"{message.name} begins again on node {message.node}")
+                log.parent.mkdir(parents=True, exist_ok=True)
+                log.write_bytes(b"")
+            with open(log, "ab") as file:
+                file.write(message.text)
+
+    def _collect(self, reference: Any) -> Ended:
+        """Puts the files of a run into its folder."""
+        run = self.running.pop(reference)
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(run.folder, ignore_errors=True)
+        try:
+            outcome: Outcome = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError:
+            raise  # An error of ours.
+        except self.ray.exceptions.RayError as error:
+            reason = f"lost {RETRIES + 1} times: {str(error).splitlines()[0]}"
+            return Ended(run, None, 0.0, reason)
+        if outcome.lacking:
+            raise UsageError(outcome.lacking)
+        write_bytes(run.beside("log"), outcome.log)
+        self.attempts[str(run.folder)] = ""
+        if outcome.left_out:
+            self.say(f"too large to return: {', '.join(outcome.left_out)} of {run.folder}")
+        if outcome.folder and os.path.isdir(outcome.folder):
+            os.replace(outcome.folder, run.folder)
+        for path, content in outcome.files.items():
+            (run.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (run.folder / path).write_bytes(content)
+        return Ended(run, outcome.code, outcome.seconds)
+
+    def _head_is_gone(self) -> bool:
+        """Whether the head has not answered for a while."""
+        now = time.monotonic()
+        with suppress(OSError):
+            socket.create_connection(self.head, timeout=1).close()
+            self.heard = now
+        return now - self.heard > SILENCE
+
+    def _wait_for_head(self) -> None:
+        """Connects to the head when it has been started again, and starts all runs again."""
+        self.say(f"the head of the cluster at {self.address} does not answer; waiting for it")
+        self.ray.shutdown()
+        while True:
+            try:
+                self.ray = connect(self.address)
+                break
+            except UsageError:
+                time.sleep(1)
+        self._set_up()
+        runs = [*self.running.values()]
+        self.running.clear()
+        self.attempts.clear()
+        self.say(f"the head is back; {len(runs)} runs start again")
+        for run in runs:
+            self.start(run)
+
+
+def connect(address: str) -> Any:
+    """Connects to a cluster.
+
+    Args:
+        address: Address of the head, or `auto`.
+
+    Returns:
+        The module `ray`.
+
+    Raises:
+        MissingExtra: If Ray is not installed.
+        UsageError: If there is no such cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtra("--cluster needs Ray: pip install 'hf-losses[cluster]'") from error
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--cluster {address} is for Ray's client: start hf-losses on a machine of the "
+            "cluster, for instance by ray job submit, with --cluster auto"
+        )
+    handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own.
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"there is no Ray cluster at {address} ({error}): start one by ray start --head, or "
+            "give --cluster the address of its head"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return ray
+
+
+def label(node: Mapping[str, Any]) -> str:
+    """Address of a node, and the start of its number, since two may have the same address."""
+    return f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+
+
+def amount(node: Mapping[str, Any], resource: str) -> float:
+    """How many CPUs or GPUs a node has."""
+    return float(node["Resources"].get(resource, 0))
+
+
+def default_cpus(alive: Iterable[Mapping[str, Any]], gpus: float) -> int:
+    """The CPUs of a run: 1, or those that a node has for each of its GPUs.
+
+    Args:
+        alive: The nodes.
+        gpus: GPUs of a run.
+    """
+    shares = [
+        amount(node, "CPU") * gpus / amount(node, "GPU") for node in alive if amount(node, "GPU")
+    ]
+    return max(1, int(min(shares, default=1))) if gpus else 1
