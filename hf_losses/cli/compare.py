@@ -125,7 +125,7 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
         return _in_folder(plan, arguments, LocalPool(jobs or 1))
     if cpus is not None and cpus < 1:
         raise UsageError(f"--cpus_per_run must be at least 1, got {cpus}")
-    if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
+    if gpus is not None and not (0 <= gpus < 1 or (gpus > 0 and gpus.is_integer())):
         raise UsageError(f"--gpus_per_run takes a whole number, or less than 1, got {gpus:g}")
     from hf_losses.compare.engines.cluster import Cluster
 

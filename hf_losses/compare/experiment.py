@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from hf_losses.compare.engines.pool import Pool, has_flags
-from hf_losses.compare.engines.run import Engine, Run, single, stored_record
+from hf_losses.compare.engines.run import MARK, Engine, Run, single, stored_record
 from hf_losses.compare.plan import PLAN, Plan, read_plan
 from hf_losses.compare.results import Facts, Metric, Results, RunRecord, RunSettings, Tuning
 from hf_losses.compare.runs import make_run, planned_runs, read_result
@@ -221,7 +221,7 @@ def discard(folder: Path) -> None:
     Args:
         folder: The comparison's folder.
     """
-    for name in (PLAN, STORE, LOCK):
+    for name in (PLAN, STORE, LOCK, MARK):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "runs", ignore_errors=True)
     with suppress(OSError):

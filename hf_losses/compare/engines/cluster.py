@@ -21,14 +21,13 @@ from typing import Any
 
 import hf_losses
 from hf_losses.compare.engines import nodes
-from hf_losses.compare.engines.run import POLL, Ended, Run, RunsRefused
+from hf_losses.compare.engines.run import MARK, POLL, Ended, Run, RunsRefused
 from hf_losses.compare.engines.task import PERIOD, Outcome, Printed, Task, make
 from hf_losses.compare.plan import Plan
 from hf_losses.files import write_bytes
 from hf_losses.messages import MissingExtra, UsageError
 
 RETRIES = 3  # So often a run is made again after its node has died.
-MARK = ".cluster"  # A file in the comparison's folder while it uses a cluster.
 ATTEMPTS = ".attempts"  # A folder there, for runs that have not ended.
 WAIT = 60.0  # Seconds that nodes get to answer, and cancelled runs to end.
 SILENCE = 20.0  # Seconds after which a head that does not answer is given up. Ray itself ends the
@@ -77,7 +76,7 @@ class Cluster:
         room = sum(map(self._room, self.nodes))
         self.parallel = min(jobs or room, room)
         self.running: dict[Any, Run] = {}  # By the reference of the task's outcome.
-        self.attempts: dict[str, str] = {}  # The last attempt, by the run's name.
+        self.attempts: dict[str, list[str]] = {}  # By the run's name.
         self.mark: Path | None = None
 
     def __enter__(self) -> Cluster:
@@ -182,8 +181,7 @@ class Cluster:
             retry_exceptions=False,
             scheduling_strategy="SPREAD",
         )(make)
-        host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
-        self.head, self.heard = (host, int(port)), time.monotonic()
+        self.head, self.heard = self.ray.get_runtime_context().gcs_address, time.monotonic()
 
     def _on(self, node: str) -> dict[str, Any]:
         """Options of a task without CPUs of its own on a certain node."""
@@ -220,21 +218,29 @@ class Cluster:
             messages: list[Printed] = self.queue.get_nowait_batch(self.queue.size())
         except self.ray.exceptions.RayError:
             return
+        going_on = {str(run.folder): run for run in self.running.values()}
         for message in messages:
-            log = Path(f"{message.name}.log")
-            last = self.attempts.get(message.name)
-            if last != message.attempt:
-                self.attempts[message.name] = message.attempt
-                if last:
-                    self.say(f"{message.name} begins again on node {message.node}")
-                log.parent.mkdir(parents=True, exist_ok=True)
-                log.write_bytes(b"")
-            with open(log, "ab") as file:
-                file.write(message.text)
+            if not (run := going_on.get(message.name)):  # It has ended, and has its whole log.
+                continue
+            attempts = self.attempts.setdefault(message.name, [])
+            if message.attempt not in attempts:
+                attempts.append(message.attempt)
+                run.folder.parent.mkdir(parents=True, exist_ok=True)
+                run.beside("log").write_bytes(b"")
+                if len(attempts) > 1:
+                    settings = run.settings
+                    self.say(
+                        f"{settings.loss}, seed {settings.seed}: begins again on node "
+                        f"{message.node}, since its node died"
+                    )
+            if message.attempt == attempts[-1]:
+                with open(run.beside("log"), "ab") as log:
+                    log.write(message.text)
 
     def _collect(self, reference: Any) -> Ended:
         """Puts the files of a run into its folder."""
         run = self.running.pop(reference)
+        self.attempts.pop(str(run.folder), None)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(run.folder, ignore_errors=True)
         try:
@@ -247,7 +253,6 @@ class Cluster:
         if outcome.lacking:
             raise UsageError(outcome.lacking)
         write_bytes(run.beside("log"), outcome.log)
-        self.attempts[str(run.folder)] = ""
         if outcome.left_out:
             self.say(f"too large to return: {', '.join(outcome.left_out)} of {run.folder}")
         if outcome.folder and os.path.isdir(outcome.folder):
@@ -259,11 +264,10 @@ class Cluster:
 
     def _head_is_gone(self) -> bool:
         """Whether the head has not answered for a while."""
-        now = time.monotonic()
         with suppress(OSError):
-            socket.create_connection(self.head, timeout=1).close()
-            self.heard = now
-        return now - self.heard > SILENCE
+            reach(self.head)
+            self.heard = time.monotonic()
+        return time.monotonic() - self.heard > SILENCE
 
     def _wait_for_head(self) -> None:
         """Connects to the head when it has been started again, and starts all runs again."""
@@ -308,8 +312,10 @@ def connect(address: str) -> Any:
         )
     handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own.
     try:
+        if address != "auto":  # Ray would try for minutes.
+            reach(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"there is no Ray cluster at {address} ({error}): start one by ray start --head, or "
             "give --cluster the address of its head"
@@ -317,6 +323,12 @@ def connect(address: str) -> Any:
     finally:
         signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def reach(address: str) -> None:
+    """Raises an OSError if nothing listens at `HOST:PORT`, a ValueError if it is no address."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=2).close()
 
 
 def label(node: Mapping[str, Any]) -> str:

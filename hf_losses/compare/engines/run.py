@@ -17,6 +17,7 @@ from hf_losses.compare.results import RunRecord, RunSettings
 from hf_losses.messages import UsageError
 
 POLL = 0.05  # Seconds between two looks at the running processes.
+MARK = ".cluster"  # A file in the comparison's folder while it uses a cluster.
 
 
 @dataclass(frozen=True)
