@@ -12,19 +12,18 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--loss", required=True)
 parser.add_argument("--seed", type=int, required=True)
 parser.add_argument("--output_dir", type=Path, required=True)
-parser.add_argument("--sleep", type=float, default=0.0)
-parser.add_argument("--sleep_once", type=float, default=0.0, help="at the first start only")
+parser.add_argument("--wait_for", type=Path, help="go on when this file exists, with .SEED")
 parser.add_argument("--fail", default="", help="LOSS:SEED")
 parser.add_argument("--starts", type=Path, required=True, help="file for a line for each start")
 args = parser.parse_args()
 
-first = not args.starts.exists() or f"{args.loss}:{args.seed} " not in args.starts.read_text()
 with open(args.starts, "a") as starts:
     starts.write(f"{args.loss}:{args.seed} {os.getpid()} {args.output_dir}\n")
 if args.output_dir.exists():
     sys.exit("a run must begin with nothing")
 print(f"{args.loss} begins with OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}", flush=True)
-time.sleep(args.sleep_once if first and args.sleep_once else args.sleep)
+while args.wait_for and not args.wait_for.with_suffix(f".{args.seed}").exists():
+    time.sleep(0.05)
 if f"{args.loss}:{args.seed}" == args.fail:
     raise RuntimeError("not this one")
 args.output_dir.mkdir(parents=True)

@@ -250,20 +250,34 @@ def test_nodes_without_the_package_or_room_are_refused(cluster, tmp_path, monkey
 @pytest.mark.slow
 def test_a_loss_that_the_script_refuses_is_left_out(cluster, tmp_path, capfd):
     folder = tmp_path / "x"
-    losses = [*LOSSES, "liberal_exp --sleep"]
+    losses = [*LOSSES, "liberal_exp --wait_for"]
     message = refused(command(folder, *on_nodes(cluster), losses=losses, seeds=3), capfd)
-    assert "liberal_exp --sleep: cluster_script.py: error: argument --sleep: expected" in message
+    assert (
+        "liberal_exp --wait_for: cluster_script.py: error: argument --wait_for: expected" in message
+    )
     assert len(records(folder)) == 6
     assert len([*folder.glob("runs/*/*.log")]) == 6 + 1
 
 
+def waiting(folder):
+    """Flags of a script whose runs wait for a seed's file, and the function that writes it."""
+    gate = folder.with_name("gate")
+
+    def go_on(*seeds):
+        for seed in seeds:
+            gate.with_suffix(f".{seed}").touch()
+
+    return ["--starts", f"{folder}.starts", "--wait_for", str(gate)], go_on
+
+
 @pytest.mark.slow
-def test_interrupted_nothing_goes_on_and_the_same_command_continues(cluster, tmp_path):
+def test_interrupted_nothing_goes_on_and_the_same_command_continues(cluster, tmp_path, capfd):
     folder = tmp_path / "x"
-    flags = ["--starts", f"{folder}.starts", "--sleep_once", "60"]
-    process = start(command(folder, *on_nodes(cluster, "--keep_models"), script_flags=flags))
-    wait_for(lambda: len(starts(folder)) == 2)
-    log = folder / "runs" / "cross_entropy" / "seed-1.log"
+    flags, go_on = waiting(folder)
+    go_on(1)
+    process = start(command(folder, *on_nodes(cluster), script_flags=flags))
+    wait_for(lambda: len(records(folder)) == 2 and len(starts(folder)) == 4)
+    log = folder / "runs" / "cross_entropy" / "seed-2.log"
     wait_for(lambda: log.exists() and "begins with" in log.read_text())  # While it goes on.
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -271,25 +285,24 @@ def test_interrupted_nothing_goes_on_and_the_same_command_continues(cluster, tmp
     assert "The same command continues" in err
     assert "Traceback" not in err
     assert not any(runs_still(int(pid)) for _, pid, _ in starts(folder))
-    assert not [path for path in folder.iterdir() if path.name in (".cluster", ".attempts")]
-    # Here without a cluster, which the results do not depend on.
-    again = [*command(folder, "--jobs", "2", "--keep_models", script_flags=flags)]
-    again = start(again)
-    wait_for(lambda: len(records(folder)) >= 2)
-    out, err = again.communicate(timeout=90)
-    assert (again.returncode, err) == (0, "")
+    assert not {".cluster", ".attempts"} & {path.name for path in folder.iterdir()}
+    go_on(2)  # Here without a cluster, which the results do not depend on.
+    assert main(command(folder, "--jobs", "2", script_flags=flags)) == 0
+    assert "2 finished runs are kept from before" in capfd.readouterr().out
+    assert len(records(folder)) == 4
 
 
 # ---- What dies -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_loses_nothing(cluster, tmp_path):
+def test_a_node_that_dies_loses_nothing(cluster, local, tmp_path):
     """Its run begins again on another node; what is left of it ends and leaves no trace."""
-    folder, undisturbed = tmp_path / "x", tmp_path / "undisturbed"
-    mortal = cluster.add_node(num_cpus=2, resources={"mortal": 1})
-    flags = ["--starts", f"{folder}.starts", "--sleep_once", "8"]
-    process = start(command(folder, *on_nodes(cluster), seeds=3, script_flags=flags))
+    folder = tmp_path / "x"
+    flags, go_on = waiting(folder)
+    flags += ["--fail", "strict_l:2"]
+    mortal = cluster.add_node(num_cpus=2)
+    process = start(command(folder, *on_nodes(cluster), script_flags=flags))
     wait_for(lambda: len(starts(folder)) == 4)
     raylet = mortal.all_processes["raylet"][0].process.pid
     lost = [
@@ -299,33 +312,36 @@ def test_a_node_that_dies_loses_nothing(cluster, tmp_path):
     ]
     assert len(lost) == 2
     cluster.remove_node(mortal, allow_graceful=False)
-    wait_for(lambda: not any(map(runs_still, lost)), seconds=30)
+    wait_for(lambda: not any(map(runs_still, lost)))
+    go_on(1, 2)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, (out, err)
-    assert out.count("begins again on node") == 2
-    assert len(starts(folder)) == 6 + 2
-    assert main(command(undisturbed, "--jobs", str(os.cpu_count()), seeds=3)) == 0
-    assert results(folder) == results(undisturbed)
+    assert out.count(", since its node died") == 2
+    assert len(starts(folder)) == 4 + 2
+    assert results(folder) == results(local)
 
 
 @pytest.mark.slow
-def test_the_head_may_die_and_be_started_again(tmp_path, monkeypatch):
+def test_the_head_may_die_and_be_started_again(local, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    folder, undisturbed = tmp_path / "x", tmp_path / "undisturbed"
-    flags = ["--starts", f"{folder}.starts", "--sleep_once", "4"]
+    folder = tmp_path / "x"
+    flags, go_on = waiting(folder)
+    flags += ["--fail", "strict_l:2"]
+    go_on(1)
     first = two_nodes()
-    process = start(command(folder, *on_nodes(first), seeds=2, script_flags=flags))
+    process = start(command(folder, *on_nodes(first), script_flags=flags))
     wait_for(lambda: len(records(folder)) == 2 and len(starts(folder)) == 4)
     before = {path: path.stat().st_mtime_ns for path in records(folder)}
     port = int(first.address.rpartition(":")[2])
     first.shutdown()
+    wait_for(lambda: not any(runs_still(int(pid)) for _, pid, _ in starts(folder)))
+    go_on(2)
     second = two_nodes(gcs_server_port=port)
     try:
         out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, (out, err)
-        assert "the head is back" in out
     finally:
         second.shutdown()
+    assert process.returncode == 0, (out, err)
+    assert "the head is back; 2 runs start again" in out, (out, err)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert main(command(undisturbed, "--jobs", str(os.cpu_count()))) == 0
-    assert results(folder) == results(undisturbed)
+    assert results(folder) == results(local)

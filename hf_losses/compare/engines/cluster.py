@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 import hf_losses
-from hf_losses.compare.engines import nodes
+from hf_losses.compare.engines import guard, nodes
 from hf_losses.compare.engines.run import MARK, POLL, Ended, Run, RunsRefused
 from hf_losses.compare.engines.task import PERIOD, Outcome, Printed, Task, make
 from hf_losses.compare.plan import Plan
@@ -29,7 +29,8 @@ from hf_losses.messages import MissingExtra, UsageError
 
 RETRIES = 3  # So often a run is made again after its node has died.
 ATTEMPTS = ".attempts"  # A folder there, for runs that have not ended.
-WAIT = 60.0  # Seconds that nodes get to answer, and cancelled runs to end.
+PAUSE = 5.0  # Seconds between attempts to connect.
+WAIT = 60.0  # Seconds that nodes get to answer.
 SILENCE = 20.0  # Seconds after which a head that does not answer is given up. Ray itself ends the
 # process after 60.
 
@@ -143,18 +144,19 @@ class Cluster:
             time.sleep(POLL)
             return []
         ready, _ = self.ray.wait([*self.running], num_returns=1, timeout=PERIOD)
-        if self._head_is_gone():
-            self._wait_for_head()
-            return []
-        self._write_logs()
-        return [self._collect(reference) for reference in ready]
+        if not self._head_is_gone():
+            self._write_logs()
+            with suppress(self.ray.exceptions.LocalRayletDiedError):  # With the head, mostly.
+                return [self._collect(reference) for reference in ready]
+        self._wait_for_head()
+        return []
 
     def stop(self) -> None:
         """See `Engine`."""
-        for reference in self.running:
-            self.ray.cancel(reference)
-        if self.running:
-            self.ray.wait([*self.running], num_returns=len(self.running), timeout=WAIT)
+        if self.running and self.ray.is_initialized():
+            for reference in self.running:
+                self.ray.cancel(reference)
+            self.ray.wait([*self.running], num_returns=len(self.running), timeout=3 * guard.GRACE)
         self.running.clear()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -239,16 +241,16 @@ class Cluster:
 
     def _collect(self, reference: Any) -> Ended:
         """Puts the files of a run into its folder."""
+        errors, reason = self.ray.exceptions, ""
+        try:
+            outcome: Outcome = self.ray.get(reference)
+        except (errors.NodeDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
+            reason = f"lost again and again: {str(error).splitlines()[0]}"
         run = self.running.pop(reference)
         self.attempts.pop(str(run.folder), None)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(run.folder, ignore_errors=True)
-        try:
-            outcome: Outcome = self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError:
-            raise  # An error of ours.
-        except self.ray.exceptions.RayError as error:
-            reason = f"lost {RETRIES + 1} times: {str(error).splitlines()[0]}"
+        if reason:
             return Ended(run, None, 0.0, reason)
         if outcome.lacking:
             raise UsageError(outcome.lacking)
@@ -274,11 +276,10 @@ class Cluster:
         self.say(f"the head of the cluster at {self.address} does not answer; waiting for it")
         self.ray.shutdown()
         while True:
-            try:
+            time.sleep(PAUSE)  # Also before the first time: the head may be about to end.
+            with suppress(UsageError):
                 self.ray = connect(self.address)
                 break
-            except UsageError:
-                time.sleep(1)
         self._set_up()
         runs = [*self.running.values()]
         self.running.clear()

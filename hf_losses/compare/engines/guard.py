@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 POLL = 0.05
 GRACE = 10.0  # Seconds that a process gets to end by itself.
@@ -149,6 +149,9 @@ def _is_running(process: Any) -> bool:
 
 def main() -> None:
     """Runs the command of the command line."""
+    if child := os.fork():
+        # Ray kills the children of a worker that ends, but not the grandchild that ends the run.
+        exit_like(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
     ending = threading.Event()
 
@@ -162,9 +165,14 @@ def main() -> None:
     code = process.wait()
     if ending.is_set():  # The command has ended, its children perhaps not yet.
         watch.join()
+    exit_like(code)
+
+
+def exit_like(code: int) -> NoReturn:
+    """Exits with a code, or by the signal that a negative one stands for."""
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+        with suppress(OSError):  # SIGKILL has no handler.
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
