@@ -345,3 +345,21 @@ def test_the_head_may_die_and_be_started_again(local, tmp_path, monkeypatch):
     assert "the head is back; 2 runs start again" in out, (out, err)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert results(folder) == results(local)
+
+
+# ---- A recipe ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_on_a_cluster_as_on_one_machine(cluster, tmp_path):
+    recipe = str(ROOT / "recipes" / "image_classification.py")
+    flags = ["--config_overrides", "hidden_size=16,num_hidden_layers=1", "--use_cpu"]
+    flags += ["--max_train_samples", "64", "--max_eval_samples", "32", "--max_steps", "2"]
+    flags += ["--dataloader_num_workers", "0"]
+    options = {"seeds": 1, "script": recipe, "script_flags": flags}
+    values = {}
+    for place in (on_nodes(cluster), ("--jobs", str(os.cpu_count()))):
+        folder = tmp_path / place[0].removeprefix("--")
+        assert main(command(folder, *place, **options)) == 0
+        values[folder.name] = [run["metrics"] for run in results(folder)["runs"]]
+    assert values["cluster"] == values["jobs"]
