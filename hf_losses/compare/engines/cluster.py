@@ -27,7 +27,7 @@ from hf_losses.compare.plan import Plan
 from hf_losses.files import write_bytes
 from hf_losses.messages import MissingExtra, UsageError
 
-RETRIES = 3  # So often a run is made again after its node has died.
+RETRIES = 3  # So often a run is made again after its node has died or was out of memory.
 ATTEMPTS = ".attempts"  # A folder there, for runs that have not ended.
 PAUSE = 5.0  # Seconds between attempts to connect.
 WAIT = 60.0  # Seconds that nodes get to answer.
@@ -66,13 +66,13 @@ class Cluster:
         self.nodes = [node for node in alive if self._room(node)]
         if not self.nodes:
             have = "; ".join(
-                f"{label(node)} has {amount(node, 'CPU'):g} CPUs and {amount(node, 'GPU'):g} GPUs"
+                f"{label(node)} has CPUs: {amount(node, 'CPU'):g}, GPUs: {amount(node, 'GPU'):g}"
                 for node in alive
             )
             self.ray.shutdown()
             raise UsageError(
-                f"no node has the {self.cpus} CPUs and {gpus:g} GPUs of a run (--cpus_per_run, "
-                f"--gpus_per_run): {have}"
+                f"no node has what a run takes (--cpus_per_run {self.cpus}, --gpus_per_run "
+                f"{gpus:g}): {have}"
             )
         room = sum(map(self._room, self.nodes))
         self.parallel = min(jobs or room, room)
@@ -124,8 +124,8 @@ class Cluster:
             )
         disk = "share" if not alone else "do not share"
         say(
-            f"{len(answers)} nodes, which {disk} the disk, have room for {self.parallel} runs at a "
-            f"time with {self.cpus} CPUs and {self.gpus:g} GPUs each."
+            f"Nodes: {len(answers)}, which {disk} the disk. Room for runs at a time: "
+            f"{self.parallel} (CPUs of each: {self.cpus}, GPUs: {self.gpus:g})."
         )
         self._set_up()
 
@@ -220,20 +220,23 @@ class Cluster:
             messages: list[Printed] = self.queue.get_nowait_batch(self.queue.size())
         except self.ray.exceptions.RayError:
             return
-        going_on = {str(run.folder): run for run in self.running.values()}
+        going_on = {str(run.folder): (run, task) for task, run in self.running.items()}
         for message in messages:
-            if not (run := going_on.get(message.name)):  # It has ended, and has its whole log.
+            if message.name not in going_on:  # It has ended, and has its whole log.
                 continue
+            run, reference = going_on[message.name]
             attempts = self.attempts.setdefault(message.name, [])
             if message.attempt not in attempts:
                 attempts.append(message.attempt)
                 run.folder.parent.mkdir(parents=True, exist_ok=True)
                 run.beside("log").write_bytes(b"")
-                if len(attempts) > 1:
+                if len(attempts) > RETRIES + 1:  # Ray goes on for ever with one out of memory.
+                    self.ray.cancel(reference)
+                elif len(attempts) > 1:
                     settings = run.settings
                     self.say(
                         f"{settings.loss}, seed {settings.seed}: begins again on node "
-                        f"{message.node}, since its node died"
+                        f"{message.node}, since its node died or was out of memory"
                     )
             if message.attempt == attempts[-1]:
                 with open(run.beside("log"), "ab") as log:
@@ -244,8 +247,13 @@ class Cluster:
         errors, reason = self.ray.exceptions, ""
         try:
             outcome: Outcome = self.ray.get(reference)
-        except (errors.NodeDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
-            reason = f"lost again and again: {str(error).splitlines()[0]}"
+        except (
+            errors.NodeDiedError,
+            errors.WorkerCrashedError,
+            errors.OutOfMemoryError,
+            errors.TaskCancelledError,
+        ) as error:
+            reason = f"lost {RETRIES + 1} times: {str(error).splitlines()[0]}"
         run = self.running.pop(reference)
         self.attempts.pop(str(run.folder), None)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -257,8 +265,8 @@ class Cluster:
         write_bytes(run.beside("log"), outcome.log)
         if outcome.left_out:
             self.say(f"too large to return: {', '.join(outcome.left_out)} of {run.folder}")
-        if outcome.folder and os.path.isdir(outcome.folder):
-            os.replace(outcome.folder, run.folder)
+        if outcome.folder:
+            move(outcome.folder, run.folder)
         for path, content in outcome.files.items():
             (run.folder / path).parent.mkdir(parents=True, exist_ok=True)
             (run.folder / path).write_bytes(content)
@@ -330,6 +338,18 @@ def reach(address: str) -> None:
     """Raises an OSError if nothing listens at `HOST:PORT`, a ValueError if it is no address."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=2).close()
+
+
+def move(source: str, target: Path) -> None:
+    """Moves a folder that a network disk may show late."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        try:
+            return os.replace(source, target)
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PERIOD)
 
 
 def label(node: Mapping[str, Any]) -> str:

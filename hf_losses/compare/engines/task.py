@@ -68,7 +68,7 @@ class Outcome:
         code: Exit code of the script.
         seconds: Duration of the script.
         log: What it printed; the end of it if that is very long.
-        folder: Where its files lie, if the disk is shared.
+        folder: Where its files lie, if the disk is shared; empty if there are none.
         files: Its files by relative path, if the disk is not shared.
         left_out: Files that were too large to return.
     """
@@ -122,7 +122,7 @@ def make(task: Task, messages: Any) -> Outcome:
         seconds = time.monotonic() - started
         text = log.read_bytes()[-MOST:]
         if shared:
-            return Outcome("", code, seconds, text, str(folder))
+            return Outcome("", code, seconds, text, str(folder) if folder.exists() else "")
         remove_models(folder)  # Only a shared disk can hold them.
         return Outcome("", code, seconds, text, "", *pack(folder))
 
