@@ -8,17 +8,18 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hf_losses.compare.experiment import LOCK, collect, compare, discard, environments
-from hf_losses.compare.local_pool import RunsRefused
+from hf_losses.compare.engines.local_pool import LocalPool
+from hf_losses.compare.engines.run import Engine, RunsRefused
+from hf_losses.compare.experiment import LOCK, collect, compare, discard
 from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.results import RESULTS, RunRecord, write_results
-from hf_losses.compare.runs import forget_failed
+from hf_losses.compare.runs import forget_failed, losses_without_result
 from hf_losses.messages import MissingExtra, UsageError
 
 INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
@@ -80,7 +81,24 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--launcher", default="", metavar="CMD", help="such as 'accelerate launch'; default: none"
     )
-    command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    command.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at a time; default: 1, or all that --cluster has",
+    )
+    command.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="make the runs on the Ray cluster with this head, such as 10.0.0.1:6379; auto: on the "
+        "cluster of this machine",
+    )
+    command.add_argument(
+        "--cpus_per_run", type=int, metavar="N", help="of --cluster; default: 1, or a GPU's share"
+    )
+    command.add_argument(
+        "--gpus_per_run", type=float, metavar="N", help="of --cluster; default: 1 if it has any"
+    )
     command.add_argument("--keep_models", action="store_true", help="keep weights, checkpoints too")
     command.add_argument("--retry_failed", action="store_true", help="run again what crashed")
     command.add_argument("script", metavar="SCRIPT", help="behind --")
@@ -95,25 +113,42 @@ def add_command(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
-    from filelock import FileLock, Timeout
-
     for package in (*PACKAGES, "optuna") if arguments.tune else PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(f"compare needs {package}: pip install 'hf-losses[compare]'")
     settings = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
-    plan = make_plan(jobs=arguments.jobs, **settings)
-    environments(plan, arguments.jobs)  # An error here comes before the folder is made.
+    jobs, cpus, gpus = arguments.jobs, arguments.cpus_per_run, arguments.gpus_per_run
+    plan = make_plan(jobs=1 if jobs is None else jobs, **settings)
+    if arguments.cluster is None:
+        if cpus is not None or gpus is not None:
+            raise UsageError("--cpus_per_run and --gpus_per_run are for --cluster; use --jobs")
+        return _in_folder(plan, arguments, LocalPool(jobs or 1))
+    if cpus is not None and cpus < 1:
+        raise UsageError(f"--cpus_per_run must be at least 1, got {cpus}")
+    if gpus is not None and not (0 <= gpus < 1 or (gpus > 0 and gpus.is_integer())):
+        raise UsageError(f"--gpus_per_run takes a whole number, or less than 1, got {gpus:g}")
+    from hf_losses.compare.engines.cluster import Cluster
+
+    with Cluster(arguments.cluster, cpus, gpus, jobs) as cluster:
+        return _in_folder(replace(plan, threads=cluster.cpus), arguments, cluster)
+
+
+def _in_folder(
+    plan: Plan, arguments: argparse.Namespace, engine: Engine
+) -> Callable[[], int] | None:
+    from filelock import FileLock, Timeout
+
     folder = arguments.output_dir
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output_dir")
     new = not (folder / PLAN).exists()
-    plan = open_folder(folder, plan)
+    plan = open_folder(folder, plan, () if new else losses_without_result(folder))
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         with lock:
             if arguments.retry_failed:
                 forget_failed(plan, folder)
-            return _make_runs(plan, folder, arguments)
+            return _make_runs(plan, folder, engine, arguments)
     except Timeout:
         raise UsageError(f"another hf-losses compare is at work in {folder}") from None
     except RunsRefused:
@@ -126,14 +161,16 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
 _SETTINGS = {field.name for field in fields(Plan)} - {"threads"}
 
 
-def _make_runs(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Callable[[], int] | None:
+def _make_runs(
+    plan: Plan, folder: Path, engine: Engine, arguments: argparse.Namespace
+) -> Callable[[], int] | None:
     previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Display(plan, folder, arguments.jobs) as display:
-            compare(
+        with Display(plan, folder, engine.parallel) as display:
+            refused = compare(
                 plan,
                 folder,
-                jobs=arguments.jobs,
+                engine,
                 keep_models=arguments.keep_models,
                 progress=display.done,
                 say=display.say,
@@ -150,6 +187,12 @@ def _make_runs(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Calla
         signal.signal(signal.SIGTERM, previous_handler)
     arguments.folder = folder
     _report(arguments)
+    if refused:
+        losses = "".join(f"\n{loss}: {reason}" for loss, reason in refused.items())
+        raise UsageError(
+            f"the script refused {len(refused)} of {len(plan.losses)} losses, which are not "
+            f"compared. With corrected --losses, the same command adds them in {folder}.{losses}"
+        )
     return None
 
 

@@ -1,12 +1,11 @@
 """`hf-losses compare`: the same script with several losses, on the same seeds.
 
 The folder of a comparison holds `plan.json` (the flags), `runs/LOSS/seed-1` (a run's own folder),
-`seed-1.log`, `seed-1.json` (see `local_pool`), and the files of the report.
+`seed-1.log`, `seed-1.json` (see `engines.run`), and the files of the report.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -14,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from hf_losses.compare.local_pool import Pool, Run, single, stored_record
+from hf_losses.compare.engines.pool import Pool, has_flags
+from hf_losses.compare.engines.run import MARK, Engine, Run, single, stored_record
 from hf_losses.compare.plan import PLAN, Plan, read_plan
 from hf_losses.compare.results import Facts, Metric, Results, RunRecord, RunSettings, Tuning
 from hf_losses.compare.runs import make_run, planned_runs, read_result
 from hf_losses.compare.tuning import STORE, trials
-from hf_losses.messages import UsageError
 
 LOCK = ".lock"
 PILOT_SEEDS = 3  # The spread is estimated after this many seeds.
@@ -121,7 +120,7 @@ def stage_runs(
             out.
         records: The records of the tuning.
     """
-    best = {loss: best_trial(plan, loss, records) for loss in losses}
+    best = {loss: best_trial(plan, loss, records) for loss in flagged_first(losses)}
     return [
         make_run(plan, folder, loss, stage, seed, tuning.parameters if tuning else {})
         for seed in plan.seeds_of(stage)
@@ -133,63 +132,87 @@ def stage_runs(
 def compare(
     plan: Plan,
     folder: Path,
+    engine: Engine,
     *,
-    jobs: int,
     keep_models: bool,
     progress: Callable[[RunRecord, bool], None],
     say: Callable[[str], None],
-) -> None:
+) -> dict[str, str]:
     """Makes all runs that have not been made yet.
 
     Args:
         plan: The plan, as `open_folder` returned it.
         folder: The comparison's folder.
-        jobs: Number of parallel runs.
+        engine: Makes the runs.
         keep_models: Whether to keep the weights and checkpoints of the runs.
         progress: Called with every record, and whether it is new.
         say: Called with sentences for the user, such as what the design can show.
 
+    Returns:
+        Why the script refuses the flags of a loss, by loss; these losses were left out.
+
     Raises:
-        RunsRefused: If the script refuses its arguments.
-        ValueError: If there are fewer GPUs than jobs of a launcher.
+        RunsRefused: If the engine cannot make the runs, or the script refuses its arguments.
     """
     from hf_losses.compare.power import describe_design
-    from hf_losses.compare.statistics import describe_spread
 
     records: list[RunRecord] = []
+    pilot: set[tuple[str, str, int]] = set()  # Stage, loss and seed of first runs to wait for.
 
     def done(record: RunRecord, new: bool) -> None:
         records.append(record)
         progress(record, new)
+        if pilot:
+            pilot.discard((record.stage, record.loss, record.seed))
+            pilot.difference_update([run for run in pilot if run[1] in pool.refused])
+            if not pilot and (text := pilot_spread(plan, record.stage, records)):
+                say(text)
 
     def read(run_folder: Path, settings: RunSettings) -> RunRecord:
         return read_result(run_folder, settings, plan)
 
-    pool = Pool(jobs, environments(plan, jobs), read, done, keep_models)
+    engine.prepare(plan, folder, keep_models=keep_models, say=say)
+    pool = Pool(engine, plan, read, done, say, keep_models)
     say(describe_design(plan.comparisons, plan.tested_seeds))
     if plan.tune:
-        pool.run([trials(plan, folder, loss) for loss in plan.losses])
+        pool.run([trials(plan, folder, loss) for loss in flagged_first(plan.losses)])
     for stage in plan.stages:
         losses = best_losses(plan, records) if stage == "confirm" else plan.losses
         if stage == "confirm":
             say(f"Screening leaves: {', '.join(losses)}; they are compared on fresh seeds.")
         runs = stage_runs(plan, folder, stage, losses, records)
-        # The spread on the first seeds shows what differences all seeds together can detect.
-        pilot_seeds = plan.seeds_of(stage)[:PILOT_SEEDS]
-        pilot = [run for run in runs if run.settings.seed in pilot_seeds]
-        pool.run(single(run) for run in pilot)
         if stage != "confirm":
-            values = {
-                loss: {
-                    record.seed: record.value
-                    for record in records
-                    if (record.stage, record.loss) == (stage, loss) and record.value is not None
-                }
-                for loss in losses
-            }
-            if text := describe_spread(values, plan.baseline, plan.comparisons, plan.tested_seeds):
-                say(text)
-        pool.run(single(run) for run in runs[len(pilot) :])
+            seeds = plan.seeds_of(stage)[:PILOT_SEEDS]
+            settings = [run.settings for run in runs if run.settings.seed in seeds]
+            pilot.update((stage, run.loss, run.seed) for run in settings)
+        pool.run(single(run) for run in runs)
+    return pool.refused
+
+
+def pilot_spread(plan: Plan, stage: str, records: Iterable[RunRecord]) -> str:
+    """What the spread on the first seeds says of the differences that all seeds can detect.
+
+    Args:
+        plan: The plan.
+        stage: `main` or `screen`.
+        records: Records of any runs.
+
+    Returns:
+        A sentence; empty if there is nothing to say.
+    """
+    from hf_losses.compare.statistics import describe_spread
+
+    seeds = plan.seeds_of(stage)[:PILOT_SEEDS]
+    values: dict[str, dict[int, float]] = {loss: {} for loss in plan.losses}
+    for record in records:
+        if record.stage == stage and record.seed in seeds and record.value is not None:
+            values[record.loss][record.seed] = record.value
+    return describe_spread(values, plan.baseline, plan.comparisons, plan.tested_seeds)
+
+
+def flagged_first(losses: Iterable[str]) -> list[str]:
+    """Puts losses with flags of their own first: the script may refuse them, before it trains."""
+    return sorted(losses, key=lambda loss: not has_flags(loss))
 
 
 def discard(folder: Path) -> None:
@@ -198,30 +221,8 @@ def discard(folder: Path) -> None:
     Args:
         folder: The comparison's folder.
     """
-    for name in (PLAN, STORE, LOCK):
+    for name in (PLAN, STORE, LOCK, MARK):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "runs", ignore_errors=True)
     with suppress(OSError):
         folder.rmdir()
-
-
-def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
-    """The environment variables of each parallel run: its threads, or its GPUs.
-
-    Args:
-        plan: The plan.
-        jobs: Number of parallel runs.
-
-    Raises:
-        ValueError: If a launcher's job would have no GPU.
-    """
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
-    if not gpus or not torch.cuda.is_available():
-        return [{"OMP_NUM_THREADS": str(plan.threads)}] * jobs
-    if plan.launcher and jobs > len(gpus):
-        raise UsageError(f"--jobs {jobs} leaves some without a GPU; there are {len(gpus)}")
-    shares = [gpus[job::jobs] if plan.launcher else [gpus[job % len(gpus)]] for job in range(jobs)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]

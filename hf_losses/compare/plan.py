@@ -8,8 +8,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -265,12 +265,14 @@ def parse_range(text: str) -> tuple[str, list[float]]:
         ) from None
 
 
-def open_folder(folder: Path, plan: Plan) -> Plan:
+def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> Plan:
     """Begins or continues a comparison.
 
     Args:
         folder: Folder of the comparison; it is created if it is missing.
         plan: The plan of this command.
+        replaceable: Losses of a comparison in the folder without any result, which the plan may
+            leave out or replace: their flags may have been corrected.
 
     Returns:
         The plan to continue with, with the number of threads of the first start.
@@ -286,18 +288,21 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
         write_json(path, asdict(plan))
         return plan
     stored = read_plan(folder)
+    plan = replace(plan, threads=stored.threads)
+    added, left_out = {*plan.losses} - {*stored.losses}, {*stored.losses} - {*plan.losses}
+    corrected = left_out <= {*replaceable} and len(added) <= len(left_out)
+    if corrected and plan == replace(stored, losses=plan.losses):
+        write_json(path, asdict(plan))
+        return plan
     differences = [
         f"{field.name} was {old!r} and is {new!r}"
         for field in fields(Plan)
-        if field.name != "threads"
-        and (old := getattr(stored, field.name)) != (new := getattr(plan, field.name))
+        if (old := getattr(stored, field.name)) != (new := getattr(plan, field.name))
     ]
-    if differences:
-        raise UsageError(
-            f"{folder} holds a comparison with other flags: {'; '.join(differences)}. Take those "
-            "to continue it, or another --output_dir"
-        )
-    return stored
+    raise UsageError(
+        f"{folder} holds a comparison with other flags: {'; '.join(differences)}. Take those "
+        "to continue it, or another --output_dir"
+    )
 
 
 def read_plan(folder: Path) -> Plan:

@@ -20,8 +20,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hf_losses.compare.local_pool import Run, stored_record
-from hf_losses.compare.plan import TUNING_SEED, Plan
+from hf_losses.compare.engines.run import Run, stored_record
+from hf_losses.compare.plan import TUNING_SEED, Plan, read_plan
 from hf_losses.compare.results import Facts, Metric, RunRecord, RunSettings
 from hf_losses.messages import UsageError, nearest
 
@@ -95,6 +95,17 @@ def forget_failed(plan: Plan, folder: Path) -> None:
         record = stored_record(run)
         if record and record.status == "failed" and record.stage != "tune":
             run.beside("json").unlink()
+
+
+def losses_without_result(folder: Path) -> set[str]:
+    """The losses of a comparison of which no run has a result, such as those that were refused.
+
+    Args:
+        folder: The comparison's folder, with a plan.
+    """
+    plan = read_plan(folder)
+    records = [stored_record(run) for run in planned_runs(plan, folder)]
+    return {*plan.losses} - {run.loss for run in records if run and run.status != "failed"}
 
 
 def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:

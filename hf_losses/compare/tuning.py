@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from hf_losses.compare.local_pool import Chain
+from hf_losses.compare.engines.run import Chain
 from hf_losses.compare.plan import TUNING_SEED, Plan
 from hf_losses.compare.runs import make_run
 from hf_losses.messages import MissingExtra

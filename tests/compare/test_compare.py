@@ -16,9 +16,10 @@ from filelock import FileLock
 
 import hf_losses
 from hf_losses.cli.main import main
-from hf_losses.compare import local_pool as pool
-from hf_losses.compare.experiment import best_losses, environments
-from hf_losses.compare.local_pool import failure
+from hf_losses.compare.engines import guard
+from hf_losses.compare.engines.local_pool import environments
+from hf_losses.compare.engines.pool import failure
+from hf_losses.compare.experiment import best_losses
 from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
 from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
@@ -146,7 +147,6 @@ def test_logs_stay_and_weights_go(two_seeds):
     folder = run_folder(two_seeds, "strict_l", "seed-2")
     assert "threads" in folder.with_name("seed-2.log").read_text()
     assert {path.name for path in folder.iterdir()} == {"result.json"}
-    assert not list(two_seeds.rglob("*.pid"))
 
 
 def test_cores_are_shared_among_the_jobs(tmp_path):
@@ -356,6 +356,69 @@ def test_flags_that_the_script_refuses_end_it_at_once(tmp_path, capsys):
     main(command(folder))  # The corrected command takes the same folder.
 
 
+FLAGGED = "liberal_exp --bonus"  # The flag lacks its value.
+REFUSAL = "compare_script.py: error: argument --bonus: expected one argument"
+
+
+def test_a_loss_whose_flags_the_script_refuses_stops_before_the_others_run(tmp_path, capfd):
+    folder = tmp_path / "x"
+    losses = ["cross_entropy", "strict_l", FLAGGED]
+    with pytest.raises(SystemExit) as stopped:
+        main(command(folder, "--seeds", "4", losses=losses))
+    assert stopped.value.code == 2
+    out, err = capfd.readouterr()
+    said = out.splitlines()
+    assert said[1].startswith(f"{FLAGGED} is left out, since the script refuses it: {REFUSAL}")
+    assert said[2].startswith("1/12 cross_entropy")
+    assert "the script refused 1 of 3 losses" in err
+    assert f"{FLAGGED}: {REFUSAL}; the command was: " in err
+    assert len(list(folder.rglob("*.log"))) == 4 + 4 + 1
+    assert [run["status"] for run in runs(folder)] == ["finished"] * 8
+    assert "incomplete" in (folder / "table.md").read_text()
+    kept = {path: path.stat().st_mtime_ns for path in records(folder)}
+    corrected = ["cross_entropy", "strict_l", f"{FLAGGED} 0.5"]
+    assert main(command(folder, "--seeds", "4", losses=corrected)) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(runs(folder)) == 12
+    assert "incomplete" not in (folder / "table.md").read_text()
+    # A loss with results cannot be exchanged.
+    flags = ("--seeds", "4")
+    assert "other flags: losses was" in refused(command(folder, *flags, losses=losses), capfd)
+
+
+def test_of_a_loss_with_flags_one_run_goes_ahead(tmp_path, capfd):
+    folder = tmp_path / "x"
+    losses = ["cross_entropy", "strict_l", FLAGGED]
+    assert REFUSAL in refused(command(folder, "--seeds", "3", "--jobs", "8", losses=losses), capfd)
+    assert len([*run_folder(folder, FLAGGED, "x").parent.glob("*.log")]) == 1
+    assert len(runs(folder)) == 6
+
+
+def test_where_no_other_loss_is_left_nothing_runs(tmp_path, capfd):
+    folder = tmp_path / "x"
+    message = refused(command(folder, losses=["cross_entropy", FLAGGED]), capfd)
+    assert f"error: {REFUSAL}; the command was: " in message
+    assert not folder.exists()
+
+
+def test_tuned_values_may_be_refused_but_not_three_times_with_the_same_words(tmp_path, capfd):
+    script = tmp_path / "picky.py"
+    check = "if args.learning_rate > 0.3:\n    parser.error(f'too high: {args.learning_rate}')\n"
+    code = Path(SCRIPT).read_text().replace("if args.output_dir", f"{check}if args.output_dir")
+    script.write_text(code)
+    tune = ("--tune", "learning_rate=0.1:0.5", "--trials", "3", "--seeds", "1")
+    assert main(command(tmp_path / "x", *tune, losses=LOSSES[:2], script=str(script))) == 0
+    trials = runs(tmp_path / "x", "tune")
+    assert {run["status"] for run in trials} == {"finished", "failed"}
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        main(command(tmp_path / "y", *TUNE, losses=["cross_entropy", FLAGGED]))
+    out, err = capfd.readouterr()
+    assert f"error: {REFUSAL}; the command was: " in err
+    assert out.count(f"failed: {REFUSAL}") == 2  # The third is the error.
+    assert "cross_entropy" not in out
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -442,7 +505,7 @@ def test_killed_and_started_again_it_finds_the_same(tmp_path):
     script_flags = ["--sleep", "0.3"]
     process = start(command(killed, script_flags=script_flags))
     wait_for(lambda: len(records(killed)) >= 2)
-    wait_for(lambda: list(killed.rglob("seed-*.pid")))
+    wait_for(lambda: len(list(killed.rglob("*.log"))) > len(records(killed)))
     before = {path: path.stat().st_mtime_ns for path in records(killed)}
     process.kill()
     process.communicate()
@@ -456,21 +519,33 @@ def test_killed_and_started_again_it_finds_the_same(tmp_path):
         assert mine.replace(str(killed), "") == other.replace(str(whole), "")
 
 
-def test_what_a_killed_comparison_left_running_is_ended(tmp_path):
+def test_no_run_outlives_a_killed_comparison(tmp_path):
     folder = tmp_path / "x"
-    script_flags = ["--sleep", "60", "--child"]
-    process = start(command(folder, script_flags=script_flags))
+    process = start(command(folder, script_flags=["--sleep", "60", "--child"]))
     log = run_folder(folder, "cross_entropy", "seed-1").with_name("seed-1.log")
     wait_for(lambda: log.exists() and "child" in log.read_text())
+    child = int(log.read_text().split()[1])
+    assert runs_still(child)
     process.kill()
     process.communicate()
-    child = psutil.Process(int(log.read_text().split()[1]))
-    assert child.is_running()
-    again = start(command(folder, script_flags=script_flags))
-    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-    wait_for(lambda: "child" in log.read_text())
-    again.terminate()
-    again.communicate()
+    wait_for(lambda: not runs_still(child), seconds=20)
+
+
+def test_a_run_waits_for_what_still_writes_to_its_log(tmp_path):
+    ending = "import signal, time; signal.signal(15, lambda *_: exit(time.sleep(0.5) or 'late'));"
+    ending += "print('ready', flush=True); time.sleep(60)"
+    path = tmp_path / "log"
+    with guard.open_log(path) as log:
+        first = guard.start([sys.executable, "-c", ending], log, {})
+    wait_for(lambda: "ready" in path.read_text())
+    first.stdin.close()
+    with guard.open_log(path) as log:
+        assert path.read_text() == ""
+        assert first.wait(timeout=5) != 0  # Has ended, not only been asked to.
+        second = guard.start([sys.executable, "-c", "print('second')"], log, {})
+    assert second.wait() == 0
+    second.stdin.close()
+    assert path.read_text() == "second\n"
 
 
 @pytest.mark.slow
@@ -487,7 +562,6 @@ def test_interrupted_it_keeps_what_is_finished(tmp_path, stop):
     assert process.returncode == 130
     assert "The same command continues" in err
     assert "Traceback" not in err
-    assert not list(folder.rglob("*.pid"))
     for log in folder.rglob("*.log"):
         for line in log.read_text().splitlines():
             if line.startswith("child"):
@@ -503,21 +577,24 @@ def test_interrupted_it_keeps_what_is_finished(tmp_path, stop):
 
 
 def test_interrupted_at_the_start_of_a_run_nothing_goes_on(tmp_path, monkeypatch):
-    processes, start_alone = [], pool.start
+    processes, start_alone = [], guard.start
 
-    def start_and_interrupt(run, environment):
-        processes.append(start_alone(run, environment))
-        signal.raise_signal(signal.SIGINT)
+    def start_and_interrupt(*arguments):
+        processes.append(start_alone(*arguments))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # When the start has returned, or nearly.
         return processes[-1]
 
-    monkeypatch.setattr(pool, "start", start_and_interrupt)
-    run = pool.Run(tmp_path / "x", [sys.executable, "-c", "import time; time.sleep(60)"], {})
-    runs = pool.Pool(1, [{}], lambda *_: {}, lambda *_: None, keep_models=True)
-    with pytest.raises(KeyboardInterrupt):
-        runs.run([pool.single(run)])
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(guard, "start", start_and_interrupt)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        assert main(command(tmp_path / "x", script_flags=["--sleep", "60"])) == 130
+    finally:
+        signal.signal(signal.SIGALRM, previous)
     assert len(processes) == 1
     assert not runs_still(processes[0].pid)
-    assert not list(tmp_path.glob("*.pid"))
 
 
 def test_other_flags_under_the_same_folder_are_an_error(two_seeds, capsys):

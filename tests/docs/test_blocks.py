@@ -41,7 +41,7 @@ from hf_losses.losses.registry import match_losses
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 DOCUMENTS = {path.name: path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
-NEEDS = {"the Hub", "a GPU", "an installation"}
+NEEDS = {"the Hub", "a GPU", "an installation", "a cluster"}
 PYTHON, DATA = ("python", "diff", "text"), {"json": json.loads, "toml": tomllib.loads}
 DATA["yaml"] = yaml.safe_load
 LANGUAGES = {*PYTHON, *DATA, "sh", "bibtex"}  # The last is no code.
@@ -263,12 +263,24 @@ def read(monkeypatch):
     def make(arguments):
         subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
 
+    def on_slurm(arguments):
+        from ray.scripts.scripts import start
+
+        words, command = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
+        assert words[:2] == ["ray", "symmetric-run"]
+        nodes = words.index("--min-nodes")
+        assert words[nodes + 1].isdigit()
+        start.make_context("start", words[2:nodes] + words[nodes + 2 :])
+        assert command[0] == "hf-losses"
+        return hf_losses(command[1:])
+
     readers = {
         "accelerate": launched,
         "hf-losses": hf_losses,
         "make": make,
         "pip": lambda arguments: None,  # Its extras: see below.
         "python": lambda arguments: script(arguments[0], arguments[1:]),
+        "srun": on_slurm,
     }
 
     def read_words(words):
