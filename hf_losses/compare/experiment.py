@@ -153,8 +153,8 @@ def compare(
         RunsRefused: If the script refuses its arguments.
         ValueError: If there are fewer GPUs than jobs of a launcher.
     """
-    from hf_losses.compare.power import describe_design
-    from hf_losses.compare.statistics import describe_spread
+    from hf_losses.compare.statistics.power import describe_design
+    from hf_losses.compare.statistics.summary import describe_spread
 
     records: list[RunRecord] = []
 

@@ -15,7 +15,7 @@ from hf_losses.compare.report.files import write_report
 from hf_losses.compare.report.terminal import text_table
 from hf_losses.compare.report.words import view_of
 from hf_losses.compare.results import Results
-from hf_losses.compare.statistics import statistics
+from hf_losses.compare.statistics.summary import statistics
 
 FLAGS = "liberal_parabolic --loss_warmup_ratio 0.3"
 PICTURES = [

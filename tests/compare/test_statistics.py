@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_losses.compare import intervals
-from hf_losses.compare.intervals import bootstrap_interval
-from hf_losses.compare.p_values import holm, sign_flip_p, smallest_p
 from hf_losses.compare.plan import Plan
-from hf_losses.compare.power import (
+from hf_losses.compare.results import Metric, Results, RunRecord
+from hf_losses.compare.statistics import intervals
+from hf_losses.compare.statistics.intervals import bootstrap_interval
+from hf_losses.compare.statistics.p_values import holm, sign_flip_p, smallest_p
+from hf_losses.compare.statistics.power import (
     describe_design,
     detectable_difference,
     median_spread,
     seeds_needed,
 )
-from hf_losses.compare.results import Metric, Results, RunRecord
-from hf_losses.compare.speed import time_to_baseline
-from hf_losses.compare.statistics import compare, describe_spread, statistics
+from hf_losses.compare.statistics.speed import time_to_baseline
+from hf_losses.compare.statistics.summary import compare, describe_spread, statistics
 
 # ---- The sign-flip test ----------------------------------------------------------------------
 
@@ -184,7 +184,9 @@ def draw(generator, planted=0.0, losses=9, seeds=SEEDS):
 @pytest.fixture
 def no_intervals(monkeypatch):
     """Verdicts do not depend on them, and 500 repetitions would take minutes."""
-    monkeypatch.setattr("hf_losses.compare.statistics.bootstrap_interval", lambda differences: None)
+    monkeypatch.setattr(
+        "hf_losses.compare.statistics.summary.bootstrap_interval", lambda differences: None
+    )
     monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels collects garbage at every call.
 
 

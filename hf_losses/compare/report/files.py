@@ -15,7 +15,7 @@ from hf_losses.compare.report.pictures import draw
 from hf_losses.compare.report.table_md import table_md
 from hf_losses.compare.report.words import COLUMNS, WORDS, View, view_of
 from hf_losses.compare.results import read_results, write_results
-from hf_losses.compare.statistics import statistics
+from hf_losses.compare.statistics.summary import statistics
 from hf_losses.files import write_bytes
 
 TABLE = "table.md"

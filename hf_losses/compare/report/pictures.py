@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import Any, cast
 
 from hf_losses.compare.results import Metric, Results
-from hf_losses.compare.speed import TimeToBaseline, is_number
-from hf_losses.compare.statistics import Statistics
+from hf_losses.compare.statistics.speed import TimeToBaseline, is_number
+from hf_losses.compare.statistics.summary import Statistics
 from hf_losses.files import write_bytes
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 from hf_losses.losses.registry import list_losses

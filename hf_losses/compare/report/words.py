@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_losses.compare.plan import Plan
-from hf_losses.compare.power import describe_design
 from hf_losses.compare.results import Metric, Results
-from hf_losses.compare.speed import TimeToBaseline
-from hf_losses.compare.statistics import Comparison, LossResult, StageResult, Statistics
+from hf_losses.compare.statistics.power import describe_design
+from hf_losses.compare.statistics.speed import TimeToBaseline
+from hf_losses.compare.statistics.summary import Comparison, LossResult, StageResult, Statistics
 from hf_losses.metrics.direction import lower_is_better
 
 NOTHING = "–"

@@ -13,11 +13,16 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from hf_losses.compare.intervals import bootstrap_interval
-from hf_losses.compare.p_values import ALPHA, holm, sign_flip_p, smallest_p
-from hf_losses.compare.power import POWER, detectable_difference, median_spread, seeds_needed
 from hf_losses.compare.results import Metric, Results, RunRecord
-from hf_losses.compare.speed import TimeToBaseline, time_to_baseline
+from hf_losses.compare.statistics.intervals import bootstrap_interval
+from hf_losses.compare.statistics.p_values import ALPHA, holm, sign_flip_p, smallest_p
+from hf_losses.compare.statistics.power import (
+    POWER,
+    detectable_difference,
+    median_spread,
+    seeds_needed,
+)
+from hf_losses.compare.statistics.speed import TimeToBaseline, time_to_baseline
 
 CALIBRATION = ("cross_entropy", "ece")
 

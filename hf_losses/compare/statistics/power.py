@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from statistics import median
 
-from hf_losses.compare.p_values import ALPHA, smallest_p
+from hf_losses.compare.statistics.p_values import ALPHA, smallest_p
 
 POWER = 0.8
 
