@@ -16,7 +16,7 @@ from typing import Any
 
 from hf_losses.compare.experiment import LOCK, collect, compare, discard, environments
 from hf_losses.compare.local_pool import RunsRefused
-from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
+from hf_losses.compare.plan import PLAN, Plan, add_seeds, make_plan, open_folder
 from hf_losses.compare.results import RESULTS, RunRecord, write_results
 from hf_losses.compare.runs import forget_failed
 from hf_losses.messages import MissingExtra, UsageError
@@ -59,6 +59,20 @@ def add_command(commands: Any) -> None:
     command.add_argument("--top", type=int, metavar="N", help="… N losses …")
     command.add_argument(
         "--confirm", type=int, metavar="K", help="… and test these alone, on K fresh seeds"
+    )
+    command.add_argument(
+        "--add_seeds",
+        type=int,
+        metavar="K",
+        help="with the flags of a finished comparison: K more seeds, and a further look at the "
+        "results, which the tests allow for",
+    )
+    command.add_argument(
+        "--margin",
+        type=float,
+        metavar="M",
+        help="a difference in the metric below which losses are equivalent; default: the standard "
+        "deviation of the baseline over the seeds",
     )
     command.add_argument("--output_dir", required=True, type=Path, metavar="D", help="folder")
     command.add_argument("--metric", metavar="M", help="compared metric; default: the task's")
@@ -107,12 +121,18 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output_dir")
     new = not (folder / PLAN).exists()
+    if new and arguments.add_seeds is not None:
+        raise UsageError(
+            f"--add_seeds continues a finished comparison, and {folder} holds none: leave it out"
+        )
     plan = open_folder(folder, plan)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         with lock:
             if arguments.retry_failed:
                 forget_failed(plan, folder)
+            if arguments.add_seeds is not None:
+                plan = _next_look(plan, folder, arguments.add_seeds)
             return _make_runs(plan, folder, arguments)
     except Timeout:
         raise UsageError(f"another hf-losses compare is at work in {folder}") from None
@@ -123,7 +143,23 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
 
 
 # The arguments that `make_plan` takes besides `jobs`.
-_SETTINGS = {field.name for field in fields(Plan)} - {"threads"}
+_SETTINGS = {field.name for field in fields(Plan)} - {"threads", "added"}
+
+
+def _next_look(plan: Plan, folder: Path, count: int) -> Plan:
+    """The plan with more seeds; without a change if they are those of an interrupted command."""
+    from hf_losses.compare.statistics.summary import statistics
+
+    last = [stage for stage in statistics(collect(folder)).stages if stage.tested]
+    if last and not any(result.missing for result in last[0].losses):
+        return add_seeds(folder, plan, count)
+    if plan.added[-1:] == [count]:
+        return plan
+    begun = f"--add_seeds {plan.added[-1]}" if plan.added else "no --add_seeds"
+    raise UsageError(
+        f"the comparison in {folder} lacks runs, so seeds cannot be added yet: let the same "
+        f"command with {begun} finish it"
+    )
 
 
 def _make_runs(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Callable[[], int] | None:

@@ -153,8 +153,8 @@ def compare(
         RunsRefused: If the script refuses its arguments.
         ValueError: If there are fewer GPUs than jobs of a launcher.
     """
+    from hf_losses.compare.statistics.comparison import describe_spread
     from hf_losses.compare.statistics.power import describe_design
-    from hf_losses.compare.statistics.summary import describe_spread
 
     records: list[RunRecord] = []
 
@@ -166,7 +166,7 @@ def compare(
         return read_result(run_folder, settings, plan)
 
     pool = Pool(jobs, environments(plan, jobs), read, done, keep_models)
-    say(describe_design(plan.comparisons, plan.tested_seeds))
+    say(describe_design(plan.comparisons, plan.tested_seeds, plan.look))
     if plan.tune:
         pool.run([trials(plan, folder, loss) for loss in plan.losses])
     for stage in plan.stages:
@@ -187,7 +187,8 @@ def compare(
                 }
                 for loss in losses
             }
-            if text := describe_spread(values, plan.baseline, plan.comparisons, plan.tested_seeds):
+            design = (plan.comparisons, plan.tested_seeds, plan.look)
+            if text := describe_spread(values, plan.baseline, *design):
                 say(text)
         pool.run(single(run) for run in runs[len(pilot) :])
 

@@ -8,12 +8,12 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from hf_losses.compare.statistics.intervals import bootstrap_interval
 from scipy import stats
 
 from hf_losses.compare.plan import Plan
 from hf_losses.compare.results import Metric, Results, RunRecord
 from hf_losses.compare.statistics import intervals
-from hf_losses.compare.statistics.intervals import bootstrap_interval
 from hf_losses.compare.statistics.p_values import holm, sign_flip_p, smallest_p
 from hf_losses.compare.statistics.power import (
     describe_design,

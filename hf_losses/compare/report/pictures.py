@@ -28,7 +28,8 @@ PICTURE_STYLE = {**STYLE, "axes.titlelocation": "left", "legend.frameon": False}
 MARKERS: dict[str | None, dict[str, Any]] = {
     "better": {"marker": "^", "color": "#0B5FA5", "label": "better"},
     "worse": {"marker": "v", "color": "#B3261E", "label": "worse"},
-    "tie": {"marker": "o", "color": "#4D4D4D", "label": "tie"},
+    "equivalent": {"marker": "D", "color": "#1B7837", "label": "equivalent"},
+    "undecided": {"marker": "o", "color": "#4D4D4D", "label": "undecided"},
     "incomplete": {"marker": "x", "color": "#8C8C8C", "label": "incomplete"},
     None: {"marker": "s", "color": "#4D4D4D", "label": "not tested (screening)"},
 }
@@ -41,7 +42,7 @@ TITLES = {"main": "", "screen": "Screening (not tested)", "confirm": "Confirmati
 
 
 def differences_figure(results: Results, statistics: Statistics) -> Any:
-    """The paired differences to the baseline: mean and interval, each seed a faint dot.
+    """The paired differences to the baseline: mean, interval and margin, each seed a faint dot.
 
     Args:
         results: The results of the runs.
@@ -65,6 +66,8 @@ def differences_figure(results: Results, statistics: Statistics) -> Any:
     plan = results.plan
     for axes, (stage, rows) in zip(all_axes, panels, strict=True):
         axes.axvline(0, color=BASELINE_COLOR, linewidth=1.2)
+        if stage.margin:
+            axes.axvspan(-stage.margin, stage.margin, color="#1B7837", alpha=0.1, linewidth=0)
         for height, (_, comparison) in enumerate(rows):
             style = dict(MARKERS[comparison.verdict])
             del style["label"]

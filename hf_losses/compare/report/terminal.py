@@ -8,7 +8,7 @@ from hf_losses.compare.report.words import View
 
 TERMINAL = 100  # Width in characters.
 # Columns that do not fit into a terminal.
-WIDE = ("p", "steps", "seconds", "NLL", "ECE")
+WIDE = ("p", "p (equivalent)", "steps", "seconds", "NLL", "ECE")
 
 
 def text_table(view: View) -> str:

@@ -1,48 +1,25 @@
-"""P values of paired differences: a sign-flip permutation test, and Holm's correction."""
+"""What is significant: the level, and its division among losses and looks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-ALPHA = 0.05
-
-EXACT = 2**16  # Up to this many sign patterns (16 seeds), all of them are tried.
+ALPHA = 0.05  # Of a whole comparison: all its losses, and all its looks.
+FIRST_LOOK = 2 / 3
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """The two-sided p value of the sign-flip permutation test of a mean of zero.
+def share_of_look(look: int) -> float:
+    """The share of `ALPHA` that a look at the results may spend.
+
+    The first look takes two thirds, and each further one, after `--add_seeds`, two thirds of what
+    is left. The shares of all looks together never exceed 1, so that the probability of an error
+    at any of them is at most `ALPHA`: alpha is spent by the number of the look (Slud and Wei 1982,
+    JASA 77), without any assumption on how the looks depend on each other.
 
     Args:
-        differences: One per seed.
-
-    Returns:
-        The p value, at least 2/2^k for k seeds: exact up to 16 seeds, from random sign patterns
-        beyond.
+        look: 1, 2, …
     """
-    from scipy.stats import permutation_test
-
-    if len(differences) < 2 or not any(differences):
-        return 1.0
-    largest = max(map(abs, differences))
-
-    def mean(x: np.ndarray, axis: int) -> np.ndarray:
-        # Accuracies are counts of the same rows, so that many patterns tie with the observed one.
-        # Rounding errors must not break these ties.
-        rounded: np.ndarray = np.round(np.mean(x, axis=axis) / largest, 9)
-        return rounded
-
-    result = permutation_test(
-        (np.asarray(differences),),
-        mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=EXACT,
-        batch=EXACT // 8,
-        rng=np.random.default_rng(0),
-    )
-    return float(result.pvalue)
+    return FIRST_LOOK * (1 - FIRST_LOOK) ** (look - 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -59,14 +36,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
-def smallest_p(seeds: int, comparisons: int) -> float:
-    """The smallest p value, after Holm's correction, that a design can give.
+def smallest_p(seeds: int, comparisons: int, look: int = 1) -> float:
+    """The smallest corrected p value that a design can give.
 
     Args:
         seeds: Number of pairs per loss.
         comparisons: Number of losses beside the baseline.
+        look: Which look at the results it is.
 
     Returns:
-        2/2^k times the number of comparisons, for k seeds; at most 1.
+        2/2^k times the number of comparisons, divided by the look's share, for k seeds; at most 1.
     """
-    return min(1.0, comparisons * 2.0 ** (1 - seeds))
+    return min(1.0, comparisons * 2.0 ** (1 - seeds) / share_of_look(look))

@@ -1,21 +1,21 @@
-"""What paired runs show: differences to the baseline, their intervals and tests, by scipy.
-
-Every loss ran on the same seeds as the baseline, so each seed gives one difference, and the tests
-ask whether these differ from zero: a sign-flip permutation test, corrected for the number of
-losses by Holm's method. For any metric, differences are positive where the loss is better.
-"""
+"""What a comparison shows, stage by stage: the entry `statistics` of `results.json`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from hf_losses.compare.results import Metric, Results, RunRecord
-from hf_losses.compare.statistics.intervals import bootstrap_interval
-from hf_losses.compare.statistics.p_values import ALPHA, holm, sign_flip_p, smallest_p
+from hf_losses.compare.statistics.comparison import (
+    Comparison,
+    compare,
+    seed_spread,
+    with_outlook,
+)
+from hf_losses.compare.statistics.p_values import ALPHA, share_of_look, smallest_p
 from hf_losses.compare.statistics.power import (
     POWER,
     detectable_difference,
@@ -25,33 +25,6 @@ from hf_losses.compare.statistics.power import (
 from hf_losses.compare.statistics.speed import TimeToBaseline, time_to_baseline
 
 CALIBRATION = ("cross_entropy", "ece")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A loss against the baseline, on the same seeds; positive differences are better.
-
-    Attributes:
-        pairs: Number of seeds on which both have a value.
-        differences: The difference by seed.
-        difference: Mean difference; None without pairs.
-        sd: Standard deviation of the differences; None for fewer than two pairs.
-        interval: 95 % interval by the BCa bootstrap; None for fewer than five pairs.
-        p: P value of the sign-flip test; None if seeds are missing, or in a screening.
-        p_holm: P value after Holm's correction.
-        probability_better: Share of the seeds with a better value, where ties count half.
-        verdict: `better`, `worse`, `tie` or `incomplete`; None in a screening.
-    """
-
-    pairs: int
-    differences: Mapping[str, float]
-    difference: float | None
-    sd: float | None
-    interval: Sequence[float] | None
-    p: float | None
-    p_holm: float | None
-    probability_better: float | None
-    verdict: str | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +58,23 @@ class LossResult:
 
 
 @dataclass(frozen=True)
+class Look:
+    """A look at the results of a stage: the first one, or one after seeds were added.
+
+    Attributes:
+        seeds: Number of seeds that it had.
+        alpha: The level of all its tests together: its share of 5 %.
+        margin: Differences within it did not matter; None if there was no margin.
+        verdicts: The verdict of each loss.
+    """
+
+    seeds: int
+    alpha: float
+    margin: float | None
+    verdicts: Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
 class StageResult:
     """What a stage of a comparison shows, and what its design can show.
 
@@ -97,6 +87,9 @@ class StageResult:
         seeds_needed: The fewest seeds with which a difference can be significant.
         detectable_difference: The true difference that is found with a probability of `POWER`;
             None if there is no such difference.
+        margin: Differences within it do not matter: `--margin`, or the standard deviation of the
+            baseline; None if that is zero or unknown, or in a screening.
+        looks: Every look at the results; the last one is that of the comparisons below.
         losses: The baseline, then the others, the best first.
     """
 
@@ -107,6 +100,8 @@ class StageResult:
     smallest_p: float
     seeds_needed: int
     detectable_difference: float | None
+    margin: float | None
+    looks: Sequence[Look]
     losses: Sequence[LossResult]
 
 
@@ -152,9 +147,26 @@ def _stage(results: Results, stage: str) -> StageResult | None:
         loss: {run.seed: run.value for run in loss_runs if run.value is not None}
         for loss, loss_runs in by_loss.items()
     }
-    comparisons = compare(
-        values, plan.baseline, seeds, lower_is_better=results.lower_is_better, tested=tested
-    )
+    looks = []
+    # Earlier looks follow from the same runs; only the last one decides.
+    for look, count in enumerate(plan.looks if tested else [len(seeds)], 1):
+        seen = {
+            loss: {seed: value for seed, value in of_loss.items() if seed in seeds[:count]}
+            for loss, of_loss in values.items()
+        }
+        margin = (plan.margin or seed_spread(seen, plan.baseline)) if tested else None
+        comparisons = compare(
+            seen,
+            plan.baseline,
+            seeds[:count],
+            margin=margin,
+            look=look,
+            lower_is_better=results.lower_is_better,
+            tested=tested,
+        )
+        verdicts = {loss: comparison.verdict for loss, comparison in comparisons.items()}
+        looks.append(Look(count, ALPHA * share_of_look(look), margin, verdicts))
+    comparisons = with_outlook(comparisons, margin, len(looks))
     loss_results = []
     for loss, loss_runs in by_loss.items():
         scores = list(values[loss].values())
@@ -187,15 +199,17 @@ def _stage(results: Results, stage: str) -> StageResult | None:
     spread = median_spread(comparison.sd for comparison in comparisons.values())
     detectable = math.inf
     if spread is not None:
-        detectable = detectable_difference(spread, len(seeds), plan.comparisons)
+        detectable = detectable_difference(spread, len(seeds), plan.comparisons, len(looks))
     return StageResult(
         stage=stage,
         tested=tested,
         seeds=seeds,
         comparisons=plan.comparisons,
-        smallest_p=smallest_p(len(seeds), plan.comparisons),
-        seeds_needed=seeds_needed(plan.comparisons),
+        smallest_p=smallest_p(len(seeds), plan.comparisons, len(looks)),
+        seeds_needed=seeds_needed(plan.comparisons, len(looks)),
         detectable_difference=detectable if math.isfinite(detectable) else None,
+        margin=margin,
+        looks=looks if tested else [],
         losses=loss_results,
     )
 
@@ -206,105 +220,3 @@ def _mean_of(runs: Sequence[RunRecord], metric: Metric | None, name: str) -> flo
         return None
     scores: list[Any] = [run.metrics[metric.set].get(name) for run in runs if run.finished]
     return fmean(scores) if scores and None not in scores else None
-
-
-def compare(
-    values: Mapping[str, Mapping[int, float]],
-    baseline: str,
-    seeds: Sequence[int],
-    *,
-    lower_is_better: bool = False,
-    tested: bool = True,
-) -> dict[str, Comparison]:
-    """Compares every loss with the baseline, seed by seed.
-
-    Args:
-        values: The metric by loss and seed; a seed that failed is absent.
-        baseline: One of the losses.
-        seeds: Seeds of the design. If a loss or the baseline lacks one, the comparison is
-            `incomplete`: a run may have failed because of the loss, so that the rest is no fair
-            sample. In Holm's correction it still counts, as p = 1.
-        lower_is_better: Whether a smaller value is the better one.
-        tested: Whether there are p values and verdicts, which a screening does not have.
-
-    Returns:
-        The comparison of every loss but the baseline.
-    """
-    sign = -1.0 if lower_is_better else 1.0
-    reference = values.get(baseline, {})
-    comparisons = {
-        loss: _compare_pairs(loss_values, reference, seeds, sign, tested)
-        for loss, loss_values in values.items()
-        if loss != baseline
-    }
-    if not tested or not comparisons:
-        return comparisons
-    corrected = holm(
-        [1.0 if comparison.p is None else comparison.p for comparison in comparisons.values()]
-    )
-    return {
-        loss: _with_verdict(comparison, p_holm)
-        for (loss, comparison), p_holm in zip(comparisons.items(), corrected, strict=True)
-    }
-
-
-def _compare_pairs(
-    values: Mapping[int, float],
-    reference: Mapping[int, float],
-    seeds: Sequence[int],
-    sign: float,
-    tested: bool,
-) -> Comparison:
-    """The comparison of a loss's values with the baseline's, without a verdict."""
-    pairs = [seed for seed in seeds if seed in values and seed in reference]
-    differences = [sign * (values[seed] - reference[seed]) for seed in pairs]
-    better = [(difference > 0) + (difference == 0) / 2 for difference in differences]
-    return Comparison(
-        pairs=len(pairs),
-        differences=dict(zip(map(str, pairs), differences, strict=True)),
-        difference=fmean(differences) if pairs else None,
-        sd=stdev(differences) if len(pairs) > 1 else None,
-        interval=bootstrap_interval(differences),
-        p=sign_flip_p(differences) if tested and len(pairs) == len(seeds) else None,
-        p_holm=None,
-        probability_better=fmean(better) if pairs else None,
-        verdict=None,
-    )
-
-
-def _with_verdict(comparison: Comparison, p_holm: float) -> Comparison:
-    """The comparison with its corrected p value and its verdict."""
-    if comparison.p is None or comparison.difference is None:
-        return replace(comparison, verdict="incomplete")
-    better_or_worse = "better" if comparison.difference > 0 else "worse"
-    verdict = better_or_worse if p_holm <= ALPHA else "tie"
-    return replace(comparison, p_holm=p_holm, verdict=verdict)
-
-
-def describe_spread(
-    values: Mapping[str, Mapping[int, float]], baseline: str, comparisons: int, seeds: int
-) -> str:
-    """What a design can show, in words, judged by the spread of the first runs.
-
-    Args:
-        values: The metric by loss and seed, for the first seeds.
-        baseline: One of the losses.
-        comparisons: Number of losses that will be tested against the baseline.
-        seeds: Number of pairs per loss that the tests will have.
-
-    Returns:
-        A sentence; empty if no loss has two pairs or the design can show nothing.
-    """
-    pilot_seeds = sorted({seed for loss_values in values.values() for seed in loss_values})
-    pilot = compare(values, baseline, pilot_seeds, tested=False)
-    spread = median_spread(comparison.sd for comparison in pilot.values())
-    if spread is None:
-        return ""
-    detectable = detectable_difference(spread, seeds, comparisons)
-    if not math.isfinite(detectable):
-        return ""
-    return (
-        f"By the first {len(pilot_seeds)} seeds, paired differences have a standard deviation of "
-        f"{spread:.2g}; {seeds} seeds find a true difference of {detectable:.2g} four times out of "
-        "five, and larger ones more often."
-    )
