@@ -38,12 +38,12 @@ COLUMNS = (
     "for the number of losses and of looks; it is missing where the seeds are too few to reject "
     "anything. A loss is better or worse if its interval excludes zero, equivalent if it lies "
     "within the margin, and otherwise undecided: no proof of anything. p is that of the same test, "
-    "and p (corrected) allows for losses (Holm) and looks, as does p (equivalent), by two "
+    "and p (adj.) allows for losses (Holm) and looks, as does p (equiv.), by two "
     "one-sided tests at the margin. How many more seeds would decide supposes that the "
     "difference and its spread stay as they are. P(better) is the share of seeds with a better "
-    "value. Steps and seconds of training are medians, until a run reaches what the baseline reaches at its "
-    "best on the validation set; in brackets, how many runs get there. NLL and ECE, the expected "
-    "calibration error, are means on the compared set."
+    "value. Steps and seconds of training are medians, until a run reaches what the baseline "
+    "reaches at its best on the validation set; in brackets, how many runs get there. NLL and ECE, "
+    "the expected calibration error, are means on the compared set."
 )
 
 
@@ -268,8 +268,8 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
             + ("" if result.sd is None else f" ± {_formatted(result.sd, digits)}"),
             "difference [interval]": _formatted(comparison.difference, f"+{digits}") + limits,
             "p": _formatted_p(comparison.p),
-            "p (corrected)": _formatted_p(comparison.p_corrected),
-            "p (equivalent)": _formatted_p(comparison.p_equivalent),
+            "p (adj.)": _formatted_p(comparison.p_adjusted),
+            "p (equiv.)": _formatted_p(comparison.p_equivalent),
             "P(better)": _formatted(comparison.probability_better, ".2f"),
             "steps": _formatted(time.steps, "g") + reached,
             "seconds": _formatted(time.seconds, ".1f"),

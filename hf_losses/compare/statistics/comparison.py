@@ -35,7 +35,7 @@ class Comparison:
         level: The level of the interval after the corrections, such as 0.017; None with `p`.
         p: P value of the sign-flip test of no difference; None if seeds are missing, or in a
             screening.
-        p_corrected: The same after Holm's correction, and for the look.
+        p_adjusted: The same after Holm's correction, and for the look.
         p_equivalent: P value of two one-sided sign-flip tests of a difference beyond the margin,
             corrected for the number of losses (Bonferroni) and for the look; None without a margin
             or without `p`.
@@ -54,7 +54,7 @@ class Comparison:
     interval: Sequence[float] | None = None
     level: float | None = None
     p: float | None = None
-    p_corrected: float | None = None
+    p_adjusted: float | None = None
     p_equivalent: float | None = None
     probability_better: float | None = None
     verdict: str | None = None
@@ -110,10 +110,10 @@ def compare(
         if loss not in flips:
             judged[loss] = replace(comparison, verdict="incomplete")
             continue
-        p_corrected, p_equivalent = min(1.0, p_holm / share), None
+        p_adjusted, p_equivalent = min(1.0, p_holm / share), None
         if margin is not None:
             p_equivalent = min(1.0, flips[loss].p_equivalent(margin) * count / share)
-        verdict = _verdict(comparison.difference or 0.0, p_corrected, p_equivalent)
+        verdict = _verdict(comparison.difference or 0.0, p_adjusted, p_equivalent)
         # Holm's method tests a loss at a level that grows with the number of smaller p values. For
         # a loss that it does not reject, the level is that of its first step, as it is for
         # equivalence: no method that steps down has intervals that bound such a loss on both sides.
@@ -124,7 +124,7 @@ def compare(
             interval=flips[loss].interval(level),
             level=level,
             p=p,
-            p_corrected=p_corrected,
+            p_adjusted=p_adjusted,
             p_equivalent=p_equivalent,
             verdict=verdict,
         )
@@ -170,8 +170,8 @@ def _pairs(
     )
 
 
-def _verdict(difference: float, p_corrected: float, p_equivalent: float | None) -> str:
-    if p_corrected <= ALPHA:
+def _verdict(difference: float, p_adjusted: float, p_equivalent: float | None) -> str:
+    if p_adjusted <= ALPHA:
         return "better" if difference > 0 else "worse"
     if p_equivalent is not None and p_equivalent <= ALPHA:
         return "equivalent"

@@ -141,8 +141,8 @@ def describe_design(comparisons: int, seeds: int, look: int = 1) -> str:
     again = f", look {look} at the results" if look > 1 else ""
     smallest = smallest_p(seeds, comparisons, look)
     text = (
-        f"{seeds} paired seed{'s' * (seeds != 1)}, {losses} against the baseline{again}: the smallest p "
-        f"value possible is {smallest:.2g} after correction for losses and looks"
+        f"{seeds} paired seed{'s' * (seeds != 1)}, {losses} against the baseline{again}: the "
+        f"smallest p value possible is {smallest:.2g} after correction for losses and looks"
     )
     if smallest <= ALPHA:
         return f"{text}, so a difference can be found at {ALPHA:.0%}."
