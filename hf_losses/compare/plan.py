@@ -287,6 +287,11 @@ def parse_range(text: str) -> tuple[str, list[float]]:
         ) from None
 
 
+def by_logarithm(low: float, high: float) -> bool:
+    """Whether a tuned range is searched by the logarithm: it is positive, and tenfold or wider."""
+    return low > 0 and high >= 10 * low
+
+
 def open_folder(folder: Path, plan: Plan) -> Plan:
     """Begins or continues a comparison.
 

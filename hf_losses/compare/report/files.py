@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_losses.compare.report.pictures import draw
 from hf_losses.compare.report.table_md import table_md
-from hf_losses.compare.report.words import COLUMNS, WORDS, View, view_of
+from hf_losses.compare.report.words import COLUMNS, TUNED_NOTE, WORDS, View, view_of
 from hf_losses.compare.results import read_results, write_results
 from hf_losses.compare.statistics.summary import statistics
 from hf_losses.files import write_bytes
@@ -51,7 +51,8 @@ def write_report(folder: Path) -> tuple[View, list[Path]]:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = _code
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(vars(view), pictures=pictures, columns=COLUMNS, words=WORDS)
+    notes = {"columns": COLUMNS, "tuned_note": TUNED_NOTE}
+    page = template.render(vars(view), pictures=pictures, words=WORDS, **notes)
     write_bytes(folder / REPORT, page.encode())
     return view, [folder / name for name in (TABLE, REPORT, *pictures)]
 

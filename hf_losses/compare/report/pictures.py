@@ -1,4 +1,4 @@
-"""Pictures of a comparison: differences, learning curves, time to the baseline, gradient weights.
+"""Pictures of a comparison: differences, learning curves, time, tuning, gradient weights.
 
 Every function returns a matplotlib figure, or None if the results have nothing to draw. matplotlib
 (extra `plots`) is imported when a picture is made.
@@ -16,9 +16,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
+from hf_losses.compare.plan import by_logarithm
 from hf_losses.compare.results import Metric, Results
 from hf_losses.compare.statistics.speed import TimeToBaseline, is_number
 from hf_losses.compare.statistics.summary import Statistics
+from hf_losses.compare.statistics.tuned import EDGE
 from hf_losses.files import write_bytes
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 from hf_losses.losses.registry import list_losses
@@ -221,6 +223,57 @@ def time_figure(results: Results, statistics: Statistics) -> Any:
     return figure
 
 
+def tuning_figure(results: Results, statistics: Statistics) -> Any:
+    """The score of every trial over the tuned ranges, a panel per loss and flag.
+
+    Args:
+        results: The results of the runs.
+        statistics: The statistics of these results.
+
+    Returns:
+        A figure; None if no trial has finished.
+    """
+    ranges = results.plan.tune
+    panels = [(tuned, name) for tuned in statistics.tuned for name in ranges]
+    if not panels:
+        return None
+    from matplotlib.figure import Figure
+
+    columns = len(ranges) if 1 < len(ranges) <= COLUMNS else min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(WIDTH, 0.6 + 2.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    dots = {"marker": "o", "color": LOSS_COLOR, "alpha": 0.55, "mew": 0, "linestyle": "none"}
+    best = {"marker": "D", "color": "#0B3C8C", "markersize": 8, "linestyle": "none"}
+    for number, axes in enumerate(grid.flat):
+        if number >= len(panels):
+            axes.remove()
+            continue
+        tuned, name = panels[number]
+        low, high = ranges[name]
+        trials = [
+            (run.parameters[name], run.value)
+            for run in results.runs
+            if (run.stage, run.loss, run.status) == ("tune", tuned.loss, "finished")
+        ]
+        axes.plot(*zip(*trials, strict=True), **dots)
+        axes.plot(tuned.parameters[name], tuned.value, **best)
+        if by_logarithm(low, high):
+            axes.set_xscale("log")
+            ends = [(low, low ** (1 - EDGE) * high**EDGE), (low**EDGE * high ** (1 - EDGE), high)]
+        else:
+            ends = [(low, low + EDGE * (high - low)), (high - EDGE * (high - low), high)]
+        for end in ends:
+            axes.axvspan(*end, color=MARKERS["worse"]["color"], alpha=0.1, linewidth=0)
+        axes.set_xlim(low, high)
+        mark = " (at the edge)" if name in tuned.at_edge else ""
+        axes.set_title(_wrap(tuned.loss + mark, LABEL_WIDTH), fontsize=9)
+        axes.set_xlabel(name, fontsize=9)
+    figure.supylabel(f"{cast(Metric, results.metric).name} on the validation set", fontsize=10)
+    _legend(figure, [{**dots, "label": "a trial"}, {**best, "label": "the best one"}])
+    return figure
+
+
 def weights_figure(results: Results) -> Any:
     """The compared losses themselves, each beside its gradient weight or slope.
 
@@ -240,6 +293,7 @@ FIGURES: dict[str, Callable[[Results, Statistics], Any]] = {
     "differences.png": differences_figure,
     "learning_curves.png": curves_figure,
     "time_to_baseline.png": time_figure,
+    "tuning.png": tuning_figure,
     "gradient_weights.png": lambda results, statistics: weights_figure(results),
 }
 

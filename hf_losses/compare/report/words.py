@@ -21,7 +21,7 @@ NOTHING = "–"
 NOT_COMPARED = Comparison(0, {}, None, None)
 NO_TIME = TimeToBaseline(None, None, 0, 0, {})
 # Columns that hold words; the others hold numbers.
-WORDS = ("loss", "verdict", "stage", "status", "reason")
+WORDS = ("loss", "verdict", "stage", "status", "reason", "at the edge")
 # Title and note of each stage.
 STAGES = {
     "main": ("Losses", ""),
@@ -45,7 +45,10 @@ COLUMNS = (
     "reaches at its best on the validation set; in brackets, how many runs get there. NLL and ECE, "
     "the expected calibration error, are means on the compared set."
 )
-
+TUNED_NOTE = (
+    "The sd of the best is that of the best value if as many trials were drawn again from these. A "
+    "flag is at the edge if its best value lies in the outer tenth of the range."
+)
 
 Row = Mapping[str, str]  # Text by column.
 
@@ -78,7 +81,7 @@ class View:
         design: What the design can show, in sentences.
         stages: The stages in order.
         failed: A row for each run without a value.
-        tuned: A row for the best trial of each loss.
+        tuned: A row for the best trial of each tuned loss.
         command: The command that makes the same comparison.
         versions: Names and versions of the libraries.
         hardware: Description of the machine.
@@ -132,11 +135,13 @@ def view_of(results: Results, statistics: Statistics) -> View:
         ],
         tuned=[
             {
-                "loss": loss,
-                **{name: f"{value:.4g}" for name, value in tuning.parameters.items()},
-                "validation": _formatted(tuning.value, digits),
+                "loss": tuned.loss,
+                **{name: f"{value:.4g}" for name, value in tuned.parameters.items()},
+                "validation": _formatted(tuned.value, digits),
+                "± sd of the best": _formatted(tuned.spread, digits),
+                "at the edge": ", ".join(tuned.at_edge) or "no",
             }
-            for loss, tuning in results.tuned.items()
+            for tuned in statistics.tuned
         ],
         command=_command(plan, metric),
         versions=", ".join(f"{name} {value}" for name, value in results.versions.items()),
@@ -215,6 +220,28 @@ def _design_sentences(results: Results, statistics: Statistics, digits: str) -> 
             )
         sentences.append(_margin_sentence(plan, stage, digits))
         sentences += _look_sentences(stage)
+    return sentences + _fairness_sentences(results, statistics)
+
+
+def _fairness_sentences(results: Results, statistics: Statistics) -> list[str]:
+    """What tuning and a lacking test set leave open."""
+    sentences = []
+    if results.metric and not results.metric.set.startswith("test"):
+        sentences.append(
+            f"There is no test set: the losses are compared on the {results.metric.set} set, which "
+            "says too much for a script that also chooses its checkpoint or its flags by it."
+        )
+    if statistics.tuned:
+        sentences.append(
+            "Each loss was tuned once: what other trials would have chosen is not part of the "
+            "intervals."
+        )
+    if at_edge := [f"`{tuned.loss}`" for tuned in statistics.tuned if tuned.at_edge]:
+        verb = "have their best values" if len(at_edge) > 1 else "has its best value"
+        sentences.append(
+            f"{_joined(at_edge)} {verb} at the edge of the tuned range, beyond which a better one "
+            "may lie: widen --tune."
+        )
     return sentences
 
 

@@ -23,6 +23,7 @@ from hf_losses.compare.statistics.power import (
     seeds_needed,
 )
 from hf_losses.compare.statistics.speed import TimeToBaseline, time_to_baseline
+from hf_losses.compare.statistics.tuned import TunedLoss, tuned_losses
 
 CALIBRATION = ("cross_entropy", "ece")
 
@@ -114,12 +115,14 @@ class Statistics:
         power: Probability for which `detectable_difference` holds.
         lower_is_better: Whether a smaller value of the metric is the better one.
         stages: The stages that have runs.
+        tuned: The losses that were tuned; empty without a tuning.
     """
 
     alpha: float
     power: float
     lower_is_better: bool
     stages: Sequence[StageResult]
+    tuned: Sequence[TunedLoss] = ()
 
 
 def statistics(results: Results) -> Statistics:
@@ -128,8 +131,9 @@ def statistics(results: Results) -> Statistics:
     Args:
         results: The results of the runs.
     """
-    stages = (_stage(results, stage) for stage in results.plan.stages)
-    return Statistics(ALPHA, POWER, results.lower_is_better, [stage for stage in stages if stage])
+    plan, lower = results.plan, results.lower_is_better
+    stages = [stage for name in plan.stages if (stage := _stage(results, name))]
+    return Statistics(ALPHA, POWER, lower, stages, tuned_losses(plan, results.runs, lower))
 
 
 def _stage(results: Results, stage: str) -> StageResult | None:
