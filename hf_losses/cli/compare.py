@@ -21,6 +21,7 @@ from hf_losses.compare.results import RESULTS, RunRecord, write_results
 from hf_losses.compare.runs import forget_failed
 from hf_losses.messages import MissingExtra, UsageError
 
+FORMATS = ("md", "html", "csv", "latex")
 INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
 PACKAGES = ("statsmodels", "matplotlib")
 
@@ -105,6 +106,11 @@ def add_command(commands: Any) -> None:
         "report", help="make the table, report and pictures of a comparison again"
     )
     command.add_argument("folder", type=Path, metavar="D", help="output_dir of compare")
+    command.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="instead: print the comparison in this format, and write nothing",
+    )
     command.set_defaults(run=_report)
 
 
@@ -184,16 +190,22 @@ def _make_runs(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Calla
         return lambda: INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
-    arguments.folder = folder
-    _report(arguments)
+    _write_report(folder)
     return None
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    if arguments.format is None:
+        return _write_report(arguments.folder)
+    from hf_losses.compare.report.formats import formatted
+
+    return print(formatted(arguments.folder, arguments.format), end="")
+
+
+def _write_report(folder: Path) -> None:
     from hf_losses.compare.report.files import write_report
     from hf_losses.compare.report.terminal import text_table
 
-    folder = arguments.folder
     # A published comparison holds no plan, only results.json, which then stays as it is.
     if (folder / PLAN).exists() or not (folder / RESULTS).exists():
         write_results(folder, collect(folder))

@@ -23,7 +23,7 @@ import numpy as np
 EXACT = 16  # Up to so many seeds all subsets are tried, beyond it as many random ones.
 # Accuracies are counts of the same rows, so that many means are equal; rounding errors must not
 # tell them apart.
-DIGITS = 9
+TOLERANCE = 1e-9  # Relative to the largest difference.
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class SignFlips:
         Args:
             differences: One per seed.
         """
-        scale = max(map(abs, differences)) or 1.0
-        means = _subsets(len(differences)) @ (np.asarray(differences, dtype=float) / scale)
-        return cls(np.sort(np.round(means, DIGITS)) * scale, scale * 10.0**-DIGITS)
+        means = np.sort(_subsets(len(differences)) @ np.asarray(differences, dtype=float))
+        tolerance = TOLERANCE * max(map(abs, differences))
+        means[np.abs(means) <= tolerance] = 0.0
+        return cls(means, tolerance)
 
     def p_greater(self, value: float) -> float:
         """The p value of a centre of at most `value`, against a greater one."""
