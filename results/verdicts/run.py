@@ -54,7 +54,7 @@ ASYMMETRIC: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     ),
     "exponential, skewness 2.0": lambda rng, k: rng.exponential(size=k) - 1,
     "one run in ten fails": lambda rng, k: (
-        (0.1 - (rng.random(k) < 0.1)) / 0.3 + rng.normal(0, 0.1, k)
+        ((rng.random(k) < 0.1) - 0.1) / 0.3 + rng.normal(0, 0.1, k)
     ),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
@@ -134,6 +135,10 @@ def test_every_look_is_judged_by_the_seeds_it_had():
     assert (first.verdicts, second.verdicts) == ({"x": "undecided"}, {"x": "better"})
     (alone,) = statistics(looked_at(values[:7], [], margin=0.001)).stages
     assert alone.looks == [first]
+    # Without --margin, each look has the margin of its own seeds.
+    (default,) = statistics(looked_at(values, [12])).stages
+    assert default.looks[0].margin == pytest.approx(stdev(bases[:7]))
+    assert default.looks[1].margin == default.margin == pytest.approx(stdev(bases))
     comparison = stage.losses[1].comparison
     assert comparison.level == pytest.approx(0.05 * 2 / 9)
     assert comparison.p_adjusted == pytest.approx(4.5 * comparison.p)

@@ -125,9 +125,10 @@ def test_equivalence_is_the_interval_within_the_margin():
 
 
 def test_a_difference_of_just_the_margin_is_not_within_it():
-    # Rounding errors: 0.875 - 0.87 is larger than 0.005, 0.88 - 0.875 is not.
-    for pair in ((0.875, 0.87), (0.88, 0.875)):
-        assert SignFlips.of([pair[0] - pair[1]] * 10).p_equivalent(0.005) == 1
+    # Rounding errors: 0.875 - 0.87 is larger than 0.005, 0.905 - 0.9 is smaller on its way.
+    for high, low in ((0.875, 0.87), (0.88, 0.875), (0.305, 0.3), (0.605, 0.6), (0.905, 0.9)):
+        assert SignFlips.of([high - low] * 10).p_equivalent(0.005) == 1
+        assert SignFlips.of([low - high] * 10).p_equivalent(0.005) == 1
     assert SignFlips.of([0.875 - 0.87] * 10).p_equivalent(0.006) == pytest.approx(2 / 2**10)
 
 
@@ -253,6 +254,24 @@ def test_the_interval_says_what_the_verdict_says(no_collection, look):
                 assert entry.p_equivalent <= 0.05
             seen.add(entry.verdict)
     assert {"better", "equivalent", "undecided"} <= seen
+
+
+def test_a_loss_that_only_holms_second_step_finds_has_the_interval_of_that_step():
+    b, clear = dict.fromkeys(range(8), 0.5), {seed: 0.6 + seed / 100 for seed in range(8)}
+    # Two of its 255 subsets have no positive mean: p = 2 * 3 / 256, between 1/60 and 1/30.
+    close = dict(enumerate([0.49, 0.51, 0.6, 0.61, 0.62, 0.63, 0.64, 0.65]))
+    found = compare({"b": b, "clear": clear, "close": close}, "b", range(8))
+    assert found["close"].p == pytest.approx(6 / 256)
+    assert found["close"].p_adjusted == pytest.approx(6 / 256 * 3 / 2)
+    assert found["close"].level == pytest.approx(1 / 30)
+    assert found["clear"].level == pytest.approx(1 / 60)
+    assert {entry.verdict for entry in found.values()} == {"better"}
+    assert found["close"].interval[0] > 0
+    # Beside a loss that is not found, it is not found either.
+    found = compare({"b": b, "same": b, "close": close}, "b", range(8))
+    assert found["close"].verdict == "undecided"
+    assert found["close"].level == pytest.approx(1 / 60)
+    assert found["close"].interval[0] <= 0
 
 
 def test_a_later_look_pays_for_the_earlier_ones():
