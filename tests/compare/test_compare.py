@@ -158,7 +158,7 @@ def test_what_can_be_shown_is_said_before_anything_runs(tmp_path, capfd):
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("6 paired seeds, 2 losses against the baseline")
     assert "0.094" in lines[0]
-    assert "takes 8 seeds" in lines[0]
+    assert "takes 7 seeds" in lines[0]
     assert lines[1].startswith("1/18 cross_entropy, seed 1: accuracy 0.")
     main(command(tmp_path / "y", "--seeds", "7", losses=LOSSES))
     out = capfd.readouterr().out

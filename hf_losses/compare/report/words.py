@@ -219,6 +219,11 @@ def _design_sentences(results: Results, statistics: Statistics, digits: str) -> 
                 f"{statistics.power:.0%} of the time, and larger ones more often."
             )
         sentences.append(_margin_sentence(plan, stage, digits))
+        unseen = 1 - ALPHA ** (1 / len(stage.seeds))  # Of such a share, none is seen at 5 %.
+        sentences.append(
+            f"The verdicts speak of typical runs: {len(stage.seeds)} seeds can miss failures in up "
+            f"to {unseen:.0%} of a loss's runs."
+        )
         sentences += _look_sentences(stage)
     return sentences + _fairness_sentences(results, statistics)
 
