@@ -69,8 +69,6 @@ def test_a_finished_comparison_goes_on_and_tells_of_it(tmp_path, capsys):
     assert "with --add_seeds 2 finish it" in message
     assert main(command(folder, "--add_seeds", "2")) == 0
     assert results(folder)["plan"]["added"] == [2]
-    assert main(command(folder, "--add_seeds", "1")) == 0
-    assert results(folder)["plan"]["added"] == [2, 1]
 
 
 def test_seeds_are_added_to_a_confirmation_alone(tmp_path):

@@ -13,11 +13,12 @@ from hf_losses.cli.main import main
 from hf_losses.compare.report import formats
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("formats")
     values = {**test_report.FOUND, "strict_m --note a_b&c": ["no"] * 8}
-    test_report.report(tmp_path, test_report.make_results(values))
-    return tmp_path
+    test_report.report(folder, test_report.make_results(values))
+    return folder
 
 
 def printed(folder, name, capsys):
