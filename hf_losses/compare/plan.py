@@ -321,9 +321,10 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
         and (old := getattr(stored, field.name)) != (new := getattr(plan, field.name))
     ]
     if differences:
+        more = ", --add_seeds K for more seeds" if plan.looks[0] > stored.looks[0] else ""
         raise UsageError(
             f"{folder} holds a comparison with other flags: {'; '.join(differences)}. Take those "
-            "to continue it, or another --output_dir"
+            f"to continue it{more}, or another --output_dir"
         )
     return stored
 

@@ -97,6 +97,10 @@ def test_what_cannot_be_continued_is_refused_before_any_run(tmp_path, capsys):
     run_folder(folder, "strict_l", "seed-2").with_name("seed-2.json").unlink()
     message = refused(command(folder, "--add_seeds", "2"), capsys)
     assert "let the same command with no --add_seeds finish it" in message
+    message = refused(command(folder, seeds=("--seeds", "5")), capsys)
+    assert (
+        "seeds was 2 and is 5. Take those to continue it, --add_seeds K for more seeds" in message
+    )
     # A margin chosen after the results have been seen is another comparison.
     message = refused(command(folder, "--margin", "0.3"), capsys)
     assert "margin was None and is 0.3" in message

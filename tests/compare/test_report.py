@@ -396,6 +396,8 @@ def test_tuned_parameters_and_different_machines_are_told(tmp_path):
         ]
     ]
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    trial = "| `strict_l` | 0.001 | 0.8000 |"
+    assert trial in text.split("<summary>Every trial</summary>")[1]
     assert "--tune learning_rate=1e-05:0.01 --trials 3" in text
     assert "runs differ in versions or hardware" in text
     assert "`cross_entropy` has its best value at the edge of the tuned range" in text

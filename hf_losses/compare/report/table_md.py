@@ -29,6 +29,8 @@ def table_md(view: View) -> str:
         blocks.append(f"<details>{summary}\n\n{_grid(stage.seeds)}\n\n</details>")
     if view.tuned:
         blocks += ["## Tuned parameters", _grid(view.tuned), TUNED_NOTE]
+        summary = "<summary>Every trial</summary>"
+        blocks.append(f"<details>{summary}\n\n{_grid(view.trials)}\n\n</details>")
     blocks += ["## How it was made", f"```sh\n{view.command}\n```"]
     blocks += [_plain(view.versions), _plain(view.hardware)]
     return "\n\n".join(block for block in blocks if block) + "\n"

@@ -82,6 +82,7 @@ class View:
         stages: The stages in order.
         failed: A row for each run without a value.
         tuned: A row for the best trial of each tuned loss.
+        trials: A row for each trial of the tuning.
         command: The command that makes the same comparison.
         versions: Names and versions of the libraries.
         hardware: Description of the machine.
@@ -94,6 +95,7 @@ class View:
     stages: Sequence[StageView]
     failed: Sequence[Row]
     tuned: Sequence[Row]
+    trials: Sequence[Row]
     command: str
     versions: str
     hardware: str
@@ -142,6 +144,15 @@ def view_of(results: Results, statistics: Statistics) -> View:
                 "at the edge": ", ".join(tuned.at_edge) or "no",
             }
             for tuned in statistics.tuned
+        ],
+        trials=[
+            {
+                "loss": run.loss,
+                **{name: f"{value:.4g}" for name, value in run.parameters.items()},
+                "validation": run.status if run.value is None else _formatted(run.value, digits),
+            }
+            for run in results.runs
+            if run.stage == "tune"
         ],
         command=_command(plan, metric),
         versions=", ".join(f"{name} {value}" for name, value in results.versions.items()),
