@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 
 import hf_losses
 from hf_losses import get_spec, list_losses, markdown
-from hf_losses.citation import linked
+from hf_losses.citation import SUMMARY, linked
 from hf_losses.losses.plots import plot_losses
 from hf_losses.losses.registry import LossSpec, neutral_loss
 
@@ -153,6 +153,11 @@ def command_reference() -> str:
         shown = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
         lines += [f"## hf-losses {command}".rstrip(), "", "```text", shown.rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def on_config(config: Any) -> None:
+    """Describes the site in the words of the package."""
+    config.site_description = SUMMARY
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -1,4 +1,4 @@
-"""Loss functions as a hyperparameter of Hugging Face fine-tuning jobs."""
+"""The loss as a hyperparameter for Hugging Face models that are trained on logits and labels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hf_losses.lazy import attributes
 
 if TYPE_CHECKING:
     from hf_losses.hub.saved_run import load_loss
+    from hf_losses.integrations.compute_loss_func import compute_loss_func
     from hf_losses.integrations.cross_encoder import CrossEncoderLoss
-    from hf_losses.integrations.stock import compute_loss_func
     from hf_losses.losses.base import RegressionLoss
     from hf_losses.losses.linear import linear_loss
     from hf_losses.losses.modules import ClassificationLoss, get_loss
@@ -54,7 +54,7 @@ _MODULES = {
     "LossTrainer": "training.trainer",
     "LossTrainingArguments": "training.arguments",
     "RegressionLoss": "losses.base",
-    "compute_loss_func": "integrations.stock",
+    "compute_loss_func": "integrations.compute_loss_func",
     "get_loss": "losses.modules",
     "get_spec": "losses.registry",
     "linear_loss": "losses.linear",

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+# What the library is, in the words of pyproject.toml and CITATION.cff.
+SUMMARY = (
+    "The loss as a hyperparameter for Hugging Face models that are trained on logits and labels"
+)
 PAPER = "arXiv:2303.09935"
 PAPER_CITATION = """\
 @article{noel2023alternate,
@@ -14,10 +18,10 @@ PAPER_CITATION = """\
   journal = {arXiv preprint arXiv:2303.09935},
   year    = {2023}
 }"""  # noqa: E501
-LIBRARY_CITATION = r"""@software{hf_losses,
-  title  = {hf\_losses: the loss as a hyperparameter of every Hugging Face fine-tuning job},
-  author = {{The hf\_losses authors}}
-}"""
+LIBRARY_CITATION = rf"""@software{{hf_losses,
+  title  = {{hf\_losses: {SUMMARY[0].lower()}{SUMMARY[1:]}}},
+  author = {{{{The hf\_losses authors}}}}
+}}"""
 LINKS = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
 
 

@@ -30,8 +30,8 @@ from hf_losses.models.limits import fit_tokenizer, loading, outline, usable_leng
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.small_lm import small_model, small_tokenizer
 from hf_losses.options import option
-from hf_losses.training import outputs
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training import output_folder
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.
@@ -122,7 +122,7 @@ def main(argv=None):
     try:  # All errors of the user's are found here, before anything is trained or written.
         source, options, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
-        loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
+        loss = loss_of_arguments(args.loss or "cross_entropy", args.loss_kwargs)
         path = options.model_name_or_path
         base_model, model_name = path, path or "small Llama from scratch"
         if path and Path(path).is_dir():
@@ -147,7 +147,7 @@ def main(argv=None):
             if args.load_best_model_at_end:
                 raise UsageError("--load_best_model_at_end needs a validation set")
             args.eval_strategy = "no"
-        outputs.prepare(args, "causal_lm", source.name, data, model_name, loss, data.target)
+        output_folder.prepare(args, "causal_lm", source.name, data, model_name, loss, data.target)
         if args.process_index == 0:
             print(*data.too_long(length), sep="", end="", flush=True)
         set_seed(args.seed)  # New weights, from scratch or of an adapter, are random.
@@ -171,7 +171,7 @@ def main(argv=None):
     training, metrics = {}, {}
     if args.do_train:
         if trainer.is_world_process_zero():
-            outputs.clear(args)
+            output_folder.clear(args)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()
@@ -180,16 +180,16 @@ def main(argv=None):
     for name, test_prompts in prompts.items():
         texts = generate(trainer, tokenizer, test_prompts, options.max_new_tokens)
         if trainer.is_world_process_zero():
-            outputs.write_predictions(args, name, data.indices(name), texts, None)
+            output_folder.write_predictions(args, name, data.indices(name), texts, None)
     card = {"language": "en"} if source.name == DEFAULT else {}
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
-        facts |= {"pipeline_tag": "text-generation", "dataset": outputs.dataset_facts(data)}
+        facts |= {"pipeline_tag": "text-generation", "dataset": output_folder.dataset_facts(data)}
         facts |= {"from_scratch": path is None, "left_out": data.left_out, "cut": data.cut}
-        outputs.write_result(trainer, metrics, training, METRICS, card, **facts)
+        output_folder.write_result(trainer, metrics, training, METRICS, card, **facts)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
-    outputs.end(trainer)
+    output_folder.end(trainer)
 
 
 if __name__ == "__main__":

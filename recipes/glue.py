@@ -21,8 +21,8 @@ from hf_losses.models.limits import usable_length
 from hf_losses.models.lora import LoraArguments
 from hf_losses.models.pretrained import find_model, load_text_classifier
 from hf_losses.options import option
-from hf_losses.training import outputs
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training import output_folder
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 
@@ -87,8 +87,8 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         check_loss(args.loss, data.kind, source.name)
-        loss = early_loss(args.loss or neutral_loss(data.kind), args.loss_kwargs)
-        outputs.prepare(args, "glue", source.name, data, model_name, loss)
+        loss = loss_of_arguments(args.loss or neutral_loss(data.kind), args.loss_kwargs)
+        output_folder.prepare(args, "glue", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_text_classifier(path, data.classes, options)
 
@@ -101,7 +101,7 @@ def main(argv=None):
     training, metrics = {}, {}
     if args.do_train:
         if trainer.is_world_process_zero():
-            outputs.clear(args)
+            output_folder.clear(args)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()
@@ -112,16 +112,19 @@ def main(argv=None):
         metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = data.indices(name)
-            outputs.write_predictions(args, name, rows, output.predictions, data.classes)
+            output_folder.write_predictions(args, name, rows, output.predictions, data.classes)
     card = {"language": "en"} if source.task_name else {}
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
-        facts |= {"pipeline_tag": "text-classification", "dataset": outputs.dataset_facts(data)}
+        facts |= {
+            "pipeline_tag": "text-classification",
+            "dataset": output_folder.dataset_facts(data),
+        }
         facts |= {"columns": data.columns, "classes": data.classes}
-        outputs.write_result(trainer, metrics, training, METRICS[data.metric], card, **facts)
+        output_folder.write_result(trainer, metrics, training, METRICS[data.metric], card, **facts)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
-    outputs.end(trainer)
+    output_folder.end(trainer)
 
 
 if __name__ == "__main__":

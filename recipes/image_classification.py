@@ -32,8 +32,8 @@ from hf_losses.models.limits import loading
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.scratch import build_config
 from hf_losses.options import CORES, option
-from hf_losses.training import outputs
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training import output_folder
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 
@@ -130,8 +130,8 @@ def main(argv=None):
             model_name = f"{options.model_type} from scratch"
         elif Path(model_name).is_dir():
             base_model, model_name = None, Path(model_name).resolve().name
-        loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
-        outputs.prepare(args, "image_classification", source.name, data, model_name, loss)
+        loss = loss_of_arguments(args.loss or "cross_entropy", args.loss_kwargs)
+        output_folder.prepare(args, "image_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         processor, model = load_model(options, data)
         inputs = training_inputs(data, processor, changes, args.seed)
@@ -162,7 +162,7 @@ def main(argv=None):
     training, metrics = {}, {}
     if args.do_train:
         if trainer.is_world_process_zero():
-            outputs.clear(args)
+            output_folder.clear(args)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()
@@ -171,15 +171,20 @@ def main(argv=None):
         metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = images.images.names()
-            outputs.write_predictions(args, name, rows, output.predictions, data.classes)
+            output_folder.write_predictions(args, name, rows, output.predictions, data.classes)
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
-        facts |= {"pipeline_tag": "image-classification", "dataset": outputs.dataset_facts(data)}
+        facts |= {
+            "pipeline_tag": "image-classification",
+            "dataset": output_folder.dataset_facts(data),
+        }
         facts |= {"from_scratch": scratch, "classes": data.classes, "skipped_images": data.skipped}
-        outputs.write_result(trainer, metrics, training, METRICS["classification"], {}, **facts)
+        output_folder.write_result(
+            trainer, metrics, training, METRICS["classification"], {}, **facts
+        )
     if args.push_to_hub:
         trainer.push_to_hub()
-    outputs.end(trainer)
+    output_folder.end(trainer)
 
 
 if __name__ == "__main__":

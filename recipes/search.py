@@ -33,7 +33,7 @@ from hf_losses.models.pretrained import find_model, load_text_classifier
 from hf_losses.options import option
 from hf_losses.search import study as studies
 from hf_losses.search.space import SearchArguments
-from hf_losses.training.outputs import check_folder, dataset_facts
+from hf_losses.training.output_folder import check_folder, dataset_facts
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, parse
 
 

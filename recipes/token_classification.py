@@ -22,15 +22,15 @@ from transformers import (
 from hf_losses import LossTrainer
 from hf_losses.data.tokens.conll import write_conll
 from hf_losses.data.tokens.dataset import CAPITALS, TokenArguments
-from hf_losses.data.tokens.pieces import IGNORE, join_pieces, make_pieces
+from hf_losses.data.tokens.windows import IGNORE, join_windows, make_windows
 from hf_losses.messages import UsageError
 from hf_losses.metrics.tasks import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
 from hf_losses.models.limits import fit_tokenizer, loading, usable_length
 from hf_losses.models.lora import LoraArguments, add_adapter
 from hf_losses.models.pretrained import find_model
 from hf_losses.options import option
-from hf_losses.training import outputs
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training import output_folder
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
 
 
@@ -39,7 +39,7 @@ class ModelArguments(LoraArguments):
     """The model and its adapter."""
 
     model_name_or_path: str | None = option(None, "Hub name or folder; without one: MiniLM")
-    max_length: int = option(128, "sub-tokens after which a sentence goes on in another piece")
+    max_length: int = option(128, "sub-tokens after which a sentence goes on in another window")
 
 
 @dataclass
@@ -63,7 +63,7 @@ def load_model(path, options, data):
             output_loading_info=True,
         )
 
-    tokenizer.padding_side = "right"  # Positions in a piece are positions in its batch.
+    tokenizer.padding_side = "right"  # Positions in a window are positions in its batch.
     fit_tokenizer(tokenizer, model, path)
     if options.lora:
         model = add_adapter(model, options, loading_info, "TOKEN_CLS")
@@ -107,22 +107,22 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         compute_metrics, order = make_metrics(data)
-        loss = early_loss(args.loss or "cross_entropy", args.loss_kwargs)
-        outputs.prepare(args, "token_classification", source.name, data, model_name, loss)
+        loss = loss_of_arguments(args.loss or "cross_entropy", args.loss_kwargs)
+        output_folder.prepare(args, "token_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_model(path, options, data)
         length = usable_length(options.max_length, tokenizer, args)
         with args.main_process_first():
-            pieces = {
-                name: make_pieces(split, tokenizer, length) for name, split in data.splits.items()
+            windows = {
+                name: make_windows(split, tokenizer, length) for name, split in data.splits.items()
             }
         if args.metric_for_best_model == "task":
             args.metric_for_best_model = order[0]
         trainer = LossTrainer(
             model=model,
             args=args,
-            train_dataset=pieces["train"],
-            eval_dataset=pieces["validation"],
+            train_dataset=windows["train"],
+            eval_dataset=windows["validation"],
             processing_class=tokenizer,
             data_collator=DataCollatorForTokenClassification(tokenizer),
             preprocess_logits_for_metrics=decide,
@@ -134,38 +134,41 @@ def main(argv=None):
         parser.error(str(error))
 
     for name, split in data.splits.items():
-        if len(pieces[name]) > len(split) and trainer.is_world_process_zero():
+        if len(windows[name]) > len(split) and trainer.is_world_process_zero():
             print(
-                f"Long    {len(split):,} {name} sentences are read in {len(pieces[name]):,} pieces "
-                "that overlap: no word is lost, but an entity across two counts as two   "
+                f"Long    {len(split):,} {name} sentences are read in {len(windows[name]):,} "
+                "windows that overlap: no word is lost, but an entity across two counts as two   "
                 "[--max_length]"
             )
     training, metrics = {}, {}
     if args.do_train:
         if trainer.is_world_process_zero():
-            outputs.clear(args)
+            output_folder.clear(args)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()
     args.train_sampling_strategy = "random"  # Grouping would also reorder the predictions.
     tests = data.sets("test")
     for name, split in (data.sets("validation") | tests).items():
-        output = trainer.predict(pieces[name], metric_key_prefix=name)
+        output = trainer.predict(windows[name], metric_key_prefix=name)
         metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
-            ids = join_pieces(pieces[name], output.predictions, [*map(len, split["tokens"])])
+            ids = join_windows(windows[name], output.predictions, [*map(len, split["tokens"])])
             tags = [[data.classes[i] for i in sentence] for sentence in ids]
             path = Path(args.output_dir) / f"predictions_{name}.tsv"
             write_conll(path, split["tokens"], tags)
     card = {"language": "en"} if source.dataset_name == CAPITALS else {}
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
-        facts |= {"pipeline_tag": "token-classification", "dataset": outputs.dataset_facts(data)}
+        facts |= {
+            "pipeline_tag": "token-classification",
+            "dataset": output_folder.dataset_facts(data),
+        }
         facts |= {"classes": data.classes}
-        outputs.write_result(trainer, metrics, training, order, card, **facts)
+        output_folder.write_result(trainer, metrics, training, order, card, **facts)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
-    outputs.end(trainer)
+    output_folder.end(trainer)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,15 @@
+import gc
+import os
 import signal
+import sys
 import types
 
+# Triton's interpreter runs the kernels on the CPU (`make test-gpu` says 0). Triton asks this once,
+# when something imports it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import hypothesis
+import numpy
 import pytest
 import torch
 from hub import TOKEN, Hub
@@ -10,8 +18,8 @@ from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
 from hf_losses import register_loss
-from hf_losses.hub import upload
-from hf_losses.losses import registry
+from hf_losses.losses import linear, modules, registry
+from hf_losses.losses.fused import function, triton_launch
 
 # The same examples on every run, and no deadline, which a slow machine would miss.
 hypothesis.settings.register_profile(
@@ -24,6 +32,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors here are tiny, and the tests may run in several processes.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """Spares what is imported from every training's garbage collection, two thirds of its time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -46,6 +62,19 @@ def eleventh_loss(monkeypatch):
 
 
 @pytest.fixture
+def pictures():
+    """The pictures of a model card; they are drawn for the tests that ask for this."""
+    return ("loss.png", "learning_curve.png")
+
+
+@pytest.fixture
+def no_pictures(request, monkeypatch):
+    """Model cards as where matplotlib is missing: drawing takes most of the time of a tiny run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.style", None)
+
+
+@pytest.fixture
 def hub(monkeypatch):
     """A local stand-in for the Hub; waits are recorded rather than waited for."""
     with Hub() as hub:
@@ -55,8 +84,26 @@ def hub(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(upload, "sleep", hub.waits.append)
+        monkeypatch.setattr("hf_losses.hub.upload.sleep", hub.waits.append)
         clock = types.SimpleNamespace(sleep=hub.waits_of_client.append)
         monkeypatch.setattr(_http, "time", clock)
         yield hub
         close_session()
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("accelerator", "triton")),
+    ],
+)
+def engine(request, monkeypatch):
+    """What makes a fused loss: as on a CPU, as on a GPU (tensors must not be asked), or Triton."""
+    if request.param == "accelerator":
+        for module in (function, linear, modules):
+            monkeypatch.setattr(module, "may_wait", lambda device: False)
+    elif request.param == "triton":
+        monkeypatch.setattr(triton_launch, "is_enabled", lambda: True)
+    # The interpreter computes with NumPy, which warns of what a GPU does in silence.
+    with numpy.errstate(all="ignore"):
+        yield request.param

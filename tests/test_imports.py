@@ -73,7 +73,7 @@ def test_every_module_imports_what_its_package_may(module):
     else:
         assert imported <= MAY_IMPORT[package] | FLOOR | {package}
     if package == "losses":
-        assert external <= {"torch", "matplotlib", "rich"}
+        assert external <= {"torch", "triton", "matplotlib", "rich"}
 
 
 def test_nothing_lies_outside_the_packages_of_the_table():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hf_losses.data.text.dataset import TextArguments, TextData
     from hf_losses.data.tokens.conll import read_conll, write_conll
     from hf_losses.data.tokens.dataset import TokenArguments, TokenData
-    from hf_losses.data.tokens.pieces import join_pieces, make_pieces
+    from hf_losses.data.tokens.windows import join_windows, make_windows
 
 # The module of each public name, imported with the first use of the name.
 _MODULES = {
@@ -34,9 +34,9 @@ _MODULES = {
     "TextData": "data.text.dataset",
     "TokenArguments": "data.tokens.dataset",
     "TokenData": "data.tokens.dataset",
-    "join_pieces": "data.tokens.pieces",
+    "join_windows": "data.tokens.windows",
     "load_movie_reviews": "data.movie_reviews",
-    "make_pieces": "data.tokens.pieces",
+    "make_windows": "data.tokens.windows",
     "read_conll": "data.tokens.conll",
     "training_inputs": "data.images.inputs",
     "write_conll": "data.tokens.conll",
@@ -54,9 +54,9 @@ __all__ = [
     "TextData",
     "TokenArguments",
     "TokenData",
-    "join_pieces",
+    "join_windows",
     "load_movie_reviews",
-    "make_pieces",
+    "make_windows",
     "read_conll",
     "training_inputs",
     "write_conll",

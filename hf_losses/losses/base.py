@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_losses.losses.registry import LossSpec, as_json, get_spec
+from hf_losses.losses.registry import LossSpec, get_spec
 from hf_losses.messages import UsageError, nearest
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -265,23 +264,4 @@ class RegressionLoss(LossModule):
             )
         weighting = Weighting(None, checked_item_weight(item_weight, x.shape, x), count)
         losses = weighting.times(self._scalar(x - target.to(x.dtype)))
-        return self._reduce(losses, torch.tensor(losses.numel(), device=x.device), count)
-
-
-def exact_class_weights(weight: Any) -> Tensor:
-    """Class weights in the precision they were given in: `[C]`, float64, on the CPU."""
-    given = as_json(weight)
-    try:
-        numbers = torch.tensor(given, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # Text, a dict, ragged rows, ….
-        numbers = torch.full((), math.nan)
-    else:
-        given = numbers.tolist()
-    if numbers.dim() == 1 and len(numbers) and ((numbers >= 0) & numbers.isfinite()).all():
-        return numbers
-    named = isinstance(weight, str | Mapping)
-    raise UsageError(
-        "weight must be one finite, non-negative number per class, as a list, an array or a "
-        f"tensor, got {reprlib.repr(given)}"
-        + ("; by label name, or 'balanced', it is for the loss_kwargs of a training" * named)
-    )
+        return self._reduce(losses, losses.new_full((), losses.numel()), count)

@@ -6,6 +6,8 @@ exist. Only rows with a label are projected.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,9 @@ import torch
 from torch import Tensor
 
 from hf_losses.losses.base import Weighting, checked_item_weight
-from hf_losses.losses.fused import DTYPES, Chunk, Kernel, chunk_rows, multiply_
+from hf_losses.losses.fused import triton_launch
+from hf_losses.losses.fused.chunk import DTYPES, Chunk, Kernel, chunk_rows, may_wait
+from hf_losses.losses.fused.function import multiply_
 from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
 
@@ -28,6 +32,44 @@ def _project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Any = None)
     if bias is None:
         return torch.mm(rows, weight.T, out=out)
     return torch.addmm(bias, rows, weight.T, out=out)
+
+
+def _rows_together(hidden: Tensor, classes: int) -> int:
+    """How many rows are projected together, at most."""
+    if not may_wait(hidden.device):
+        return chunk_rows(classes, hidden.device)
+    return min(max(hidden.shape[1], ROWS[0]), ROWS[1])
+
+
+def _in_place(kernel: Kernel, whole: Chunk, scratch: Tensor | None, size: int) -> Tensor:
+    """The losses `[N]` of logits, which are overwritten with their gradients.
+
+    Args:
+        kernel: That of the loss.
+        whole: The logits, which are the memory of the gradients as well.
+        scratch: `[size, C]`, float32, for logits of another dtype.
+        size: Rows that are worked on together.
+    """
+    values = whole.logits.new_empty(len(whole.logits), dtype=torch.float32)
+    for start in range(0, len(values), size):
+        part = slice(start, start + size)
+        z = whole.logits[part]
+
+        def logits_of(which: Tensor, start: int = start) -> Tensor:
+            return whole.logits_of(which + start)
+
+        chunk = dataclasses.replace(
+            whole,
+            logits=z,
+            gradient=z if scratch is None else scratch[: len(z)],
+            target=whole.target[part],
+            scale=whole.scale[part],
+            logits_of=logits_of,
+        )
+        values[part] = kernel(chunk)
+        if scratch is not None:
+            z.copy_(chunk.gradient)
+    return values
 
 
 class _Linear(torch.autograd.Function):
@@ -53,31 +95,40 @@ class _Linear(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         classes, count = len(weight), len(hidden)
         scale = scale.expand(count)
-        most = min(max(hidden.shape[1], ROWS[0]), ROWS[1])
+        most = _rows_together(hidden, classes)
         together = max(1, math.ceil(count / max(1, math.ceil(count / most))))
         logits = hidden.new_empty(together, classes)
+        by_triton = triton_launch.serves(kernel, hidden)
         size = chunk_rows(classes, hidden.device)
         scratch: Any = None
-        if hidden.dtype != torch.float32:
+        if hidden.dtype != torch.float32 and not by_triton:
             scratch = hidden.new_empty(min(size, together), classes, dtype=torch.float32)
         spare: list[Tensor] = []
         for first in range(0, count, together):
-            rows = hidden[first : first + together]
+            part = slice(first, first + together)
+            rows = hidden[part]
             z = logits[: len(rows)]
             _project(rows, weight, bias, out=z)
-            for start in range(0, len(rows), size):
-                piece = z[start : start + size]
-                part = slice(first + start, first + start + len(piece))
-                p = piece if scratch is None else scratch[: len(piece)]
+            if by_triton:
+                gradient = z if any(needs) else None
+                values = triton_launch.losses(kernel, z, target[part], scale[part], gradient)
+            else:
 
-                def logits_of(which: Tensor, own: Tensor = hidden[part]) -> Tensor:
-                    return _project(own[which], weight, bias)
+                def logits_of(which: Tensor, rows: Tensor = rows) -> Tensor:
+                    return _project(rows[which], weight, bias)
 
-                chunk = Chunk(piece, p, target[part], scale[part], any(needs), spare, logits_of)
-                values = kernel(chunk)
-                total += (values * scale[part]).sum()
-                if scratch is not None:
-                    piece.copy_(p)
+                whole = Chunk(
+                    z,
+                    z,
+                    target[part],
+                    scale[part],
+                    any(needs),
+                    may_wait(z.device),
+                    spare,
+                    logits_of,
+                )
+                values = _in_place(kernel, whole, scratch, size)
+            total += (values * scale[part]).sum()
             if of_hidden is not None:
                 torch.mm(z, weight, out=of_hidden[first : first + together])
             if of_weight is not None:
@@ -128,7 +179,7 @@ def linear_loss(
     Args:
         hidden: `[..., H]`, float32, bfloat16 or float16.
         weight: `[C, H]`, the same dtype; the weight of `nn.Linear(H, C)`.
-        target: `[...]`, integer class indices; ignored ones are not even projected.
+        target: `[...]`, integer class indices; on a CPU ignored ones are not even projected.
         loss: A registered name, or what `get_loss` made of one.
         bias: `[C]` or None.
         count: Divisor of a mean; by default the number of targets that are not ignored, or the sum
@@ -177,15 +228,21 @@ def linear_loss(
             f"the loss has {criterion.weight.numel()} class weights for {len(weight)} classes"
         )
     flat = target.flatten().long()
-    kept = (flat != criterion.ignore_index).nonzero().squeeze(-1)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    rows = rows if len(kept) == len(flat) else rows[kept]
     items = checked_item_weight(item_weight, target.shape, hidden)
-    items = items if items is None else items.flatten()[kept]
+    items = items if items is None else items.flatten()
+    counts = flat != criterion.ignore_index
+    if not may_wait(hidden.device):  # Nor for how many rows count; but 0 · NaN must not come in.
+        rows = rows.where(counts.unsqueeze(-1), 0.0)
+    elif not counts.all():
+        rows, flat = rows[counts], flat[counts]
+        items = items if items is None else items[counts]
     weighting = Weighting(criterion.weight_for(hidden), items, count)
-    with torch.autocast(hidden.device.type, enabled=False):
+    device = hidden.device.type
+    has_autocast = torch.amp.is_autocast_available(device)
+    with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
         try:
-            labels, scale, factor = criterion.prepare_targets(flat[kept], weighting, hidden.dtype)
+            labels, scale, factor = criterion.prepare_targets(flat, weighting, hidden.dtype)
             out: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
                 rows, weight, bias, labels, scale, criterion.kernel, torch.is_grad_enabled()
             )
@@ -281,7 +338,7 @@ def linear_of_head(
     """`linear_loss` of a layer; under autocast in the dtype that the layer would compute in."""
     weight, bias = head.weight, head.bias
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

@@ -21,12 +21,14 @@ from hf_losses.losses.base import (
     Weighting,
     at_least_tiny,
     checked_item_weight,
-    exact_class_weights,
     upcast,
     upcast_dtype,
 )
 from hf_losses.losses.bound import BoundedLoss
-from hf_losses.losses.fused import DTYPES, Full, Fused, Kernel, Sparse, headroom
+from hf_losses.losses.class_weights import ExactWeights
+from hf_losses.losses.fused.chunk import DTYPES, Kernel, may_wait
+from hf_losses.losses.fused.function import Fused, headroom
+from hf_losses.losses.fused.torch_kernels import Full, Sparse
 from hf_losses.losses.margin import class_margin, class_margins, one_hot, propagate_nan
 from hf_losses.losses.registry import as_number, get_spec
 from hf_losses.messages import UsageError
@@ -94,10 +96,10 @@ class ClassificationLoss(LossModule):
         self.max_weight = as_number(name, "max_weight", max_weight)
         if not self.max_weight > 0:
             raise UsageError(f"max_weight must be positive (inf allowed), got {max_weight!r}")
-        self._given_weight = None if weight is None else exact_class_weights(weight)
+        self._exact_weights = None if weight is None else ExactWeights(weight)
         buffer = None
-        if self._given_weight is not None:
-            buffer = self._given_weight.float()
+        if self._exact_weights is not None:
+            buffer = self._exact_weights.numbers.float()
             if isinstance(weight, Tensor):
                 buffer = buffer.to(weight.device)
         self.register_buffer("weight", buffer)
@@ -128,7 +130,10 @@ class ClassificationLoss(LossModule):
         if self.ignore_index != -100:
             options["ignore_index"] = self.ignore_index
         if self.weight is not None:
-            options["weight"] = self._exact_weight(self.weight).tolist()
+            exact = self.weight.cpu()
+            if self._exact_weights is not None:
+                exact = self._exact_weights.on_device_of(exact, torch.float64)
+            options["weight"] = exact.tolist()
         if self.label_smoothing:
             options["label_smoothing"] = self.label_smoothing
         if self.max_weight != 1e4:
@@ -138,13 +143,6 @@ class ClassificationLoss(LossModule):
             options["problem_type"] = self.problem_type
         # overwrite_logits is no part of the loss: it decides where gradients are written.
         return options
-
-    def _exact_weight(self, buffer: Tensor) -> Tensor:
-        """The exact weights, float64, on the CPU; the buffer's own where it was modified since."""
-        held, given = buffer.cpu(), self._given_weight
-        if given is None or given.shape != held.shape:
-            return held.double()
-        return torch.where(given.float().to(held.dtype) == held, given, held.double())
 
     def weight_for(self, logits: Tensor) -> Tensor | None:
         """The class weights on the device, and in the precision, that a loss is computed in.
@@ -159,9 +157,9 @@ class ClassificationLoss(LossModule):
         if weight is None:
             return None
         dtype = upcast_dtype(logits)
-        if not weight.dtype == dtype == torch.float32:
+        if self._exact_weights and not weight.dtype == dtype == torch.float32:
             # A module that holds this loss may have been cast, which would round the buffer.
-            weight = self._exact_weight(weight)
+            weight = self._exact_weights.on_device_of(weight, dtype)
         return weight.to(logits.device, dtype)
 
     def _check_ignore_index(self) -> None:
@@ -316,7 +314,7 @@ class ClassificationLoss(LossModule):
         number = target.numel()
         plain = weighting.classes is None and weighting.items is None
         # On a GPU asking for the smallest target would take longer than multiplying.
-        if plain and target.is_cpu and number and target.min().item() > self.ignore_index:
+        if plain and number and may_wait(target.device) and target.min().item() > self.ignore_index:
             if self.reduction == "mean":
                 divisor = float(number if weighting.count is None else weighting.count)
                 scale = torch.full((), 1 / divisor if divisor else math.inf)

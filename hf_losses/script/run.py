@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hf_losses.losses.registry import parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.script.source import trains_without_trainer
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.loss.warmup import check_warmup
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def prepare(
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     settings["loss_kwargs"] = parse_loss_kwargs(settings.get("loss_kwargs")) or None
-    criterion = early_loss(loss, settings["loss_kwargs"])
+    criterion = loss_of_arguments(loss, settings["loss_kwargs"])
     check_warmup(
         loss,
         settings.get("loss_warmup_ratio", 0),

@@ -17,7 +17,7 @@ import torch
 
 from hf_losses.files import write_json
 from hf_losses.messages import UsageError
-from hf_losses.training.outputs import PACKAGES
+from hf_losses.training.output_folder import PACKAGES
 
 if TYPE_CHECKING:
     from optuna import Study

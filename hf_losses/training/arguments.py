@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from hf_losses.losses.registry import list_losses, parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.metrics.direction import lower_is_better
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.loss.warmup import check_warmup
 from hf_losses.training.reports.item_stats import check_stats_steps
 
@@ -104,7 +104,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
         """Checks the loss before anything is loaded or written."""
         self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs) or None
         if self.loss is not None:
-            early_loss(self.loss, self.loss_kwargs)
+            loss_of_arguments(self.loss, self.loss_kwargs)
         elif self.loss_kwargs:
             raise UsageError(
                 f"loss_kwargs {self.loss_kwargs} need a loss; add one of: "

@@ -29,6 +29,9 @@ SCRIPT = str(Path(__file__).with_name("compare_script.py"))
 ROOT = Path(hf_losses.__file__).parents[1]
 LOSSES = ["cross_entropy", "strict_l", "liberal_exp"]
 
+# Module fixtures draw the pictures of their reports, the comparisons of single tests do not.
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def command(folder, *flags, losses=LOSSES, script=SCRIPT, script_flags=()):
     """The command line of a comparison, after `hf-losses`."""

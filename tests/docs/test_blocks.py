@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import os
 import re
@@ -269,7 +270,12 @@ def read(monkeypatch):
         "pip": lambda arguments: None,  # Its extras: see below.
         "python": lambda arguments: script(arguments[0], arguments[1:]),
     }
-    return lambda words: readers[words[0]](words[1:])
+
+    def read_words(words):
+        words = [*itertools.dropwhile(lambda word: re.fullmatch(r"\w+=\S*", word), words)]
+        return readers[words[0]](words[1:])
+
+    return read_words
 
 
 @pytest.mark.parametrize("words", ALL)

@@ -2,12 +2,14 @@
 
 import importlib.util
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 import hf_losses
+from hf_losses.citation import SUMMARY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,3 +99,12 @@ def test_citation_and_changelog_name_the_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == hf_losses.__version__
     assert f"## [{hf_losses.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_library_is_described_in_the_same_words_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["description"] == SUMMARY
+    assert hf_losses.__doc__ == f"{SUMMARY}."
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["title"] == f"hf_losses: {SUMMARY[0].lower()}{SUMMARY[1:]}"
+    assert f"\n{SUMMARY}: " in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_losses import list_losses
+from hf_losses.citation import SUMMARY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +27,7 @@ def test_the_site_is_whole_and_asks_no_other_server(tmp_path):
     for page, name in (("python", "LossTrainer"), ("data", "TextData"), ("training", "check_loss")):
         assert name in (tmp_path / "reference" / page / "index.html").read_text(encoding="utf-8")
     first = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert f'<meta name="description" content="{SUMMARY}">' in first
     assert 'href="site.css"' in first
     assert "invert" in (tmp_path / "site.css").read_text(encoding="utf-8")
     for tag in ('<script src="http', '<link rel="stylesheet" href="http', "fonts.g"):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from transformers import (
 from hf_losses import LossTrainer, get_loss, get_spec, list_losses
 from hf_losses.citation import LIBRARY_CITATION, PAPER_CITATION
 from hf_losses.hub.card import write_card
-from hf_losses.hub.card_pictures import curves
+from hf_losses.hub.card_plots import curves
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_" + "a" * 34
@@ -69,11 +68,6 @@ def folder(tmp_path):
         return path
 
     return folder
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
 
 
 def card_of(folder, **options):

@@ -77,7 +77,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def home(finished, tmp_path, monkeypatch):
+def home(finished, tmp_path, monkeypatch, no_pictures):
     """The current folder and the home, with a finished run in `run`."""
     subprocess.run(["cp", "-a", f"{finished}/run", tmp_path], check=True)
     monkeypatch.chdir(tmp_path)
@@ -137,7 +137,7 @@ def predictions(folder):
 
 
 @pytest.mark.slow
-def test_anybody_can_load_what_was_published_and_no_secret_is_in_it(home, hub):
+def test_anybody_can_load_what_was_published_and_no_secret_is_in_it(home, hub, pictures):
     def run(*command):
         environment = os.environ | hub.environment(home)
         return subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -179,7 +179,7 @@ def test_anybody_can_load_what_was_published_and_no_secret_is_in_it(home, hub):
             assert secret.encode() not in text
 
 
-def test_what_is_there_is_not_uploaded_again(home, hub):
+def test_what_is_there_is_not_uploaded_again(home, hub, pictures):
     main(PUBLISH)
     content, commits = hub.files[REPO], list(hub.commits[REPO])
     uploaded = hub.uploaded()
@@ -288,7 +288,7 @@ def test_what_passes_is_tried_again(home, hub, monkeypatch, caplog, asked, fault
 @pytest.mark.parametrize(("method", "path"), [("POST", COMMIT), ("PUT", STORE)])
 @pytest.mark.parametrize("fault", [{"status": 503}, {"drop": 1000}], ids=["503", "drop"])
 def test_after_five_more_tries_the_message_says_how_to_go_on(
-    home, hub, refused, method, path, fault
+    home, hub, refused, pictures, method, path, fault
 ):
     hub.faults = [Fault(method, path, times=100, **fault)]
     options = ["--private", "--revision", "main", "--overwrite"]

@@ -9,8 +9,9 @@ from reference import oracle_beside as oracle
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_losses import get_loss, list_losses
-from hf_losses.losses import fused, registry
 from hf_losses.losses import modules as criterion
+from hf_losses.losses import registry
+from hf_losses.losses.fused import chunk
 
 LOSSES = list_losses(task="classification")
 EVERY = pytest.mark.parametrize("name", LOSSES)
@@ -20,9 +21,9 @@ CLASSES = 40
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
+def small_chunks(monkeypatch, engine):
     """Several chunks, the last one incomplete."""
-    monkeypatch.setattr(fused, "CHUNK", 3 * CLASSES)
+    monkeypatch.setattr(chunk, "CHUNK", 3 * CLASSES)
 
 
 def example(dtype=torch.float32, spread=3.0):
@@ -65,7 +66,9 @@ def assert_near(found, exact, z, dtype=torch.float32):
 
 @DTYPES
 @EVERY
-def test_every_row_is_the_plain_paths(name, dtype):
+def test_every_row_is_the_plain_paths(name, dtype, engine, monkeypatch):
+    if engine == "triton":  # Whose interpreter cuts digits off rather than rounding.
+        monkeypatch.setitem(ROUNDING, torch.bfloat16, 2**-7)
     z, target = example(dtype)
     value, gradient, exact, exact_gradient = both(name, z, target, reduction="none")
     assert value.dtype == torch.float32
@@ -128,7 +131,7 @@ def test_a_count_is_what_a_mean_divides_by(count, ignored):
 
 @EVERY
 def test_thousands_of_classes_against_the_oracle(name, monkeypatch):
-    monkeypatch.setattr(fused, "CHUNK", 2**20)
+    monkeypatch.setattr(chunk, "CHUNK", 2**20)
     generator = torch.Generator().manual_seed(1)
     z = 2 * torch.randn(64, 32000, generator=generator)
     target = torch.randint(0, 32000, (64,), generator=generator)
@@ -303,7 +306,7 @@ def test_the_rest_goes_the_plain_way(options, dtype, monkeypatch):
 
 def test_a_loss_scaler_comes_before_the_rounding_of_float16(monkeypatch):
     # Of a mean over 4,096 rows nearly every wrong class's gradient is below the least float16.
-    monkeypatch.setattr(fused, "CHUNK", 2**20)
+    monkeypatch.setattr(chunk, "CHUNK", 2**20)
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(4096, 1000, generator=generator).half().requires_grad_()
     exact = z.detach().double().requires_grad_()

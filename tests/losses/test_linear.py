@@ -31,7 +31,7 @@ ROUNDING = 1e-6
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
+def small_chunks(monkeypatch, engine):
     monkeypatch.setattr(linear, "ROWS", (7, 7))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.fixture
-def run(request, tmp_path, tiny, monkeypatch):
+def run(request, tmp_path, tiny, monkeypatch, no_pictures):
     """Runs the recipe on the tiny model in an empty folder; returns the result and the output."""
     monkeypatch.chdir(tmp_path)
 

@@ -423,7 +423,7 @@ def test_the_card_knows_what_the_hub_calls_the_splits(monkeypatch):
 # ---- What it does ------------------------------------------------------------------------------
 
 
-def test_trains_evaluates_and_says_where_everything_lies(run, tmp_path, capsys):
+def test_trains_evaluates_and_says_where_everything_lies(run, tmp_path, capsys, pictures):
     data = tmp_path / "data"
     long = {"prompt": "x" * 60 + "a:", "completion": "yes"}
     endless = {"prompt": "a:", "completion": "y" * 60}
@@ -447,6 +447,7 @@ def test_trains_evaluates_and_says_where_everything_lies(run, tmp_path, capsys):
     assert header == "index\tprediction"
     expected = [row["completion"] for row in rows(30, 2)] + ["yes"]
     assert lines == [f"{i}\t{text}" for i, text in enumerate(expected)]
+    assert all((out / picture).exists() for picture in pictures)
     shown = capsys.readouterr().out
     assert "Data    train: 302 train, 32 validation, 31 test" in shown
     assert "prompt → completion" in shown

@@ -10,7 +10,7 @@ import test_glue
 from test_glue import RECIPES, rows, write
 
 from hf_losses.messages import UsageError
-from hf_losses.training.outputs import check_folder
+from hf_losses.training.output_folder import check_folder
 
 tiny = test_glue.tiny
 NAMES = sorted(path.stem for path in RECIPES.glob("*.py"))

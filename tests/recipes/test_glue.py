@@ -40,7 +40,7 @@ import glue  # noqa: E402
 from hf_losses.data.text import dataset as text_data  # noqa: E402
 from hf_losses.data.text import tables  # noqa: E402
 from hf_losses.models import limits, pretrained  # noqa: E402
-from hf_losses.training import outputs as output  # noqa: E402
+from hf_losses.training import output_folder as output  # noqa: E402
 
 GOOD = ["good", "fine", "great", "bright"]
 BAD = ["bad", "dull", "poor", "weak"]
@@ -125,7 +125,7 @@ def files(tmp_path):
 # ---- What it does ------------------------------------------------------------------------------
 
 
-def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, capsys):
+def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, capsys, pictures):
     write(tmp_path / "data" / "train.csv", rows(256, 0))
     test = write(tmp_path / "data" / "test.csv", rows(24, 2))
     result, out = run(
@@ -147,6 +147,7 @@ def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, c
     assert {"hf-losses", "torch", "transformers", "python"} <= set(result["versions"])
     assert str(tmp_path) not in (out / "result.json").read_text()
     assert str(Path.home()) not in (out / "result.json").read_text()
+    assert all((out / picture).exists() for picture in pictures)
     shown = capsys.readouterr().out
     for part in ("256 train, 20 validation, 24 test", "tiny-bert", "exp(1 - p) - 1", str(out)):
         assert part in shown.split("--help")[0]

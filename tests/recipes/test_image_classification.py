@@ -39,7 +39,7 @@ from hf_losses.data.images import dataset as image_data  # noqa: E402
 from hf_losses.data.images import files  # noqa: E402
 from hf_losses.data.images import inputs as image_pipeline  # noqa: E402
 from hf_losses.data.images import pictures as images  # noqa: E402
-from hf_losses.training import outputs as output  # noqa: E402
+from hf_losses.training import output_folder as output  # noqa: E402
 
 CLASSES = ["blue", "green", "red"]
 RECIPE, FLAGS = image_classification, ("--dataloader_num_workers", "0")
@@ -110,7 +110,7 @@ def photos(tmp_path):
 # ---- What it does ------------------------------------------------------------------------------
 
 
-def test_trains_on_folders_and_says_where_everything_lies(run, photos, tmp_path, capsys):
+def test_trains_on_folders_and_says_where_everything_lies(run, photos, tmp_path, capsys, pictures):
     test = folder(tmp_path / "photos" / "test", 12, seed=2, ending="jpg")
     result, out = run(
         *(*photos, "--test_dir", test, "--loss", "liberal_exp", "--learning_rate", "5e-3"),
@@ -129,6 +129,7 @@ def test_trains_on_folders_and_says_where_everything_lies(run, photos, tmp_path,
     assert result["training"]["global_step"] == 24
     assert result["skipped_images"] == []
     assert str(tmp_path) not in (out / "result.json").read_text()
+    assert all((out / picture).exists() for picture in pictures)
     shown = capsys.readouterr().out
     for part in ("48 train, 18 validation, 12 test", "tiny-vit", "blue, green, red", str(out)):
         assert part in shown.split("--help")[0]

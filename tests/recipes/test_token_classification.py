@@ -40,9 +40,9 @@ import token_classification  # noqa: E402
 
 from hf_losses.data import movie_reviews  # noqa: E402
 from hf_losses.data.tokens import dataset as token_data  # noqa: E402
-from hf_losses.data.tokens import pieces as token_pieces  # noqa: E402
+from hf_losses.data.tokens import windows as token_windows  # noqa: E402
 from hf_losses.data.tokens.conll import read_conll, write_conll  # noqa: E402
-from hf_losses.training import outputs as output  # noqa: E402
+from hf_losses.training import output_folder as output  # noqa: E402
 
 PEOPLE = ["anna", "berta", "carl"]
 CITIES = ["oslo", "hamburg", "hamham"]
@@ -203,12 +203,12 @@ def scores(predicted, true):
 
 
 def read(tokenizer, table, max_length=32):
-    """Sub-tokens and labels of the pieces, each as one string."""
+    """Sub-tokens and labels of the windows, each as one string."""
     table = [{"tokens": words, "tags": tags} for words, tags in table]
-    pieces = token_pieces.make_pieces(datasets.Dataset.from_list(table), tokenizer, max_length)
+    windows = token_windows.make_windows(datasets.Dataset.from_list(table), tokenizer, max_length)
     return [
         (" ".join(tokenizer.convert_ids_to_tokens(row["input_ids"])), row["labels"])
-        for row in pieces
+        for row in windows
     ]
 
 
@@ -223,7 +223,7 @@ def test_the_first_sub_token_carries_the_label(tokenizer):
 def test_a_long_sentence_goes_on_in_another_piece(tokenizer):
     words = ["anna", "sees", "hamburg", "and", "carl", "walks", "in", "oslo", ",", "the"]
     assert read(tokenizer, [(words, [*range(10)]), (["anna"], [9])], max_length=10) == [
-        # 8 of the 11 sub-tokens fit; the next piece begins 2 earlier, and the cut is amid those.
+        # 8 of the 11 sub-tokens fit; the next window begins 2 earlier, and the cut is amid those.
         (
             "[CLS] anna sees ham ##burg and carl walks in [SEP]",
             [-100, 0, 1, 2, -100, 3, 4, 5, -100, -100],
@@ -262,7 +262,7 @@ def test_a_byte_level_tokenizer_reads_words_as_in_running_text():
 
 @given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 20))
 def test_every_word_counts_once_where_it_can_be_seen(sizes, room):
-    windows = list(token_pieces.windows(sizes, room))
+    windows = list(token_windows.split_words(sizes, room))
     assert [word for _, counted in windows for word in counted] == [*range(len(sizes))]
     for visible, counted in windows:
         assert set(counted) <= set(visible)
@@ -274,20 +274,20 @@ def test_every_word_counts_once_where_it_can_be_seen(sizes, room):
 
 
 @pytest.mark.parametrize("tagged", [True, False])
-def test_pieces_join_again(tokenizer, tagged):
+def test_windows_join_again(tokenizer, tagged):
     table = [{"tokens": r["tokens"], "tags": [*range(len(r["tokens"]))]} for r in rows(30, 0)]
     sentences = datasets.Dataset.from_list(table)
     if not tagged:
         sentences = sentences.remove_columns("tags")
-    pieces = token_pieces.make_pieces(sentences, tokenizer, 8)
-    assert len(pieces) > 30
-    assert ("labels" in pieces.column_names) == tagged
-    predictions = np.full((len(pieces), 8), -100)
+    windows = token_windows.make_windows(sentences, tokenizer, 8)
+    assert len(windows) > 30
+    assert ("labels" in windows.column_names) == tagged
+    predictions = np.full((len(windows), 8), -100)
     words = iter(word for row in table for word in row["tags"])
-    for row, starts in enumerate(pieces["starts"]):
+    for row, starts in enumerate(windows["starts"]):
         predictions[row, starts] = [next(words) for _ in starts]
     sizes = [len(row["tokens"]) for row in table]
-    assert token_pieces.join_pieces(pieces, predictions, sizes) == [row["tags"] for row in table]
+    assert token_windows.join_windows(windows, predictions, sizes) == [row["tags"] for row in table]
 
 
 # ---- Data --------------------------------------------------------------------------------------
@@ -448,7 +448,7 @@ def test_class_weights_are_balanced_by_words(run, files):
     assert result["loss"]["weight"] == [len(tags) / (4 * tags.count(tag)) for tag in TAGS]
 
 
-def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, capsys):
+def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, capsys, pictures):
     write(tmp_path / "data" / "train.conll", rows(256, 0))
     test = write(tmp_path / "data" / "test.conll", rows(24, 2))
     result, out = run(*files, "--test_file", test, "--loss", "strict_l", "--num_train_epochs", "30")
@@ -464,6 +464,7 @@ def test_trains_evaluates_and_says_where_everything_lies(run, files, tmp_path, c
     assert {"f1", "cross_entropy"} <= set(result["history"][-1])
     assert str(tmp_path) not in (out / "result.json").read_text()
     assert str(Path.home()) not in (out / "result.json").read_text()
+    assert all((out / picture).exists() for picture in pictures)
     shown = capsys.readouterr().out
     for part in (
         "256 train, 20 validation, 24 test",

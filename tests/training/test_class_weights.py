@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hf_losses import LossTrainer, LossTrainingArguments, get_loss, load_loss
-from hf_losses.training.loss.class_weights import early_loss
+from hf_losses.training.loss.choose import loss_of_arguments
 
 NAMES = {"id2label": {0: "good", 1: "bad", 2: "odd"}, "label2id": {"good": 0, "bad": 1, "odd": 2}}
 LABELS = [0] * 10 + [1] * 5 + [2] * 5
@@ -368,8 +368,8 @@ def test_many_classes_are_shown_by_their_ends(build, capsys):
 
 
 def test_arguments_check_what_they_can_and_leave_the_rest_for_later():
-    assert "weight" not in early_loss("strict_m_power", '{"weight": "balanced"}').config
-    assert early_loss("huber", {"delta": 2}).config == get_loss("huber", delta=2.0).config
+    assert "weight" not in loss_of_arguments("strict_m_power", '{"weight": "balanced"}').config
+    assert loss_of_arguments("huber", {"delta": 2}).config == get_loss("huber", delta=2.0).config
     for given in ("balanced", {"bad": 5}, torch.ones(3)):
         args = LossTrainingArguments(loss="strict_l", loss_kwargs={"weight": given})
         assert json.loads(args.to_json_string())["loss_kwargs"] == args.loss_kwargs

@@ -407,7 +407,7 @@ def test_every_backend_gets_floats_once_a_step(tmp_path):
 
 
 def test_what_reads_the_log_is_not_disturbed(tmp_path):
-    from hf_losses.training.outputs import _history
+    from hf_losses.training.output_folder import _history
 
     cards, histories = [], []
     for n in (3, 0):

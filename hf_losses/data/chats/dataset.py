@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_losses.data.chats.encoding import IGNORED, prompt_tokens, row_tokens
 from hf_losses.data.chats.rows import TABLES, check_quotes, check_rows
 from hf_losses.data.movie_reviews import load_movie_reviews
-from hf_losses.data.sets import UNREADABLE, check_recognised, files_and_folders
+from hf_losses.data.splits import UNREADABLE, check_recognised, files_and_folders
 from hf_losses.data.text.dataset import MOVIE_REVIEWS
 from hf_losses.data.text.tables import FORMATS, read_rows, sample
 from hf_losses.messages import UsageError

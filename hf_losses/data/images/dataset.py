@@ -36,7 +36,7 @@ from hf_losses.data.labels import (
     class_names,
     encode,
 )
-from hf_losses.data.sets import SETS
+from hf_losses.data.splits import SETS
 from hf_losses.messages import UsageError
 from hf_losses.options import option
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_losses.data.images.pictures import Images, Pixels
 from hf_losses.data.labels import class_names, encode
-from hf_losses.data.sets import UNREADABLE, check_recognised, folders_of_sets
+from hf_losses.data.splits import UNREADABLE, check_recognised, folders_of_sets
 from hf_losses.messages import UsageError, nearest
 
 DIGITS = "digits"

@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 
 from hf_losses.data.labels import check_class_count, check_two_classes
 from hf_losses.data.movie_reviews import load_movie_reviews
-from hf_losses.data.sets import UNREADABLE, check_recognised, files_and_folders
+from hf_losses.data.splits import UNREADABLE, check_recognised, files_and_folders
 from hf_losses.data.text.tables import check_file, need_column, read_rows, sample
 from hf_losses.data.tokens.conll import Sentences, read_conll
 from hf_losses.messages import UsageError, nearest

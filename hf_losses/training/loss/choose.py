@@ -14,13 +14,39 @@ from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLo
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss, parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.models.heads import REGRESSION, is_classifier, problem_type
-from hf_losses.training.loss.class_weights import ClassWeights, check_weight, early_loss
+from hf_losses.training.loss.class_weights import ClassWeights, check_keyword, check_weight
 from hf_losses.training.loss.items import SumFunction, problem_of, sum_over_items
 
 
 def builtin_loss(model: Any) -> str:
     """Name of the loss that is built into a model, which is given without wrappers."""
     return neutral_loss(_task(problem_type(model)))
+
+
+def loss_of_arguments(
+    name: str, loss_kwargs: dict[str, Any] | str | None
+) -> ClassificationLoss | RegressionLoss:
+    """The loss of training arguments, built before there is a model or data.
+
+    Args:
+        name: A registered name.
+        loss_kwargs: Its parameters, as for `LossTrainingArguments`.
+
+    Returns:
+        The loss. It lacks class weights that are given by name or as "balanced", which are only
+        checked as far as is possible here.
+
+    Raises:
+        ValueError: If the loss or a parameter is unknown or out of range.
+    """
+    params = parse_loss_kwargs(loss_kwargs)
+    weight = params.get("weight")
+    if isinstance(weight, str | dict):
+        params["weight"] = [1.0] if isinstance(weight, str) else [*weight.values()]
+        get_loss(name, **params)
+        check_keyword(weight)
+        del params["weight"]
+    return get_loss(name, **params)
 
 
 def choose_loss(
@@ -78,7 +104,7 @@ def choose_loss(
             )
     if problem == MULTI_LABEL and get_spec(name).task == "classification":
         params.setdefault("problem_type", MULTI_LABEL)
-    check_fit(early_loss(name, params), model)  # Fails before any labels are counted.
+    check_fit(loss_of_arguments(name, params), model)  # Fails before any labels are counted.
     criterion = get_loss(name, **weigh(params, model))
     check_fit(criterion, model)
     return criterion

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_losses.losses.base import RegressionLoss
-from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
+from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss
 from hf_losses.losses.registry import parse_loss_kwargs
 from hf_losses.messages import UsageError, nearest
 from hf_losses.models.builtin import IGNORE, loss_type
@@ -31,32 +30,6 @@ COLUMNS = ["labels", "label", "label_ids"]
 # Up to this many classes are listed one by one.
 MANY = 20
 ADVICE = "give one number per class, such as loss_kwargs '{\"weight\": [1, 5]}'"
-
-
-def early_loss(
-    name: str, loss_kwargs: dict[str, Any] | str | None
-) -> ClassificationLoss | RegressionLoss:
-    """The loss of training arguments, built before there is a model or data.
-
-    Args:
-        name: A registered name.
-        loss_kwargs: Its parameters, as for `LossTrainingArguments`.
-
-    Returns:
-        The loss. It lacks class weights that are given by name or as "balanced", which are only
-        checked as far as is possible here.
-
-    Raises:
-        ValueError: If the loss or a parameter is unknown or out of range.
-    """
-    params = parse_loss_kwargs(loss_kwargs)
-    weight = params.get("weight")
-    if isinstance(weight, str | dict):
-        params["weight"] = [1.0] if isinstance(weight, str) else [*weight.values()]
-        get_loss(name, **params)
-        _check_keyword(weight)
-        del params["weight"]
-    return get_loss(name, **params)
 
 
 class ClassWeights:
@@ -116,7 +89,7 @@ class ClassWeights:
         weight = params.get("weight")
         if not isinstance(weight, str | dict):
             return params
-        _check_keyword(weight)
+        check_keyword(weight)
         classes = number_of_classes(model)
         if classes is None:
             raise UsageError(
@@ -147,6 +120,12 @@ class ClassWeights:
             if show:
                 print(_weights_in_words(numbers, ids), flush=True)
         return params | {"weight": self._resolved[2]}
+
+
+def check_keyword(weight: str | dict[str, Any]) -> None:
+    """Raises a ValueError if a weight is a word that stands for none."""
+    if isinstance(weight, str) and weight != BALANCED:
+        _beta(weight)
 
 
 def check_weight(loss: Any, model: Any) -> None:
@@ -190,11 +169,6 @@ def number_of_classes(model: Any) -> int | None:
 
 def _is_language_model(model: Any) -> bool:
     return model.get_output_embeddings() is not None
-
-
-def _check_keyword(weight: str | dict[str, Any]) -> None:
-    if isinstance(weight, str) and weight != BALANCED:
-        _beta(weight)
 
 
 def _beta(weight: str) -> float:

@@ -1,4 +1,4 @@
-"""Files and folders that are named after a set: train, val2017, Test_images."""
+"""Files and folders that are named after a split, a set of data: train, val2017, Test_images."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Cuts sentences into pieces that fit a model, and puts the labels of words on sub-tokens.
+"""Cuts sentences into windows that fit a model, and puts the labels of words on sub-tokens.
 
 The first sub-token of a word carries its label, the others -100. A sentence with more sub-tokens
-than fit becomes several pieces, cut between words. Pieces overlap, so that words at a cut have
-context on both sides, but each word is labelled in one piece alone. No word is lost, neither in
+than fit becomes several windows, cut between words. Windows overlap, so that words at a cut have
+context on both sides, but each word is labelled in one window alone. No word is lost, neither in
 training nor in evaluation.
 """
 
@@ -18,20 +18,22 @@ from transformers import PreTrainedTokenizerBase
 from hf_losses.messages import UsageError
 
 IGNORE = -100
-OVERLAP = 4  # A piece shares at most 1 / OVERLAP of its sub-tokens with the one before.
+OVERLAP = 4  # A window shares at most 1 / OVERLAP of its sub-tokens with the one before.
 
 
-def make_pieces(sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+def make_windows(
+    sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Dataset:
     """Makes the inputs of a model, in the order of the sentences.
 
     Args:
         sentences: A sentence in each row: `tokens`, and perhaps `tags` (ids).
         tokenizer: A fast tokenizer.
-        max_length: The largest number of sub-tokens in a piece, with the special ones.
+        max_length: The largest number of sub-tokens in a window, with the special ones.
 
     Returns:
-        A piece in each row: the tokenizer's columns, `starts` (positions of the first sub-tokens of
-        the words that count in this piece), and `labels` if there are tags.
+        A window in each row: the tokenizer's columns, `starts` (positions of the first sub-tokens
+        of the words that count in this window), and `labels` if there are tags.
 
     Raises:
         ValueError: If the tokenizer cannot tell which word a sub-token belongs to.
@@ -50,24 +52,24 @@ def make_pieces(sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_leng
     def cut(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         spaced = [[words[0], *(space + word for word in words[1:])] for words in batch["tokens"]]
         uncut = tokenizer(spaced, is_split_into_words=True, add_special_tokens=False, verbose=False)
-        pieces, places = [], []
+        windows, places = [], []
         for row, words in enumerate(spaced):
             sizes = np.bincount(uncut.word_ids(row), minlength=len(words)).tolist()
             for word, size in enumerate(sizes):
                 if not size:  # Some words, such as a zero-width space, have no sub-tokens.
                     words[word], sizes[word] = tokenizer.unk_token, 1
-            for window, counting in windows(sizes, room):
-                pieces.append(words[window.start : window.stop])
+            for window, counting in split_words(sizes, room):
+                windows.append(words[window.start : window.stop])
                 places.append((row, window.start, counting))
-        encoded = tokenizer(pieces, is_split_into_words=True, truncation=True, max_length=length)
+        encoded = tokenizer(windows, is_split_into_words=True, truncation=True, max_length=length)
         starts, labels = [], []
-        for piece, (row, offset, counting) in enumerate(places):
+        for index, (row, offset, counting) in enumerate(places):
             first_position: dict[int | None, int] = {}
-            for position, word in enumerate(encoded.word_ids(piece)):
+            for position, word in enumerate(encoded.word_ids(index)):
                 first_position.setdefault(word, position)
             starts.append([first_position[word - offset] for word in counting])
             if "tags" in batch:
-                labels.append([IGNORE] * len(encoded["input_ids"][piece]))
+                labels.append([IGNORE] * len(encoded["input_ids"][index]))
                 for word, position in zip(counting, starts[-1], strict=True):
                     labels[-1][position] = batch["tags"][row][word]
         return {**encoded, "starts": starts} | ({"labels": labels} if "tags" in batch else {})
@@ -76,7 +78,7 @@ def make_pieces(sentences: Dataset, tokenizer: PreTrainedTokenizerBase, max_leng
     return not_empty.map(cut, batched=True, remove_columns=not_empty.column_names)
 
 
-def windows(sizes: Sequence[int], room: int) -> Iterator[tuple[range, range]]:
+def split_words(sizes: Sequence[int], room: int) -> Iterator[tuple[range, range]]:
     """Divides a sentence into overlapping runs of words.
 
     Args:
@@ -103,12 +105,14 @@ def windows(sizes: Sequence[int], room: int) -> Iterator[tuple[range, range]]:
         start, counted = following, middle
 
 
-def join_pieces(pieces: Dataset, predictions: np.ndarray, sizes: Sequence[int]) -> list[list[int]]:
-    """Joins the predictions for pieces to those for sentences.
+def join_windows(
+    windows: Dataset, predictions: np.ndarray, sizes: Sequence[int]
+) -> list[list[int]]:
+    """Joins the predictions for windows to those for sentences.
 
     Args:
-        pieces: What `make_pieces` returned.
-        predictions: `[pieces, length]` class ids.
+        windows: What `make_windows` returned.
+        predictions: `[windows, length]` class ids.
         sizes: Number of words of each sentence.
 
     Returns:
@@ -117,7 +121,7 @@ def join_pieces(pieces: Dataset, predictions: np.ndarray, sizes: Sequence[int]) 
     ids = iter(
         [
             row[position]
-            for row, starts in zip(predictions.tolist(), pieces["starts"], strict=True)
+            for row, starts in zip(predictions.tolist(), windows["starts"], strict=True)
             for position in starts
         ]
     )

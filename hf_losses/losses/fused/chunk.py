@@ -1,0 +1,69 @@
+"""Rows of logits that are worked on together: what a kernel takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hf_losses.losses.bound import BoundedLoss
+
+# Numbers of the logits that are worked on together, so that they stay in the cache.
+CHUNK = 2**20
+# A GPU has no use for small pieces; its scratch memory is what this limits.
+CHUNK_ON_GPU = 2**26
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Some rows' logits, by their indices.
+Rows = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Chunk:
+    """Rows of logits that are worked on together, and the memory that their gradients go to.
+
+    Attributes:
+        logits: `[N, C]`, of one of `DTYPES`.
+        gradient: `[N, C]`, float32; overwritten with the gradients, or with anything if there are
+            none. May be the logits themselves.
+        target: `[N]`, int64, in [0, C).
+        scale: `[N]`, by which every row's gradient is multiplied; a row with 0 may hold anything.
+            `[]` if it is the same number, and not 0, for all.
+        differentiate: Whether to make gradients.
+        may_wait: Whether the device answers at once when a number is asked for; see `may_wait`.
+        spare: Memory that the chunks of one loss share; empty for the first, which is the largest.
+        logits_of: Asked for the logits of some rows after `gradient` was overwritten.
+    """
+
+    logits: Tensor
+    gradient: Tensor
+    target: Tensor
+    scale: Tensor
+    differentiate: bool
+    may_wait: bool
+    spare: list[Tensor]
+    logits_of: Rows
+
+
+class Kernel(Protocol):
+    """Makes losses, and their gradients, of rows of logits."""
+
+    @property
+    def loss(self) -> BoundedLoss:
+        """The loss of the margin."""
+
+    def __call__(self, chunk: Chunk) -> Tensor:
+        """Makes the gradients of a chunk; returns its losses, `[N]`, float32, not scaled."""
+
+
+def chunk_rows(classes: int, device: torch.device) -> int:
+    """How many rows of logits are worked on together."""
+    return max(1, (CHUNK if device.type == "cpu" else CHUNK_ON_GPU) // classes)
+
+
+def may_wait(device: torch.device) -> bool:
+    """Whether a tensor's numbers may steer Python: on any other device that would make it wait."""
+    return device.type == "cpu"

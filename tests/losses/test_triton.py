@@ -1,0 +1,239 @@
+"""The kernels for a GPU, by Triton's interpreter: against the plain path and the oracle.
+
+The slow tests of `test_fused.py` and `test_linear.py` run through them as well.
+"""
+
+import math
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+from losses.test_fused import CLASSES, assert_near, both, example
+
+from hf_losses import get_loss, linear_loss, list_losses, register_loss
+from hf_losses.losses import registry
+from hf_losses.losses.fused import triton_launch, triton_source
+
+LOSSES = list_losses(task="classification")
+EVERY = pytest.mark.parametrize("name", LOSSES)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Switches the kernels on, and counts the launches."""
+    launches = []
+    losses = triton_launch.losses
+
+    def counting(*arguments):
+        launches.append(arguments)
+        return losses(*arguments)
+
+    monkeypatch.setattr(triton_launch, "is_enabled", lambda: True)
+    monkeypatch.setattr(triton_launch, "losses", counting)
+    with numpy.errstate(all="ignore"):
+        yield launches
+
+
+@EVERY
+def test_every_row_is_the_plain_paths(name, launched):
+    z, target = example()
+    value, gradient, exact, exact_gradient = both(name, z, target, reduction="none")
+    assert len(launched) == 1
+    assert_near(value, exact, z)
+    assert_near(gradient, exact_gradient, z)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 17, 64, 65])
+@pytest.mark.parametrize("name", ["strict_l", "strict_m_full", "focal"])
+def test_class_counts_beside_the_blocks(name, classes, launched, monkeypatch):
+    monkeypatch.setattr(triton_launch, "BLOCK", 16)
+    monkeypatch.setattr(triton_launch, "BLOCK_OF_FULL", 16)
+    z = 3 * torch.randn(5, classes, generator=torch.Generator().manual_seed(classes))
+    target = torch.arange(5) % classes
+    z[0, target[0]], z[1, target[1]], z[2, (target[2] + 1) % classes] = 60.0, -60.0, 60.0
+    z[3, (target[3] + 1) % classes] = -torch.inf
+    value, gradient, exact, exact_gradient = both(name, z, target, reduction="none", max_weight=9)
+    assert launched
+    assert_near(value, exact, z)
+    assert_near(gradient, exact_gradient, z)
+
+
+@pytest.mark.parametrize("name", ["liberal_exp", "strict_l_full"])
+def test_a_large_vocabulary_in_blocks(name, launched):
+    z = 2 * torch.randn(2, 128256, generator=torch.Generator().manual_seed(1))
+    z[0, 100000] = 25.0
+    options = {"reduction": "none", "max_weight": math.inf}
+    value, gradient, exact, exact_gradient = both(name, z, torch.tensor([100000, 5]), **options)
+    assert launched
+    torch.testing.assert_close(value.double(), exact, rtol=3e-5, atol=0)
+    assert_near(gradient, exact_gradient, 10 * z)
+
+
+def test_rows_and_classes_with_strides(launched):
+    z, target = example()
+    whole = torch.randn(len(z), 2 * CLASSES)
+    for strided in (whole[:, :CLASSES], whole[:, ::2], whole.T[:CLASSES].T, z.T.contiguous().T):
+        strided.copy_(z)
+        leaf, contiguous = strided.detach().requires_grad_(), z.clone().requires_grad_()
+        for logits in (leaf, contiguous):
+            get_loss("strict_l")(logits, target).backward()
+        assert torch.equal(leaf.grad, contiguous.grad)
+    assert len(launched) == 8
+
+
+def test_everything_ignored_and_nothing_at_all(launched):
+    for rows in (3, 0):
+        logits = torch.randn(rows, 5, requires_grad=True)
+        value = get_loss("strict_m_full")(logits, torch.full((rows,), -100))
+        value.backward()
+        assert value == 0
+        assert (logits.grad == 0).all()
+    assert len(launched) == 2
+
+
+@pytest.mark.parametrize("name", ["liberal_exp", "strict_m_full"])
+def test_what_is_no_number_is_seen(name, launched):
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    logits[0] = -torch.inf
+    for row, place in ((1, 0), (3, 1)):
+        logits[row, place], logits[row + 1, place] = torch.nan, torch.inf
+    logits.requires_grad_()
+    losses = get_loss(name, reduction="none")(logits, torch.zeros(6, dtype=torch.long))
+    losses.sum().backward()
+    assert launched
+    assert losses.isnan().tolist() == [True] * 5 + [False]
+    assert logits.grad.isnan().any(-1).tolist() == [True] * 5 + [False]
+
+
+def test_a_class_that_does_not_exist_is_seen(launched):
+    logits = torch.randn(3, 5, requires_grad=True)
+    losses = get_loss("liberal_exp", reduction="none")(logits, torch.tensor([0, 5, 1]))
+    losses.sum().backward()
+    assert losses.isnan().tolist() == [False, True, False]
+    assert logits.grad.isnan().any(-1).tolist() == [False, True, False]
+
+
+@EVERY
+def test_the_last_layer(name, launched):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 5, 8, generator=generator)
+    weight = torch.randn(12, 8, generator=generator)
+    target = torch.randint(0, 12, (2, 5), generator=generator)
+    target[0, :2] = -100
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    value = linear_loss(*leaves, target, loss=name)
+    expected = get_loss(name)(exact[0] @ exact[1].T, target)
+    assert launched
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
+    for one, other in zip(
+        torch.autograd.grad(value, leaves), torch.autograd.grad(expected, exact), strict=True
+    ):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_of_ones_own(launched, eleventh_loss):
+    z, target = example()
+    value, _, exact, _ = both(eleventh_loss, z, target, reduction="none")
+    assert launched
+    assert_near(value, exact, z)
+
+
+def test_what_has_no_translation_takes_the_other_way(launched, monkeypatch):
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+
+    @register_loss("liberal_erf", kind="liberal", formula="1 - erf(p)")
+    def liberal_erf(m):
+        p, q = torch.sigmoid(m), torch.sigmoid(-m)
+        return 1 - torch.erf(p), -2 / math.sqrt(math.pi) * torch.exp(-p * p) * p * q
+
+    z, target = example()
+    value, _, exact, _ = both("liberal_erf", z[15:], target[15:], reduction="none")
+    assert not launched
+    torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-6)
+
+
+def translate(function):
+    return triton_source.triton_source(function)
+
+
+def test_what_works_in_place_changes_what_it_works_on():
+    def function(m):
+        p = torch.sigmoid(m)
+        value = p.mul_(2)
+        return value, p
+
+    *_, last = translate(function).splitlines()
+    value, derivative = last.removeprefix("    return ").split(", ")
+    assert value == derivative
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda m: (m if m > 0 else -m, m), "control flow"),
+        (lambda m: (torch.erf(m), m), "erf"),
+        (lambda m: (torch.add(m, m, alpha=2), m), "add"),
+        (lambda m: (m**m, m), "pow"),
+        (lambda m: (m * torch.ones(3), m), "get_attr|tensor"),
+        (lambda m: m, "no pair"),
+        (lambda m: (float(m), m), "float"),
+    ],
+)
+def test_what_cannot_be_translated(function, reason):
+    with pytest.raises(triton_source.NotTranslatable, match=reason):
+        translate(function)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m: (m**3, m**-2),
+        lambda m: (m.abs() ** 0.5, m.square().rsqrt()),
+        lambda m: (m.clamp(-1, 2), m.clamp(max=0.5)),
+        lambda m: (torch.where(m < 0, m, 2.0).masked_fill(m > 1, math.inf), 1 - m),
+        lambda m: (m.exp().log1p(), torch.expm1(-m.abs()).reciprocal().cos()),
+        lambda m: (torch.zeros_like(m), torch.ones_like(m).sub(m)),
+    ],
+)
+def test_every_operation_computes_what_pytorch_does(function, launched, monkeypatch):
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    register_loss("any", kind="liberal", formula="p")(function)
+    generator = torch.Generator().manual_seed(0)
+    z, target = torch.randn(30, 7, generator=generator), torch.arange(30) % 7
+    found = []
+    for enabled in (True, False):
+        monkeypatch.setattr(triton_launch, "is_enabled", lambda enabled=enabled: enabled)
+        logits = z.clone().requires_grad_()
+        value = get_loss("any", reduction="none")(logits, target)
+        value.sum().backward()
+        found.append((value.detach(), logits.grad))
+    assert len(launched) == 1
+    torch.testing.assert_close(*found, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("yes", "HF_LOSSES_TRITON must be 0 or 1, got 'yes'"), ("1", "needs Triton: pip install")],
+)
+def test_a_wrong_environment_is_said(value, message, monkeypatch):
+    monkeypatch.setenv("HF_LOSSES_TRITON", value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    triton_launch.is_enabled.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=message):
+            get_loss("liberal_exp")(torch.zeros(2, 3), torch.tensor([0, 1]))
+    finally:
+        monkeypatch.undo()
+        triton_launch.is_enabled.cache_clear()
+
+
+def test_triton_is_not_imported_unless_asked_for():
+    code = (
+        "import sys, torch, hf_losses;"
+        "hf_losses.get_loss('focal')(torch.zeros(1, 2), torch.tensor([0]));"
+        "assert 'triton' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,56 @@
+"""The kernels compile for GPUs that are not here, as far as a GPU's binary.
+
+A process of its own: in the others Triton interprets.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from hf_losses import get_loss, list_losses
+from hf_losses.losses.fused import triton_launch
+
+backend, arch, warp, *names = sys.argv[1:]
+target = GPUTarget(backend, int(arch) if arch.isdigit() else arch, int(warp))
+for name in names or list_losses(task="classification"):
+    loss = get_loss(name)._function
+    is_full = loss.spec.is_full
+    module = triton_launch._module(loss)
+    kernel = module.full_rows if is_full else module.sparse_rows
+    for dtype, classes, differentiate in (("bf16", 128256, True), ("fp32", 2, False)):
+        types = {argument: "i32" for argument in kernel.arg_names}
+        types |= {"logits": f"*{dtype}", "gradient": f"*{dtype}", "target": "*i64"}
+        types |= {"scale": "*fp32", "values": "*fp32"}
+        options = triton_launch._launch_options(classes, is_full)
+        constants = {"DIFFERENTIATE": differentiate, "BLOCK": options.pop("BLOCK")}
+        types |= dict.fromkeys(constants, "constexpr")
+        source = ASTSource(kernel, types, constexprs=constants)
+        compiled = triton.compile(source, target=target, options=options)
+        assert compiled.asm["cubin" if backend == "cuda" else "hsaco"]
+        # The fast logarithm has no digits left near 1.
+        assert "lg2.approx" not in compiled.asm.get("ptx", "")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target",
+    [
+        ("cuda", "80", "32"),
+        ("cuda", "90", "32", "liberal_exp", "strict_l_full"),
+        ("hip", "gfx942", "64", "liberal_exp", "strict_l_full"),
+    ],
+    ids=lambda target: target[1],
+)
+def test_every_kernel_compiles(target, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, "-W", "error", "-c", COMPILE, *target]
+    subprocess.run(command, check=True, env=environment)
