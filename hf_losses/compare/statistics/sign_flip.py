@@ -1,10 +1,11 @@
 """The sign-flip test of paired differences, and the interval of all values that it does not reject.
 
-Flipping the signs of the differences that belong to a subset S gives a larger sum than the observed
-one exactly if the mean over S is negative. So the p value of any value m counts the subsets with a
-mean beyond m, and the limits of the interval are such means (Hartigan 1969, "Using subsample values
-as typical values", JASA 64). One sorted list thus holds every p value and every limit, and they
-cannot contradict each other.
+Flipping the signs of the differences that belong to a subset makes a sum that is at least as large
+as the observed one exactly if the mean over the subset is not positive. So the p value of a centre
+of any value counts the subsets whose mean is at most this value (or, for the other side, at least),
+and the limits of the interval are such means (Hartigan 1969, "Using subsample values as typical
+values", JASA 64). One sorted list thus holds every p value and every limit, and they cannot
+contradict each other.
 
 The test is exact, with any number of seeds, if the differences are symmetric about their centre:
 so they are whenever two losses give the same distribution of the metric, or the same but for a
