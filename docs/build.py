@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("docs/losses.svg", "docs/losses.png")
 DOCUMENTS = (
     "README.md",
+    "docs/compare.md",
     "docs/losses.md",
     "docs/results.md",
     "docs/speed.md",
@@ -36,6 +37,7 @@ def tables() -> dict[str, dict[str, str]]:
     fashion = (RESULTS / "fashion_mnist_one_epoch" / "table.md").read_text(encoding="utf-8")
     return {
         "README.md": {"losses_in_short": losses_in_short()},
+        "docs/compare.md": {"verdicts": verdicts(), "decided": decided()},
         "docs/losses.md": {"losses": as_markdown(list_losses())},
         "docs/results.md": {"fashion_mnist": fashion.strip(), "which_loss": which_loss()},
         "docs/speed.md": {"speed": speed()},
@@ -65,7 +67,7 @@ def which_loss_when() -> str:
 
 def which_loss() -> str:
     """What the comparisons under `results/which_loss` confirmed on fresh seeds."""
-    header = ["data", "loss", "accuracy ± sd", "difference [95 % interval]", "p (Holm)", "verdict"]
+    header = ["data", "loss", "accuracy ± sd", "difference [interval]", "p (adj.)", "verdict"]
     rows = []
     for path in sorted(RESULTS.glob("which_loss/*/results.json")):
         stage = json.loads(path.read_text(encoding="utf-8"))["statistics"]["stages"][-1]
@@ -76,10 +78,56 @@ def which_loss() -> str:
             if found:
                 low, high = found["interval"]
                 limits = f"{found['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
-                cells = [limits, f"{found['p_holm']:.2g}", found["verdict"]]
+                cells = [limits, f"{found['p_adjusted']:.2g}", found["verdict"]]
             mean = f"{entry['mean']:.4f} ± {entry['sd']:.4f}"
             rows.append([link, f"`{entry['loss']}`", mean, *cells])
     return markdown.table(header, rows).replace("-0.", "−0.")
+
+
+def verdicts() -> str:
+    """The highest rates of false verdicts in each group of simulated comparisons."""
+    groups = {
+        "one look": "",
+        "seeds added as the report advises, up to 3 looks": "added as advised",
+        "seeds added one by one, up to 8 looks": "added one by one",
+        "skewed differences, skewness 1.0": "skewness 1.0",
+        "skewed differences, skewness 1.75": "skewness 1.75",
+        "skewed differences, skewness 2.0": "skewness 2.0",
+        "one run in ten of the loss alone fails": "one run in ten fails",
+    }
+    kinds = ("false_different", "false_equivalent", "naive")
+    highest: dict[str, dict[str, float]] = {title: {} for title in groups}
+    for name, rates in _simulated().items():
+        title = next((title for title, part in groups.items() if part and part in name), "one look")
+        for kind in kinds:
+            if kind in rates:
+                highest[title][kind] = max(highest[title].get(kind, 0.0), rates[kind])
+    rows = [
+        [title, *(f"{rates[kind]:.1%}" if kind in rates else "–" for kind in kinds)]
+        for title, rates in highest.items()
+    ]
+    header = ["simulated", "false better or worse", "false equivalent", "with 5 % at every look"]
+    return markdown.table(header, rows, numbers=header[1:])
+
+
+def decided() -> str:
+    """How often simulated comparisons decide, by true difference and number of seeds."""
+    rows: dict[str, list[str]] = {}
+    counts: dict[str, None] = {}
+    for name, rates in _simulated().items():
+        kind, *parts = name.split("; ")
+        if kind == "decided":
+            difference = parts[0].removeprefix("true difference ")
+            verdict = "equivalent" if difference == "0.0 sd" else "better"
+            counts[parts[1]] = None
+            rows.setdefault(difference, [difference, verdict]).append(f"{rates[verdict]:.0%}")
+    header = ["true difference", "verdict", *counts]
+    return markdown.table(header, list(rows.values()), numbers=list(counts))
+
+
+def _simulated() -> dict[str, dict[str, float]]:
+    path = RESULTS / "verdicts" / "results.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))["conditions"])
 
 
 def speed() -> str:

@@ -17,11 +17,12 @@ from typing import Any
 from hf_losses.compare.engines.local_pool import LocalPool
 from hf_losses.compare.engines.run import Engine, RunsRefused
 from hf_losses.compare.experiment import LOCK, collect, compare, discard
-from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
+from hf_losses.compare.plan import PLAN, Plan, add_seeds, make_plan, open_folder
 from hf_losses.compare.results import RESULTS, RunRecord, write_results
 from hf_losses.compare.runs import forget_failed, losses_without_result
 from hf_losses.messages import MissingExtra, UsageError
 
+FORMATS = ("md", "html", "csv", "latex")
 INTERRUPTED = 130  # The shell's exit code for Ctrl-C.
 PACKAGES = ("statsmodels", "matplotlib")
 
@@ -60,6 +61,20 @@ def add_command(commands: Any) -> None:
     command.add_argument("--top", type=int, metavar="N", help="… N losses …")
     command.add_argument(
         "--confirm", type=int, metavar="K", help="… and test these alone, on K fresh seeds"
+    )
+    command.add_argument(
+        "--add_seeds",
+        type=int,
+        metavar="K",
+        help="with the flags of a finished comparison: K more seeds, and a further look at the "
+        "results, which the tests allow for",
+    )
+    command.add_argument(
+        "--margin",
+        type=float,
+        metavar="M",
+        help="a difference in the metric below which losses are equivalent; default: the standard "
+        "deviation of the baseline over the seeds",
     )
     command.add_argument("--output_dir", required=True, type=Path, metavar="D", help="folder")
     command.add_argument("--metric", metavar="M", help="compared metric; default: the task's")
@@ -109,6 +124,11 @@ def add_command(commands: Any) -> None:
         "report", help="make the table, report and pictures of a comparison again"
     )
     command.add_argument("folder", type=Path, metavar="D", help="output_dir of compare")
+    command.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="instead: print the comparison in this format, and write nothing",
+    )
     command.set_defaults(run=_report)
 
 
@@ -142,12 +162,18 @@ def _in_folder(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output_dir")
     new = not (folder / PLAN).exists()
+    if new and arguments.add_seeds is not None:
+        raise UsageError(
+            f"--add_seeds continues a finished comparison, and {folder} holds none: leave it out"
+        )
     plan = open_folder(folder, plan, () if new else losses_without_result(folder))
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         with lock:
             if arguments.retry_failed:
                 forget_failed(plan, folder)
+            if arguments.add_seeds is not None:
+                plan = _next_look(plan, folder, arguments.add_seeds)
             return _make_runs(plan, folder, engine, arguments)
     except Timeout:
         raise UsageError(f"another hf-losses compare is at work in {folder}") from None
@@ -158,7 +184,23 @@ def _in_folder(
 
 
 # The arguments that `make_plan` takes besides `jobs`.
-_SETTINGS = {field.name for field in fields(Plan)} - {"threads"}
+_SETTINGS = {field.name for field in fields(Plan)} - {"threads", "added"}
+
+
+def _next_look(plan: Plan, folder: Path, count: int) -> Plan:
+    """The plan with more seeds; without a change if they are those of an interrupted command."""
+    from hf_losses.compare.statistics.summary import statistics
+
+    last = [stage for stage in statistics(collect(folder)).stages if stage.tested]
+    if last and not any(result.missing for result in last[0].losses):
+        return add_seeds(folder, plan, count)
+    if plan.added[-1:] == [count]:
+        return plan
+    begun = f"--add_seeds {plan.added[-1]}" if plan.added else "no --add_seeds"
+    raise UsageError(
+        f"the comparison in {folder} lacks runs, so seeds cannot be added yet: let the same "
+        f"command with {begun} finish it"
+    )
 
 
 def _make_runs(
@@ -185,8 +227,7 @@ def _make_runs(
         return lambda: INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
-    arguments.folder = folder
-    _report(arguments)
+    _write_report(folder)
     if refused:
         losses = "".join(f"\n{loss}: {reason}" for loss, reason in refused.items())
         raise UsageError(
@@ -197,10 +238,17 @@ def _make_runs(
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    if arguments.format is None:
+        return _write_report(arguments.folder)
+    from hf_losses.compare.report.formats import formatted
+
+    return print(formatted(arguments.folder, arguments.format), end="")
+
+
+def _write_report(folder: Path) -> None:
     from hf_losses.compare.report.files import write_report
     from hf_losses.compare.report.terminal import text_table
 
-    folder = arguments.folder
     # A published comparison holds no plan, only results.json, which then stays as it is.
     if (folder / PLAN).exists() or not (folder / RESULTS).exists():
         write_results(folder, collect(folder))

@@ -154,7 +154,7 @@ def compare(
     Raises:
         RunsRefused: If the engine cannot make the runs, or the script refuses its arguments.
     """
-    from hf_losses.compare.power import describe_design
+    from hf_losses.compare.statistics.power import describe_design
 
     records: list[RunRecord] = []
     pilot: set[tuple[str, str, int]] = set()  # Stage, loss and seed of first runs to wait for.
@@ -173,7 +173,7 @@ def compare(
 
     engine.prepare(plan, folder, keep_models=keep_models, say=say)
     pool = Pool(engine, plan, read, done, say, keep_models)
-    say(describe_design(plan.comparisons, plan.tested_seeds))
+    say(describe_design(plan.comparisons, plan.tested_seeds, plan.look))
     if plan.tune:
         pool.run([trials(plan, folder, loss) for loss in flagged_first(plan.losses)])
     for stage in plan.stages:
@@ -200,14 +200,15 @@ def pilot_spread(plan: Plan, stage: str, records: Iterable[RunRecord]) -> str:
     Returns:
         A sentence; empty if there is nothing to say.
     """
-    from hf_losses.compare.statistics import describe_spread
+    from hf_losses.compare.statistics.comparison import describe_spread
 
     seeds = plan.seeds_of(stage)[:PILOT_SEEDS]
     values: dict[str, dict[int, float]] = {loss: {} for loss in plan.losses}
     for record in records:
         if record.stage == stage and record.seed in seeds and record.value is not None:
             values[record.loss][record.seed] = record.value
-    return describe_spread(values, plan.baseline, plan.comparisons, plan.tested_seeds)
+    design = (plan.comparisons, plan.tested_seeds, plan.look)
+    return describe_spread(values, plan.baseline, *design)
 
 
 def flagged_first(losses: Iterable[str]) -> list[str]:

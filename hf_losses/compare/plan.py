@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ class Plan:
         metric: The compared metric; None for the one that the script names.
         lower_is_better: Whether a smaller value is better; None lets the metric's name decide.
         threads: CPU threads of every run.
+        margin: Differences of the metric within it do not matter; None for the standard deviation
+            that a change of seed alone makes to the baseline.
+        added: Numbers of seeds added after each look at the results.
     """
 
     script: str
@@ -60,6 +64,8 @@ class Plan:
     metric: str | None = None
     lower_is_better: bool | None = None
     threads: int = 1
+    margin: float | None = None
+    added: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked before a run."""
@@ -76,6 +82,11 @@ class Plan:
             )
         self._check_seeds()
         self._check_tuning()
+        if self.margin is not None and not (0 < self.margin < math.inf):
+            raise UsageError(
+                f"--margin must be a positive number in units of the metric, such as 0.005, got "
+                f"{self.margin:g}"
+            )
 
     def _check_seeds(self) -> None:
         stages = {"screen": self.screen, "confirm": self.confirm, "top": self.top}
@@ -112,6 +123,16 @@ class Plan:
     def tested_seeds(self) -> int:
         """The number of paired runs of every tested loss."""
         return len(self.seeds_of(self.stages[-1]))
+
+    @property
+    def looks(self) -> list[int]:
+        """The number of paired runs of every tested loss at each look at the results."""
+        return list(accumulate([self.seeds or self.confirm or 0, *self.added]))
+
+    @property
+    def look(self) -> int:
+        """Which look at the results the next one is, or the last one was."""
+        return len(self.looks)
 
     @property
     def comparisons(self) -> int:
@@ -154,14 +175,15 @@ class Plan:
     def seeds_of(self, stage: str) -> list[int]:
         """The seeds of `main`, `screen` or `confirm`; `confirm` and `screen` share none."""
         start = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
-        count = {"main": self.seeds, "screen": self.screen, "confirm": self.confirm}[stage] or 0
+        count = (self.screen or 0) if stage == "screen" else self.looks[-1]
         return list(range(start, start + count))
 
     @property
     def runs(self) -> int:
         """The number of all runs."""
-        tests = len(self.losses) * ((self.seeds or 0) + (self.screen or 0))
-        return tests + (self.confirm or 0) * (1 + (self.top or 0)) + len(self.losses) * self.trials
+        tested = 1 + self.comparisons
+        chosen = len(self.losses) * ((self.screen or 0) + self.trials)
+        return tested * self.tested_seeds + chosen
 
 
 def make_plan(
@@ -265,6 +287,11 @@ def parse_range(text: str) -> tuple[str, list[float]]:
         ) from None
 
 
+def by_logarithm(low: float, high: float) -> bool:
+    """Whether a tuned range is searched by the logarithm: it is positive, and tenfold or wider."""
+    return low > 0 and high >= 10 * low
+
+
 def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> Plan:
     """Begins or continues a comparison.
 
@@ -275,7 +302,8 @@ def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> 
             leave out or replace: their flags may have been corrected.
 
     Returns:
-        The plan to continue with, with the number of threads of the first start.
+        The plan to continue with, with the number of threads of the first start and the seeds that
+        have been added since.
 
     Raises:
         ValueError: If the folder holds a comparison with other flags, or something else.
@@ -288,7 +316,7 @@ def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> 
         write_json(path, asdict(plan))
         return plan
     stored = read_plan(folder)
-    plan = replace(plan, threads=stored.threads)
+    plan = replace(plan, threads=stored.threads, added=stored.added)
     added, left_out = {*plan.losses} - {*stored.losses}, {*stored.losses} - {*plan.losses}
     corrected = left_out <= {*replaceable} and len(added) <= len(left_out)
     if corrected and plan == replace(stored, losses=plan.losses):
@@ -299,10 +327,32 @@ def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> 
         for field in fields(Plan)
         if (old := getattr(stored, field.name)) != (new := getattr(plan, field.name))
     ]
+    more = ", --add_seeds K for more seeds" if plan.looks[0] > stored.looks[0] else ""
     raise UsageError(
         f"{folder} holds a comparison with other flags: {'; '.join(differences)}. Take those "
-        "to continue it, or another --output_dir"
+        f"to continue it{more}, or another --output_dir"
     )
+
+
+def add_seeds(folder: Path, plan: Plan, count: int) -> Plan:
+    """Adds seeds to a comparison whose results have been seen: the next look at them.
+
+    Args:
+        folder: Folder of the comparison.
+        plan: Its plan.
+        count: Number of further paired runs of every tested loss.
+
+    Returns:
+        The plan with these seeds, which the folder now holds.
+
+    Raises:
+        UsageError: If the number is not positive.
+    """
+    if count < 1:
+        raise UsageError(f"--add_seeds must be at least 1, got {count}")
+    plan = replace(plan, added=[*plan.added, count])
+    write_json(folder / PLAN, asdict(plan))
+    return plan
 
 
 def read_plan(folder: Path) -> Plan:

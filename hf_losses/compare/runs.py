@@ -136,6 +136,11 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
     compared_set = next((name for name in sets if name.startswith(prefix)), None)
     if compared_set is None and (settings.stage == "tune" or not sets):
         raise UsageError(f"result.json has metrics of {', '.join(sets) or 'no set'}, not {prefix}")
+    if plan.tune and not any(name.startswith("test") for name in sets):
+        raise UsageError(
+            f"result.json has metrics of {', '.join(sets)}, not test: --tune chooses values on the "
+            "validation set, so the losses must be compared on a test set apart from it"
+        )
     compared_set = compared_set or sets[0]
     if name not in metrics[compared_set]:
         valid = metrics[compared_set]

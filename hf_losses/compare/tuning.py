@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from hf_losses.compare.engines.run import Chain
-from hf_losses.compare.plan import TUNING_SEED, Plan
+from hf_losses.compare.plan import TUNING_SEED, Plan, by_logarithm
 from hf_losses.compare.runs import make_run
 from hf_losses.messages import MissingExtra
 
@@ -37,7 +37,7 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
         raise MissingExtra("--tune needs Optuna: pip install 'hf-losses[compare]'") from error
     optuna.logging.set_verbosity(logging.WARNING)
     space: dict[str, optuna.distributions.BaseDistribution] = {
-        name: optuna.distributions.FloatDistribution(low, high, log=low > 0 and high >= 10 * low)
+        name: optuna.distributions.FloatDistribution(low, high, log=by_logarithm(low, high))
         for name, (low, high) in plan.tune.items()
     }
     study = optuna.create_study(

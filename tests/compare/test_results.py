@@ -17,7 +17,7 @@ from hf_losses.compare.results import (
     read_results,
     write_results,
 )
-from hf_losses.compare.statistics import statistics
+from hf_losses.compare.statistics.summary import statistics
 
 COMMITTED = Path(hf_losses.__file__).parents[1] / "results" / "which_loss"
 FOLDERS = sorted(path.parent for path in COMMITTED.glob("*/results.json"))

@@ -13,9 +13,9 @@ from typing import Any
 
 from hf_losses.compare.report.pictures import draw
 from hf_losses.compare.report.table_md import table_md
-from hf_losses.compare.report.words import COLUMNS, WORDS, View, view_of
-from hf_losses.compare.results import read_results, write_results
-from hf_losses.compare.statistics import statistics
+from hf_losses.compare.report.words import COLUMNS, TUNED_NOTE, WORDS, View, view_of
+from hf_losses.compare.results import Results, read_results, write_results
+from hf_losses.compare.statistics.summary import Statistics, statistics
 from hf_losses.files import write_bytes
 
 TABLE = "table.md"
@@ -40,20 +40,42 @@ def write_report(folder: Path) -> tuple[View, list[Path]]:
         ImportError: If the packages of the extra `compare` are missing.
         OSError: If a file cannot be written.
     """
-    from jinja2 import Environment
-
     results = read_results(folder)
     stats = statistics(results)
     write_results(folder, results, asdict(stats))
     view = view_of(results, stats)
     write_bytes(folder / TABLE, table_md(view).encode())
+    page, pictures = render_page(results, stats, view, folder)
+    write_bytes(folder / REPORT, page.encode())
+    return view, [folder / name for name in (TABLE, REPORT, *pictures)]
+
+
+def render_page(
+    results: Results, stats: Statistics, view: View, folder: Path
+) -> tuple[str, list[str]]:
+    """Draws the pictures, and renders the page that holds them.
+
+    Args:
+        results: The results.
+        stats: Their statistics.
+        view: Their words.
+        folder: Where the pictures are written.
+
+    Returns:
+        The HTML, and the names of the pictures.
+
+    Raises:
+        ImportError: If the packages of the extra `compare` are missing.
+    """
+    from jinja2 import Environment
+
     pictures = draw(results, stats, folder)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = _code
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(vars(view), pictures=pictures, columns=COLUMNS, words=WORDS)
-    write_bytes(folder / REPORT, page.encode())
-    return view, [folder / name for name in (TABLE, REPORT, *pictures)]
+    notes = {"columns": COLUMNS, "tuned_note": TUNED_NOTE}
+    page = template.render(vars(view), pictures=pictures, words=WORDS, **notes)
+    return page, list(pictures)
 
 
 def _code(text: str) -> Any:

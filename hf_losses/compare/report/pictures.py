@@ -1,4 +1,4 @@
-"""Pictures of a comparison: differences, learning curves, time to the baseline, gradient weights.
+"""Pictures of a comparison: differences, learning curves, time, tuning, gradient weights.
 
 Every function returns a matplotlib figure, or None if the results have nothing to draw. matplotlib
 (extra `plots`) is imported when a picture is made.
@@ -9,39 +9,35 @@ from __future__ import annotations
 import base64
 import io
 import math
-import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import Any, cast
 
+from hf_losses.compare.report.panels import curves_figure, tuning_figure
+from hf_losses.compare.report.style import (
+    BASELINE_COLOR,
+    LABEL_WIDTH,
+    LOSS_COLOR,
+    MARGIN,
+    MARKERS,
+    PICTURE_STYLE,
+    WIDTH,
+    legend,
+    wrap,
+)
 from hf_losses.compare.results import Metric, Results
-from hf_losses.compare.speed import TimeToBaseline, is_number
-from hf_losses.compare.statistics import Statistics
+from hf_losses.compare.statistics.speed import TimeToBaseline
+from hf_losses.compare.statistics.summary import Statistics
 from hf_losses.files import write_bytes
-from hf_losses.losses.plots import COLORS, STYLE, loss_figure
+from hf_losses.losses.plots import loss_figure
 from hf_losses.losses.registry import list_losses
 
-PICTURE_STYLE = {**STYLE, "axes.titlelocation": "left", "legend.frameon": False}
-# Verdicts differ in shape, and in the lightness of the colour.
-MARKERS: dict[str | None, dict[str, Any]] = {
-    "better": {"marker": "^", "color": "#0B5FA5", "label": "better"},
-    "worse": {"marker": "v", "color": "#B3261E", "label": "worse"},
-    "tie": {"marker": "o", "color": "#4D4D4D", "label": "tie"},
-    "incomplete": {"marker": "x", "color": "#8C8C8C", "label": "incomplete"},
-    None: {"marker": "s", "color": "#4D4D4D", "label": "not tested (screening)"},
-}
-BASELINE_COLOR = "#000000"
-LOSS_COLOR = COLORS["liberal"][1]
-WIDTH = 8.0  # Inches.
-COLUMNS = 3
-LABEL_WIDTH = 30  # Characters; a longer label of a loss is broken into lines.
 TITLES = {"main": "", "screen": "Screening (not tested)", "confirm": "Confirmation on fresh seeds"}
 
 
 def differences_figure(results: Results, statistics: Statistics) -> Any:
-    """The paired differences to the baseline: mean and interval, each seed a faint dot.
+    """The paired differences to the baseline: mean, interval and margin, each seed a faint dot.
 
     Args:
         results: The results of the runs.
@@ -65,6 +61,8 @@ def differences_figure(results: Results, statistics: Statistics) -> Any:
     plan = results.plan
     for axes, (stage, rows) in zip(all_axes, panels, strict=True):
         axes.axvline(0, color=BASELINE_COLOR, linewidth=1.2)
+        if stage.margin:
+            axes.axvspan(-stage.margin, stage.margin, **MARGIN)
         for height, (_, comparison) in enumerate(rows):
             style = dict(MARKERS[comparison.verdict])
             del style["label"]
@@ -80,75 +78,10 @@ def differences_figure(results: Results, statistics: Statistics) -> Any:
     difference += f" in {_metric_label(results)}"
     all_axes[-1].set_xlabel(f"worse ←  {difference} against {plan.baseline}  → better")
     verdicts = {comparison.verdict for _, rows in panels for _, comparison in rows}
-    _legend(
-        figure,
-        [{**style, "linewidth": 2.2} for verdict, style in MARKERS.items() if verdict in verdicts],
-    )
-    return figure
-
-
-def curves_figure(results: Results, statistics: Statistics) -> Any:
-    """The compared metric on the validation set during training, a panel per loss.
-
-    Args:
-        results: The results of the runs.
-        statistics: The statistics of these results.
-
-    Returns:
-        A figure; None if no run of a loss was evaluated while it trained. A loss that was confirmed
-        is shown by its confirmation, the others by their screening.
-    """
-    baseline = results.plan.baseline
-    panels: dict[str, tuple[str, dict[int, list[float]], dict[int, list[float]]]] = {}
-    for stage in reversed(statistics.stages):
-        name = stage.stage
-        reference = _curve(results, name, baseline)
-        for entry in stage.losses:
-            loss = entry.loss
-            curve = _curve(results, name, loss)
-            if curve and loss != baseline and loss not in panels:
-                title = f"{loss} (screening)" if name == "screen" else loss
-                panels[loss] = title, curve, reference
-    if not panels:
-        return None
-    from matplotlib.figure import Figure
-
-    columns = min(COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(WIDTH, 0.6 + 2.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for number, axes in enumerate(grid.flat):
-        if number >= len(panels):
-            axes.remove()
-            # The panel above is the lowest one of its column.
-            grid[rows - 2, number % columns].tick_params(labelbottom=True)
-            continue
-        title, curve, reference = list(panels.values())[number]
-        if reference:
-            axes.plot(
-                *_mean_curve(reference), color=BASELINE_COLOR, linestyle=(0, (4, 1.5)), lw=1.6
-            )
-        if any(len(values) > 1 for values in curve.values()):
-            low, high = (list(map(limit, curve.values())) for limit in (min, max))
-            axes.fill_between(list(curve), low, high, color=LOSS_COLOR, alpha=0.25, linewidth=0)
-        marker = "o" if len(curve) == 1 else ""
-        axes.plot(*_mean_curve(curve), color=LOSS_COLOR, linewidth=2, marker=marker)
-        axes.set_title(_wrap(title, LABEL_WIDTH), fontsize=9)
-        axes.locator_params(axis="x", nbins=4, integer=True)
-        axes.locator_params(axis="y", nbins=5)
-    figure.supxlabel("optimizer step", fontsize=10)
-    figure.supylabel(f"{cast(Metric, results.metric).name} on the validation set", fontsize=10)
-    entries: list[dict[str, Any]] = [
-        {
-            "color": LOSS_COLOR,
-            "linewidth": 2,
-            "label": "mean of the loss; band: lowest to highest seed",
-        }
-    ]
-    if any(reference for *_, reference in panels.values()):
-        line = {"color": BASELINE_COLOR, "linestyle": (0, (4, 1.5)), "linewidth": 1.6}
-        entries.append({**line, "label": f"mean of {baseline}"})
-    _legend(figure, entries)
+    entries = [{**style, "linewidth": 2.2} for name, style in MARKERS.items() if name in verdicts]
+    if any(stage.margin for stage, _ in panels):
+        entries.append({**MARGIN, "linewidth": 9, "label": "margin"})
+    legend(figure, entries)
     return figure
 
 
@@ -214,7 +147,7 @@ def time_figure(results: Results, statistics: Statistics) -> Any:
     _label_rows(axes, [loss for loss, _ in rows])
     baseline = results.plan.baseline
     axes.set_xlabel(f"optimizer steps to what {baseline} reaches at its best with the same seed")
-    _legend(figure, [{**style, "label": label} for label, style in entries.items()])
+    legend(figure, [{**style, "label": label} for label, style in entries.items()])
     return figure
 
 
@@ -237,6 +170,7 @@ FIGURES: dict[str, Callable[[Results, Statistics], Any]] = {
     "differences.png": differences_figure,
     "learning_curves.png": curves_figure,
     "time_to_baseline.png": time_figure,
+    "tuning.png": tuning_figure,
     "gradient_weights.png": lambda results, statistics: weights_figure(results),
 }
 
@@ -287,36 +221,10 @@ def _stacked_panels(rows: list[int], sharex: bool) -> tuple[Any, list[Any]]:
 
 
 def _label_rows(axes: Any, losses: list[str]) -> None:
-    axes.set_yticks(range(len(losses)), [_wrap(loss, LABEL_WIDTH) for loss in losses])
+    axes.set_yticks(range(len(losses)), [wrap(loss, LABEL_WIDTH) for loss in losses])
     axes.set_ylim(-0.6, len(losses) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-
-
-def _legend(figure: Any, entries: Iterable[Mapping[str, Any]]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], **entry) for entry in entries]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=9)
-
-
-def _curve(results: Results, stage: str, loss: str) -> dict[int, list[float]]:
-    """The metric of all seeds, by the steps at which all finished runs were evaluated."""
-    metric = results.metric.name if results.metric else ""
-    runs = [
-        {entry["step"]: entry[metric] for entry in run.history if is_number(entry.get(metric))}
-        for run in results.runs
-        if (run.stage, run.loss, run.status) == (stage, loss, "finished")
-    ]
-    values = defaultdict(list)
-    for run in runs:
-        for step, value in run.items():
-            values[step].append(value)
-    return {step: values[step] for step in sorted(values) if len(values[step]) == len(runs)}
-
-
-def _mean_curve(curve: Mapping[int, list[float]]) -> tuple[list[int], list[float]]:
-    return list(curve), list(map(fmean, curve.values()))
 
 
 def _dot_heights(steps: list[Any], row: int) -> list[float]:
@@ -334,8 +242,3 @@ def _dot_heights(steps: list[Any], row: int) -> list[float]:
 def _metric_label(results: Results) -> str:
     metric = cast(Metric, results.metric)
     return f"{metric.name} ({metric.set})"
-
-
-def _wrap(label: str, width: int) -> str:
-    """A label broken into lines between its words."""
-    return "\n".join(textwrap.wrap(label, width, break_on_hyphens=False, break_long_words=False))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from hf_losses import markdown
-from hf_losses.compare.report.words import COLUMNS, WORDS, Row, View
+from hf_losses.compare.report.words import COLUMNS, TUNED_NOTE, WORDS, Row, View
 
 
 def table_md(view: View) -> str:
@@ -28,7 +28,9 @@ def table_md(view: View) -> str:
         summary = f"<summary>{stage.title}: every seed</summary>"
         blocks.append(f"<details>{summary}\n\n{_grid(stage.seeds)}\n\n</details>")
     if view.tuned:
-        blocks += ["## Tuned parameters", _grid(view.tuned)]
+        blocks += ["## Tuned parameters", _grid(view.tuned), TUNED_NOTE]
+        summary = "<summary>Every trial</summary>"
+        blocks.append(f"<details>{summary}\n\n{_grid(view.trials)}\n\n</details>")
     blocks += ["## How it was made", f"```sh\n{view.command}\n```"]
     blocks += [_plain(view.versions), _plain(view.hardware)]
     return "\n\n".join(block for block in blocks if block) + "\n"

@@ -8,7 +8,7 @@ from hf_losses.compare.report.words import View
 
 TERMINAL = 100  # Width in characters.
 # Columns that do not fit into a terminal.
-WIDE = ("p", "steps", "seconds", "NLL", "ECE")
+WIDE = ("p", "p (equiv.)", "P(better)", "steps", "seconds", "NLL", "ECE")
 
 
 def text_table(view: View) -> str:
@@ -39,9 +39,9 @@ def text_table(view: View) -> str:
                 if wraps := column in ("loss", "verdict"):
                     cells = " ".join(cells).split()
                 width = max(map(len, cells))
-                table.add_column(column, no_wrap=not wraps, min_width=width)
+                table.add_column(Text(column), no_wrap=not wraps, min_width=width)
                 table_width += width + 2
-            console.width = max(TERMINAL, table_width)
+            console.width = max(TERMINAL, table_width + 4)
             for row in stage.rows:
                 table.add_row(*(Text(row[column]) for column in columns))
             console.print(table)

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_losses.compare.plan import Plan
-from hf_losses.compare.power import describe_design
 from hf_losses.compare.results import Metric, Results
-from hf_losses.compare.speed import TimeToBaseline
-from hf_losses.compare.statistics import Comparison, LossResult, StageResult, Statistics
+from hf_losses.compare.statistics.comparison import Comparison
+from hf_losses.compare.statistics.p_values import ALPHA
+from hf_losses.compare.statistics.power import MOST_SEEDS, Outlook, describe_design
+from hf_losses.compare.statistics.speed import TimeToBaseline
+from hf_losses.compare.statistics.summary import LossResult, StageResult, Statistics
 from hf_losses.metrics.direction import lower_is_better
 
 NOTHING = "–"
-NOT_COMPARED = Comparison(0, {}, None, None, None, None, None, None, None)
+NOT_COMPARED = Comparison(0, {}, None, None)
 NO_TIME = TimeToBaseline(None, None, 0, 0, {})
 # Columns that hold words; the others hold numbers.
-WORDS = ("loss", "verdict", "stage", "status", "reason")
+WORDS = ("loss", "verdict", "stage", "status", "reason", "at the edge")
 # Title and note of each stage.
 STAGES = {
     "main": ("Losses", ""),
@@ -31,17 +33,22 @@ STAGES = {
     "confirm": ("Confirmation", "Runs on fresh seeds, which had no part in the choice."),
 }
 COLUMNS = (
-    "The difference is to the baseline with the same seed, and positive where the loss is better; "
-    "its interval is a 95 % BCa bootstrap, shown from five seeds on and a little too narrow with "
-    "few (with ten it holds the true mean in 91 % of comparisons). p is that of a sign-flip test, "
-    "and Holm's correction "
-    "allows for the number of losses. P(better) is the share of seeds with a better value. Steps "
-    "and seconds of training are medians, until a run reaches what the baseline reaches at its "
-    "best on the validation set; in brackets, how many runs get there. NLL and ECE, the expected "
-    "calibration error, are means on the compared set. A tie is no proof that two losses are "
-    "equal: the interval says which differences remain possible."
+    "The difference is to the baseline with the same seed, and positive where the loss is better. "
+    "Its interval holds every value that a sign-flip test does not reject, at a level that allows "
+    "for the number of losses and of looks; it is missing where the seeds are too few to reject "
+    "anything. A loss is better or worse if its interval excludes zero, equivalent if it lies "
+    "within the margin, and otherwise undecided: no proof of anything. p is that of the same test, "
+    "and p (adj.) allows for losses (Holm) and looks, as does p (equiv.), by two "
+    "one-sided tests at the margin. How many more seeds (--add_seeds) would decide supposes that "
+    "the difference and its spread stay as they are. P(better) is the share of seeds with a better "
+    "value. Steps and seconds of training are medians, until a run reaches what the baseline "
+    "reaches at its best on the validation set; in brackets, how many runs get there. NLL and ECE, "
+    "the expected calibration error, are means on the compared set."
 )
-
+TUNED_NOTE = (
+    "The sd of the best is that of the best value if as many trials were drawn again from these. A "
+    "flag is at the edge if its best value lies in the outer tenth of the range."
+)
 
 Row = Mapping[str, str]  # Text by column.
 
@@ -74,7 +81,8 @@ class View:
         design: What the design can show, in sentences.
         stages: The stages in order.
         failed: A row for each run without a value.
-        tuned: A row for the best trial of each loss.
+        tuned: A row for the best trial of each tuned loss.
+        trials: A row for each trial of the tuning.
         command: The command that makes the same comparison.
         versions: Names and versions of the libraries.
         hardware: Description of the machine.
@@ -87,6 +95,7 @@ class View:
     stages: Sequence[StageView]
     failed: Sequence[Row]
     tuned: Sequence[Row]
+    trials: Sequence[Row]
     command: str
     versions: str
     hardware: str
@@ -103,9 +112,9 @@ def view_of(results: Results, statistics: Statistics) -> View:
     digits = _number_format(results)
     others = len(plan.losses) - 1
     task = results.task or Path(plan.script).stem
-    seeds = f"{plan.seeds} seeds"
+    seeds = f"{plan.tested_seeds} seeds"
     if plan.screen:
-        seeds = f"{plan.screen} seeds to choose {plan.top}, {plan.confirm} to test them"
+        seeds = f"{plan.screen} seeds to choose {plan.top}, {plan.tested_seeds} to test them"
     direction = "lower" if results.lower_is_better else "higher"
     compared = "no run has finished"
     if metric:
@@ -113,7 +122,7 @@ def view_of(results: Results, statistics: Statistics) -> View:
     return View(
         title=f"{task}: {others} loss{'es' * (others > 1)} against {plan.baseline}",
         lead=[f"model `{results.model or 'not told'}`", compared, seeds],
-        findings=_findings(results, statistics),
+        findings=_findings(results, statistics, digits),
         design=_design_sentences(results, statistics, digits),
         stages=[
             StageView(
@@ -128,11 +137,22 @@ def view_of(results: Results, statistics: Statistics) -> View:
         ],
         tuned=[
             {
-                "loss": loss,
-                **{name: f"{value:.4g}" for name, value in tuning.parameters.items()},
-                "validation": _formatted(tuning.value, digits),
+                "loss": tuned.loss,
+                **{name: f"{value:.4g}" for name, value in tuned.parameters.items()},
+                "validation": _formatted(tuned.value, digits),
+                "± sd of the best": _formatted(tuned.spread, digits),
+                "at the edge": ", ".join(tuned.at_edge) or "no",
             }
-            for loss, tuning in results.tuned.items()
+            for tuned in statistics.tuned
+        ],
+        trials=[
+            {
+                "loss": run.loss,
+                **{name: f"{value:.4g}" for name, value in run.parameters.items()},
+                "validation": run.status if run.value is None else _formatted(run.value, digits),
+            }
+            for run in results.runs
+            if run.stage == "tune"
         ],
         command=_command(plan, metric),
         versions=", ".join(f"{name} {value}" for name, value in results.versions.items()),
@@ -152,7 +172,17 @@ def _seed_rows(stage: StageResult, digits: str) -> list[Row]:
     ]
 
 
-def _findings(results: Results, statistics: Statistics) -> list[str]:
+def _outlook(outlook: Outlook | None) -> str:
+    """What would decide an undecided comparison."""
+    if outlook is None:
+        return "one seed says nothing of the spread"
+    if outlook.seeds is None:
+        return f"more than {MOST_SEEDS} more seeds"
+    seeds = f"{outlook.seeds} more seed{'s' * (outlook.seeds > 1)}"
+    return f"about {seeds} would show {'a ' * (outlook.shows == 'difference')}{outlook.shows}"
+
+
+def _findings(results: Results, statistics: Statistics, digits: str) -> list[str]:
     """What was found, in sentences with the names of losses in backquotes."""
     if not any(run.finished for run in results.runs):
         return ["No run has finished, so nothing was found."]
@@ -169,12 +199,18 @@ def _findings(results: Results, statistics: Statistics) -> list[str]:
         if losses := by_verdict.get(verdict):
             verb = "are" if len(losses) > 1 else "is"
             sentences.append(f"{_joined(losses)} {verb} {verdict} than {baseline}.")
-    if losses := by_verdict.get("tie"):
-        subject = f"{_joined(losses)} cannot"
-        if not sentences:
-            complete = " that has all its seeds" if "incomplete" in by_verdict else ""
-            subject = f"No loss{complete} can"
-        sentences.append(f"{subject} be told from {baseline} with these seeds.")
+    if losses := by_verdict.get("equivalent"):
+        verb = "are" if len(losses) > 1 else "is"
+        margin = _formatted(tested[0].margin, digits)
+        sentences.append(
+            f"{_joined(losses)} {verb} equivalent to {baseline}: within a margin of {margin}."
+        )
+    if undecided := [
+        f"`{result.loss}` ({_outlook(result.comparison.outlook)})"
+        for result in tested[0].losses
+        if result.comparison and result.comparison.verdict == "undecided"
+    ]:
+        sentences.append(f"Undecided against {baseline}: {_joined(undecided)}.")
     if losses := by_verdict.get("incomplete"):
         sentences.append(f"Not judged, since runs are missing: {_joined(losses)}.")
     return sentences
@@ -182,14 +218,77 @@ def _findings(results: Results, statistics: Statistics) -> list[str]:
 
 def _design_sentences(results: Results, statistics: Statistics, digits: str) -> list[str]:
     """What the design can show, in sentences."""
-    sentences = [describe_design(results.plan.comparisons, results.plan.tested_seeds)]
+    plan = results.plan
+    sentences = [describe_design(plan.comparisons, plan.tested_seeds, plan.look)]
     for stage in statistics.stages:
-        if stage.tested and stage.detectable_difference is not None:
+        if not stage.tested:
+            continue
+        if stage.detectable_difference is not None:
             difference = _formatted(stage.detectable_difference, digits)
             sentences.append(
                 f"By the spread of these runs, a true difference of {difference} is found "
                 f"{statistics.power:.0%} of the time, and larger ones more often."
             )
+        sentences.append(_margin_sentence(plan, stage, digits))
+        unseen = 1 - ALPHA ** (1 / len(stage.seeds))  # Of such a share, none is seen at 5 %.
+        sentences.append(
+            f"The verdicts speak of typical runs: {len(stage.seeds)} seeds can miss failures in up "
+            f"to {unseen:.0%} of a loss's runs."
+        )
+        sentences += _look_sentences(stage)
+    return sentences + _fairness_sentences(results, statistics)
+
+
+def _fairness_sentences(results: Results, statistics: Statistics) -> list[str]:
+    """What tuning and a lacking test set leave open."""
+    sentences = []
+    if results.metric and not results.metric.set.startswith("test"):
+        sentences.append(
+            f"There is no test set: the losses are compared on the {results.metric.set} set, which "
+            "says too much for a script that also chooses its checkpoint or its flags by it."
+        )
+    if statistics.tuned:
+        sentences.append(
+            "Each loss was tuned once: what other trials would have chosen is not part of the "
+            "intervals."
+        )
+    if at_edge := [f"`{tuned.loss}`" for tuned in statistics.tuned if tuned.at_edge]:
+        verb = "have their best values" if len(at_edge) > 1 else "has its best value"
+        sentences.append(
+            f"{_joined(at_edge)} {verb} at the edge of the tuned range, beyond which a better one "
+            "may lie: widen --tune."
+        )
+    return sentences
+
+
+def _margin_sentence(plan: Plan, stage: StageResult, digits: str) -> str:
+    """What equivalent means."""
+    if stage.margin is None:
+        return (
+            f"Nothing can be equivalent, since {plan.baseline} does not vary with the seed; "
+            "--margin sets a margin."
+        )
+    margin = f"Equivalent means a difference of less than {_formatted(stage.margin, digits)}"
+    if plan.margin is not None:
+        return f"{margin} (--margin)."
+    return (
+        f"{margin}, the standard deviation that another seed alone makes to {plan.baseline} "
+        "(--margin sets another)."
+    )
+
+
+def _look_sentences(stage: StageResult) -> list[str]:
+    """Which look at the results this is, and what the earlier ones said; empty for the first."""
+    *earlier, last = stage.looks
+    if not earlier:
+        return []
+    sentences = [
+        f"Seeds were added after the results of {earlier[-1].seeds} had been seen: this is look "
+        f"{len(stage.looks)}, whose tests share a level of {last.alpha:.2%}."
+    ]
+    for number, look in enumerate(earlier, 1):
+        verdicts = ", ".join(f"{loss} {verdict}" for loss, verdict in look.verdicts.items())
+        sentences.append(f"Look {number} ({look.seeds} seeds, {look.alpha:.2%}): {verdicts}.")
     return sentences
 
 
@@ -210,9 +309,10 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
             "verdict": _verdict(result, stage) if stage.tested else NOTHING,
             f"{metric} ± sd": _formatted(result.mean, digits)
             + ("" if result.sd is None else f" ± {_formatted(result.sd, digits)}"),
-            "difference [95 % interval]": _formatted(comparison.difference, f"+{digits}") + limits,
+            "difference [interval]": _formatted(comparison.difference, f"+{digits}") + limits,
             "p": _formatted_p(comparison.p),
-            "p (Holm)": _formatted_p(comparison.p_holm),
+            "p (adj.)": _formatted_p(comparison.p_adjusted),
+            "p (equiv.)": _formatted_p(comparison.p_equivalent),
             "P(better)": _formatted(comparison.probability_better, ".2f"),
             "steps": _formatted(time.steps, "g") + reached,
             "seconds": _formatted(time.seconds, ".1f"),
@@ -232,15 +332,20 @@ def _verdict(result: LossResult, stage: StageResult) -> str:
     if result.comparison is None:
         return "baseline" + (f": {', '.join(gaps)}{of_seeds}" if gaps else "")
     verdict = str(result.comparison.verdict)
+    if verdict == "undecided" and result.comparison.outlook:
+        seeds = result.comparison.outlook.seeds
+        return f"{verdict}: {seeds or f'over {MOST_SEEDS}'} more seeds"
+    if verdict in ("better", "worse") and (result.comparison.p_equivalent or 1) <= ALPHA:
+        return f"{verdict}: by less than the margin"
     if verdict != "incomplete":
         return verdict
     return f"incomplete: {', '.join(gaps) + of_seeds if gaps else 'the baseline lacks seeds'}"
 
 
 def _command(plan: Plan, metric: Metric | None) -> str:
-    """The command that makes the same comparison, with FOLDER for the output folder."""
+    """The commands that make the same comparison, with FOLDER for the output folder."""
     words = ["hf-losses", "compare", "--losses", *plan.losses, "--baseline", plan.baseline]
-    for name in ("seeds", "screen", "confirm", "top", "metric"):
+    for name in ("seeds", "screen", "confirm", "top", "metric", "margin"):
         if (value := getattr(plan, name)) is not None:
             words += [f"--{name}", str(value)]
     if metric and plan.lower_is_better != lower_is_better(metric.name):
@@ -251,7 +356,8 @@ def _command(plan: Plan, metric: Metric | None) -> str:
     if plan.launcher:
         words += ["--launcher", shlex.join(plan.launcher)]
     words += ["--output_dir", "FOLDER", "--", plan.script, *plan.arguments]
-    return shlex.join(words)
+    commands = [words, *([*words[:2], "--add_seeds", str(n), *words[2:]] for n in plan.added)]
+    return "\n".join(map(shlex.join, commands))
 
 
 def _hardware(results: Results) -> str:

@@ -1,0 +1,116 @@
+"""A comparison in one of several formats, for other documents and programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hf_losses.compare.report.files import render_page
+from hf_losses.compare.report.table_md import table_md
+from hf_losses.compare.report.words import WORDS, Row, View, view_of
+from hf_losses.compare.results import Results, read_results
+from hf_losses.compare.statistics.comparison import Comparison
+from hf_losses.compare.statistics.summary import Statistics, statistics
+
+LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "–": r"\textendash{}",
+    "<": "$<$",
+    ">": "$>$",
+    "[": "{[}",  # At the beginning of a cell it would be an option of the line break before it.
+}
+
+
+def formatted(folder: Path, name: str) -> str:
+    """What a comparison found, in a format.
+
+    Args:
+        folder: Folder of the comparison; nothing in it is changed.
+        name: One of `FORMATS`.
+
+    Raises:
+        UsageError: If `results.json` is missing or does not hold the results of a comparison.
+        ImportError: If the packages of the extra `compare` are missing.
+    """
+    results = read_results(folder)
+    stats = statistics(results)
+    return FORMATS[name](results, stats, view_of(results, stats))
+
+
+def _csv(results: Results, stats: Statistics, view: View) -> str:
+    """A row per stage and loss, with all digits; empty cells where there is no number."""
+    rows = []
+    for stage in stats.stages:
+        for result in stage.losses:
+            comparison = result.comparison or Comparison(0, {}, None, None)
+            low, high = comparison.interval or (None, None)
+            outlook, time = comparison.outlook, result.time_to_baseline
+            rows.append(
+                {
+                    "stage": stage.stage,
+                    "loss": result.loss,
+                    "verdict": comparison.verdict if result.comparison else "baseline",
+                    "seeds": len(result.values),
+                    "mean": result.mean,
+                    "sd": result.sd,
+                    "difference": comparison.difference,
+                    "low": low,
+                    "high": high,
+                    "level": comparison.level,
+                    "margin": stage.margin,
+                    "p": comparison.p,
+                    "p_adjusted": comparison.p_adjusted,
+                    "p_equivalent": comparison.p_equivalent,
+                    "probability_better": comparison.probability_better,
+                    "more_seeds": outlook.seeds if outlook else None,
+                    "steps_to_baseline": time.steps if time else None,
+                    "seconds_to_baseline": time.seconds if time else None,
+                    "cross_entropy": result.cross_entropy,
+                    "ece": result.ece,
+                }
+            )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _latex(results: Results, stats: Statistics, view: View) -> str:
+    """A table for the package booktabs per stage, with the cells of the report."""
+    blocks = ["% \\usepackage{booktabs}"]
+    for stage in view.stages:
+        columns = list(stage.rows[0])
+        lines = [_latex_line(dict(zip(columns, columns, strict=True))), "\\midrule"]
+        lines += [_latex_line(row) for row in stage.rows]
+        kinds = "".join("l" if column in WORDS else "r" for column in columns)
+        lines = [f"\\begin{{tabular}}{{{kinds}}}", "\\toprule", *lines, "\\bottomrule"]
+        blocks.append("\n".join([f"% {view.title}: {stage.title}", *lines, "\\end{tabular}"]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _latex_line(row: Row) -> str:
+    pattern = "[" + re.escape("".join(LATEX)) + "]"
+    cells = (re.sub(pattern, lambda match: LATEX[match[0]], cell) for cell in row.values())
+    return " & ".join(cells).replace("--", "-{}-") + r" \\"
+
+
+def _html(results: Results, stats: Statistics, view: View) -> str:
+    with TemporaryDirectory() as folder:
+        return render_page(results, stats, view, Path(folder))[0]
+
+
+FORMATS: dict[str, Callable[[Results, Statistics, View], str]] = {
+    "md": lambda results, stats, view: table_md(view),
+    "html": _html,
+    "csv": _csv,
+    "latex": _latex,
+}
