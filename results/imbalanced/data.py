@@ -2,7 +2,7 @@
 
     python results/imbalanced/data.py FOLDER
 
-The reviews are those of the package, split at random once: 2,000, 400 and 2,600 rows.
+The reviews are those of the package, split at random once: 2,000, 400 and 1,500 rows.
 """
 
 import sys
@@ -12,7 +12,7 @@ from datasets import concatenate_datasets
 
 from hf_losses.data.movie_reviews import load_movie_reviews
 
-ROWS = {"train": (1900, 100), "validation": (380, 20), "test": (2470, 130)}
+ROWS = {"train": (1900, 100), "validation": (380, 20), "test": (1425, 75)}
 
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,10 @@ cd "$here/../.."
 python results/imbalanced/data.py runs/imbalanced_data
 balanced="--loss_kwargs '{\"weight\": \"balanced\"}'"
 effective="--loss_kwargs '{\"weight\": \"effective\"}'"
-hf-losses compare --seeds "${1:-10}" --jobs 2 --metric f1_macro --output_dir results/imbalanced/movie_reviews \
-  --losses cross_entropy focal "focal $balanced" "cross_entropy $balanced" \
-  "cross_entropy $effective" \
+hf-losses compare --seeds "${1:-8}" --jobs 2 --metric f1_macro \
+  --output_dir results/imbalanced/movie_reviews \
+  --losses cross_entropy focal "cross_entropy $balanced" "cross_entropy $effective" \
   -- recipes/glue.py --train_file runs/imbalanced_data/train.csv \
   --validation_file runs/imbalanced_data/validation.csv --test_file runs/imbalanced_data/test.csv \
-  --num_train_epochs 2 --use_cpu --save_strategy no --disable_tqdm true
+  --num_train_epochs 4 --warmup_steps 30 --max_seq_length 32 --eval_strategy no \
+  --use_cpu --save_strategy no --disable_tqdm true
