@@ -319,6 +319,7 @@ def connect(address: str) -> Any:
             f"--cluster {address} is for Ray's client: start hf-losses on a machine of the "
             "cluster, for instance by ray job submit, with --cluster auto"
         )
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Else Ray < 2.60 warns.
     handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own.
     try:
         if address != "auto":  # Ray would try for minutes.
