@@ -74,7 +74,7 @@ def tasks_figure(summary: OverTasks) -> Any:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
     difference.set_xlabel("worse ←  difference, in sd of a seed  → better")
-    rank.set_xlabel("mean rank ± half the critical difference")
+    rank.set_xlabel("mean rank ±\nhalf the critical difference")
     rank.locator_params(axis="x", integer=True)
     return figure
 

@@ -186,13 +186,15 @@ def _ranks(
     """The ranks of losses that are complete on every task, a row per task."""
     from scipy.stats import rankdata
 
+    if not losses:
+        return np.empty((len(results), 0))
     rows = []
-    for name, task in results.items() if losses else ():
+    for name, task in results.items():
         sign = 1 if task.lower_is_better else -1
         means = np.array([sign * cast(float, entries[name, loss].mean) for loss in losses])
         scale = np.abs(means).max() or 1.0
         rows.append(rankdata(np.round(means / scale, DIGITS)))
-    return np.array(rows).reshape(-1, len(losses))
+    return np.array(rows)
 
 
 def _friedman_p(ranks: np.ndarray) -> float | None:
