@@ -17,7 +17,8 @@ from typing import Any
 from hf_losses.compare.engines.local_pool import LocalPool
 from hf_losses.compare.engines.run import Engine, RunsRefused
 from hf_losses.compare.experiment import LOCK, collect, compare, discard
-from hf_losses.compare.plan import PLAN, Plan, add_seeds, make_plan, open_folder
+from hf_losses.compare.looks import check_begun, next_look
+from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.results import RESULTS, RunRecord, write_results
 from hf_losses.compare.runs import forget_failed, losses_without_result
 from hf_losses.compare.tasks import (
@@ -156,10 +157,8 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
     for name, (script, *flags) in commands.items():
         settings |= {"script": script, "arguments": flags, "tasks": len(commands)}
         plans[name] = make_plan(jobs=1 if jobs is None else jobs, **settings)
-    if len(plans) > 1 and (arguments.screen or arguments.add_seeds):
-        raise UsageError(
-            "--screen and --add_seeds are for one task; for several, use --seeds alone"
-        )
+    if len(plans) > 1 and arguments.screen:
+        raise UsageError("--screen is for one task; for several, use --seeds")
     if arguments.cluster is None:
         if cpus is not None or gpus is not None:
             raise UsageError("--cpus_per_run and --gpus_per_run are for --cluster; use --jobs")
@@ -184,9 +183,15 @@ def _begin(
     folder = arguments.output_dir
     if len(plans) == 1:
         return _in_folder(next(iter(plans.values())), folder, arguments, engine)
+    folders = {task_folder(folder, name): plan for name, plan in plans.items()}
+    if arguments.add_seeds is not None:
+        check_begun(*folders)
     open_tasks(folder, list(plans))
     try:
         with FileLock(folder / LOCK, timeout=0):
+            if arguments.add_seeds is not None:
+                stored = {path: open_folder(path, plan) for path, plan in folders.items()}
+                next_look(folder, stored, arguments.add_seeds)
             for name, plan in plans.items():
                 print(f"Task {name}", flush=True)
                 if stop := _in_folder(plan, task_folder(folder, name), arguments, engine):
@@ -208,18 +213,16 @@ def _in_folder(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output_dir")
     new = not (folder / PLAN).exists()
-    if new and arguments.add_seeds is not None:
-        raise UsageError(
-            f"--add_seeds continues a finished comparison, and {folder} holds none: leave it out"
-        )
+    if arguments.add_seeds is not None:
+        check_begun(folder)
     plan = open_folder(folder, plan, () if new else losses_without_result(folder))
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         with lock:
             if arguments.retry_failed:
                 forget_failed(plan, folder)
-            if arguments.add_seeds is not None:
-                plan = _next_look(plan, folder, arguments.add_seeds)
+            if arguments.add_seeds is not None and plan.tasks == 1:
+                (plan,) = next_look(folder, {folder: plan}, arguments.add_seeds)
             return _make_runs(plan, folder, engine, arguments)
     except Timeout:
         raise UsageError(f"another hf-losses compare is at work in {folder}") from None
@@ -231,22 +234,6 @@ def _in_folder(
 
 # The arguments that `make_plan` takes besides `jobs` and `tasks`.
 _SETTINGS = {field.name for field in fields(Plan)} - {"threads", "added", "tasks"}
-
-
-def _next_look(plan: Plan, folder: Path, count: int) -> Plan:
-    """The plan with more seeds; without a change if they are those of an interrupted command."""
-    from hf_losses.compare.statistics.summary import statistics
-
-    last = [stage for stage in statistics(collect(folder)).stages if stage.tested]
-    if last and not any(result.missing for result in last[0].losses):
-        return add_seeds(folder, plan, count)
-    if plan.added[-1:] == [count]:
-        return plan
-    begun = f"--add_seeds {plan.added[-1]}" if plan.added else "no --add_seeds"
-    raise UsageError(
-        f"the comparison in {folder} lacks runs, so seeds cannot be added yet: let the same "
-        f"command with {begun} finish it"
-    )
 
 
 def _make_runs(

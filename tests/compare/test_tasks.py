@@ -78,7 +78,7 @@ def test_what_is_ambiguous_is_refused(sections, grid, message):
     ("flags", "message"),
     [
         (["--seeds", "2", "--tasks", "seed=1,2"], "compare itself gives --seed"),
-        (["--seeds", "2", "--tasks", "x=1,2", "--add_seeds", "3"], "for one task"),
+        (["--seeds", "2", "--tasks", "x=1,2", "--add_seeds", "3"], "a finished comparison"),
         (["--screen", "2", "--confirm", "2", "--top", "1", "--tasks", "x=1,2"], "for one task"),
     ],
 )
@@ -205,6 +205,45 @@ def test_nothing_stays_if_the_first_task_is_refused(tmp_path):
     with pytest.raises(SystemExit):
         main(command(tmp_path / "x", "--seeds", "2", sections=wrong))
     assert not (tmp_path / "x").exists()
+
+
+def test_seeds_are_added_on_every_task(tmp_path, capsys):
+    folder = tmp_path / "x"
+    losses = ["cross_entropy", "liberal_exp"]
+    grid = ("--seeds", "1", "--tasks", "bonus=0.1,0.2")
+    assert main(command(folder, *grid, losses=losses)) == 0
+    one = json.loads((folder / "tasks" / "0.1" / "plan.json").read_text())
+    assert main(command(folder, *grid, "--add_seeds", "2", losses=losses)) == 0
+    seeds = [run["seed"] for task in results(folder)["tasks"].values() for run in task["runs"]]
+    assert seeds == [1, 2, 3] * 4
+    for task in results(folder)["tasks"].values():
+        (stage,) = task["statistics"]["stages"]
+        assert [look["seeds"] for look in stage["looks"]] == [1, 3]
+        assert stage["losses"][1]["comparison"]["outlook"] is not None
+
+    # As after a kill before the second task had its seeds, and in the midst of the runs.
+    uninterrupted = timeless(folder)
+    second = folder / "tasks" / "0.2"
+    plan = json.loads((second / "plan.json").read_text())
+    (second / "plan.json").write_text(json.dumps(plan | {"added": one["added"]}))
+    for path in second.glob("runs/*/seed-3.json"):
+        path.unlink()
+    assert main(["report", str(folder)]) == 0
+    assert results(folder)["statistics"]["losses"][0]["rank"] is None
+    with pytest.raises(SystemExit):
+        main(command(folder, *grid, "--add_seeds", "3", losses=losses))
+    assert "--add_seeds 2 finish it" in capsys.readouterr().err
+    assert main(command(folder, *grid, "--add_seeds", "2", losses=losses)) == 0
+    assert timeless(folder) == uninterrupted
+
+
+def timeless(folder):
+    """The results without the times of the runs."""
+    content = results(folder)
+    for task in content["tasks"].values():
+        for run in task["runs"]:
+            del run["wall_seconds"]
+    return content
 
 
 # ---- The numbers -----------------------------------------------------------------------------

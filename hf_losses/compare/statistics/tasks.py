@@ -7,14 +7,15 @@ and losses are ranked within each task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 
+from hf_losses.compare.plan import Plan
 from hf_losses.compare.results import Results
-from hf_losses.compare.statistics.comparison import Comparison, judge, with_outlook
+from hf_losses.compare.statistics.comparison import Comparison, compare, judge, with_outlook
 from hf_losses.compare.statistics.p_values import ALPHA
 from hf_losses.compare.statistics.summary import LossResult, StageResult, Statistics, statistics
 
@@ -97,23 +98,33 @@ def over_tasks(results: Mapping[str, Results | None]) -> tuple[dict[str, Statist
         The statistics of each task that has begun, with tests that allow for all losses on all
         tasks; and what all tasks together show.
     """
-    begun = {name: task for name, task in results.items() if task}
-    plan = next(iter(begun.values())).plan
+    plan = max((task.plan for task in results.values() if task), key=lambda plan: plan.look)
+    # A kill may have left a task without seeds that others already have.
+    begun = {
+        name: replace(task, plan=replace(task.plan, added=plan.added))
+        for name, task in results.items()
+        if task
+    }
     by_task = {name: statistics(task) for name, task in begun.items()}
     stages = {name: stats.stages[0] for name, stats in by_task.items() if stats.stages}
     entries = {
         (name, entry.loss): entry for name, stage in stages.items() for entry in stage.losses
     }
     others = [loss for loss in plan.losses if loss != plan.baseline]
-    pairs = [(name, loss) for name in results for loss in others]
-    judged = judge(
-        {pair: _pairs(entries.get(pair)) for pair in pairs},
-        {pair: stages[pair[0]].margin if pair[0] in stages else None for pair in pairs},
-        plan.tested_seeds,
-    )
+    looks = []
+    for look, count in enumerate(plan.looks, 1):
+        pairs = {(name, loss): NOT_RUN for name in results for loss in others}
+        for name, stage in stages.items():
+            pairs |= {(name, loss): pair for loss, pair in _pairs(stage, plan, begun[name], count)}
+        margins = {
+            (name, loss): stages[name].looks[look - 1].margin if name in stages else None
+            for name, loss in pairs
+        }
+        looks.append(judge(pairs, margins, count, look))
+    judged = looks[-1]
     for name, stage in stages.items():
-        comparisons = {loss: judged[name, loss] for loss in others}
-        shown = _with_comparisons(stage, comparisons, len(results))
+        of_task = [{loss: seen[name, loss] for loss in others} for seen in looks]
+        shown = _with_comparisons(stage, of_task, len(results))
         by_task[name] = replace(by_task[name], stages=[shown])
     units = {
         name: (entries[name, plan.baseline].sd or None) if name in stages else None
@@ -161,19 +172,30 @@ def over_tasks(results: Mapping[str, Results | None]) -> tuple[dict[str, Statist
     )
 
 
-def _pairs(entry: LossResult | None) -> Comparison:
-    return entry.comparison or NOT_RUN if entry else NOT_RUN
+def _pairs(
+    stage: StageResult, plan: Plan, task: Results, seeds: int
+) -> Iterable[tuple[str, Comparison]]:
+    """The differences of each loss on a task over the first seeds, without tests."""
+    first = stage.seeds[:seeds]
+    values = {
+        entry.loss: {int(seed): value for seed, value in entry.values.items() if int(seed) in first}
+        for entry in stage.losses
+    }
+    lower = task.lower_is_better
+    return compare(values, plan.baseline, first, lower_is_better=lower, tested=False).items()
 
 
 def _with_comparisons(
-    stage: StageResult, comparisons: Mapping[str, Comparison], tasks: int
+    stage: StageResult, looks: Sequence[Mapping[str, Comparison]], tasks: int
 ) -> StageResult:
-    """A stage with other tests of the same differences."""
-    comparisons = with_outlook(comparisons, stage.margin, len(stage.looks), tasks)
-    verdicts = {loss: comparison.verdict for loss, comparison in comparisons.items()}
+    """A stage with other tests of the same differences, at each look."""
+    comparisons = with_outlook(looks[-1], stage.margin, len(looks), tasks)
     return replace(
         stage,
-        looks=[replace(stage.looks[-1], verdicts=verdicts)],
+        looks=[
+            replace(look, verdicts={loss: seen.verdict for loss, seen in judged.items()})
+            for look, judged in zip(stage.looks, looks, strict=True)
+        ],
         losses=[replace(entry, comparison=comparisons.get(entry.loss)) for entry in stage.losses],
     )
 
