@@ -251,7 +251,8 @@ def _make_runs(
                 say=display.say,
             )
     except KeyboardInterrupt:
-        write_results(folder, collect(folder))
+        if plan.tasks == 1:
+            write_results(folder, collect(folder))
         print(
             f"interrupted; finished runs are kept in {folder}. The same command continues, and "
             f"hf-losses report {shlex.quote(str(arguments.output_dir))} shows what there is.",
@@ -266,7 +267,8 @@ def _make_runs(
         losses = "".join(f"\n{loss}: {reason}" for loss, reason in refused.items())
         raise UsageError(
             f"the script refused {len(refused)} of {len(plan.losses)} losses, which are not "
-            f"compared. With corrected --losses, the same command adds them in {folder}.{losses}"
+            f"compared. With corrected --losses, the same command adds them in "
+            f"{arguments.output_dir}.{losses}"
         )
     return None
 

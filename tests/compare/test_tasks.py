@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hf_losses.cli.compare import INTERRUPTED
 from hf_losses.cli.main import main
+from hf_losses.compare import experiment, runs
 from hf_losses.compare.report.tasks_picture import tasks_figure
 from hf_losses.compare.results import Results
 from hf_losses.compare.statistics.tasks import critical_difference, over_tasks
@@ -205,6 +207,37 @@ def test_nothing_stays_if_the_first_task_is_refused(tmp_path):
     with pytest.raises(SystemExit):
         main(command(tmp_path / "x", "--seeds", "2", sections=wrong))
     assert not (tmp_path / "x").exists()
+
+
+def test_an_interrupted_comparison_goes_on(two_tasks, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "x"
+    calls = []
+
+    def make_run(plan, *arguments, **more):
+        calls.append(plan.arguments)
+        if calls.count(["--bonus", "0.2"]) == 3:
+            raise KeyboardInterrupt
+        return runs.make_run(plan, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "make_run", make_run)
+        assert main(command(folder, *GRID)) == INTERRUPTED
+    assert f"hf-losses report {folder}" in capsys.readouterr().err
+    assert main(["report", str(folder)]) == 0
+    assert main(command(folder, *GRID)) == 0
+    assert timeless(folder) == timeless(two_tasks)
+
+
+def test_a_loss_that_the_script_refuses_can_be_corrected(tmp_path, capsys):
+    folder = tmp_path / "x"
+    with pytest.raises(SystemExit):
+        main(command(folder, *GRID, losses=[*LOSSES, "strict_m --bonos 1"]))
+    message = capsys.readouterr().err
+    assert f"adds them in {folder}." in message
+    assert "unrecognized arguments: --bonos 1" in message
+    assert main(command(folder, *GRID, losses=[*LOSSES, "strict_m --learning_rate 0.2"])) == 0
+    for task in results(folder)["tasks"].values():
+        assert [run["status"] for run in task["runs"]] == ["finished"] * 8
 
 
 def test_seeds_are_added_on_every_task(tmp_path, capsys):
