@@ -13,6 +13,7 @@ from scipy import stats
 from hf_losses.cli.compare import INTERRUPTED
 from hf_losses.cli.main import main
 from hf_losses.compare import experiment, runs
+from hf_losses.compare.report.tasks import tasks_view
 from hf_losses.compare.report.tasks_picture import tasks_figure
 from hf_losses.compare.results import Results
 from hf_losses.compare.statistics.tasks import critical_difference, over_tasks
@@ -185,7 +186,10 @@ def test_a_loss_that_fails_on_one_task_has_no_mean(tmp_path):
     assert list(failed["verdicts"].values()) == ["undecided", "incomplete"]
     assert (failed["difference"], failed["rank"]) == (None, None)
     assert by_loss["strict_l"]["rank"] == 1
-    assert "liberal_exp does not like" in (tmp_path / "x" / "table.md").read_text()
+    table = (tmp_path / "x" / "table.md").read_text()
+    assert "| `liberal_exp` | 1 undecided, 1 incomplete | – | – | – |" in table
+    assert "`liberal_exp` is undecided on compare_script and incomplete on --crash" in table
+    assert "liberal_exp does not like" in table
 
 
 def test_a_task_whose_flags_are_refused_can_be_corrected(tmp_path, capsys):
@@ -474,3 +478,13 @@ def test_the_picture_shows_the_means_and_half_the_critical_difference(simulated)
             assert list(entry.differences.values()) in drawn
     results["a"] = None
     assert tasks_figure(over_tasks(results)[1]) is None
+
+
+def test_the_report_says_what_the_ranks_can_show(simulated):
+    results = {name: Results.from_json(task) for name, task in simulated.items()}
+    four = tasks_view(results, *over_tasks(results))
+    assert "`liberal_exp` ranks before `focal`. Few tasks say little." in four.ranking[-1]
+    two = {name: results[name] for name in ("a", "b")}
+    few = tasks_view(two, *over_tasks(two))
+    assert "possible is 3: 2 tasks are too few for the ranks to show anything" in few.ranking[-1]
+    assert "`focal` is worse on all tasks" in four.findings[0]

@@ -7,6 +7,7 @@ however allow for all tasks.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,6 @@ from hf_losses.compare.report.table_md import grid, plain
 from hf_losses.compare.report.tasks_picture import PICTURE, draw
 from hf_losses.compare.report.words import (
     COLUMNS,
-    NOTHING,
     WORDS,
     Row,
     View,
@@ -28,7 +28,7 @@ from hf_losses.compare.report.words import (
 )
 from hf_losses.compare.results import Results
 from hf_losses.compare.statistics.summary import Statistics
-from hf_losses.compare.statistics.tasks import OverTasks, over_tasks
+from hf_losses.compare.statistics.tasks import LossOverTasks, OverTasks, over_tasks
 from hf_losses.compare.tasks import task_folder, task_results, write_task_results
 from hf_losses.files import write_bytes
 from hf_losses.messages import UsageError
@@ -36,9 +36,9 @@ from hf_losses.messages import UsageError
 PAGE = Path(__file__).with_name("tasks.html")
 VERDICTS = ("better", "equivalent", "undecided", "worse", "incomplete")
 NOTE = (
-    "The columns with the names of verdicts count tasks; the tests behind them allow for all "
-    "losses on all tasks (Holm). The difference is the mean over the tasks of the mean difference "
-    "to the baseline, counted in standard deviations that another seed makes to the baseline on "
+    "Verdicts are counted by task, and allow for all losses on all tasks (Holm). The difference is "
+    "the mean over the tasks of the mean difference to the baseline, counted in standard "
+    "deviations that another seed makes to the baseline on "
     "the same task: no task's scale counts for more, and positive is better whatever the metric's "
     "direction. P(better) is the share of seeds with a better value than the baseline, averaged "
     "over the tasks. Both intervals are at 95 %, by drawing the seeds of each task again "
@@ -166,28 +166,26 @@ def tasks_view(
 
 
 def _rows(summary: OverTasks) -> list[Row]:
-    rows: list[dict[str, str]] = []
-    for entry in summary.losses:
-        given = list((entry.verdicts or {}).values())
-        counts = {
-            verdict: str(given.count(verdict)) if entry.verdicts else NOTHING
-            for verdict in VERDICTS
+    return [
+        {
+            "loss": entry.loss,
+            "verdict": _counts(entry),
+            "rank": formatted(entry.rank, ".2f"),
+            "difference (sd)": _with_interval(entry.difference, entry.interval, "+.2f"),
+            "P(better)": _with_interval(
+                entry.probability_better, entry.probability_interval, ".2f"
+            ),
         }
-        rows.append(
-            {"loss": entry.loss}
-            | counts
-            | {
-                "rank": formatted(entry.rank, ".2f"),
-                "difference (sd)": _with_interval(entry.difference, entry.interval, "+.2f"),
-                "P(better)": _with_interval(
-                    entry.probability_better, entry.probability_interval, ".2f"
-                ),
-            }
-        )
-    if all(row["incomplete"] in (NOTHING, "0") for row in rows):
-        for row in rows:
-            del row["incomplete"]
-    return [*rows]
+        for entry in summary.losses
+    ]
+
+
+def _counts(entry: LossOverTasks) -> str:
+    """How many tasks have which verdict."""
+    if entry.verdicts is None:
+        return "baseline"
+    counts = Counter(entry.verdicts.values())
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None, style: str) -> str:
@@ -197,7 +195,7 @@ def _with_interval(value: float | None, interval: Sequence[float] | None, style:
 
 def _findings(summary: OverTasks) -> list[str]:
     """Which loss is better or worse on which task; and what is not averaged, and why."""
-    sentences = []
+    found = []
     for entry in summary.losses:
         if entry.verdicts is None:
             continue
@@ -207,7 +205,8 @@ def _findings(summary: OverTasks) -> list[str]:
             if tasks:
                 where = "all tasks" if len(tasks) == len(summary.tasks) else joined(tasks)
                 parts.append(f"{verdict} on {where}")
-        sentences.append(f"Against `{summary.baseline}`, `{entry.loss}` is {joined(parts)}.")
+        found.append(f"`{entry.loss}` is {joined(parts)}")
+    sentences = [f"Against `{summary.baseline}`: {'; '.join(found)}."]
     if constant := [name for name, unit in summary.units.items() if unit is None]:
         sentences.append(
             f"There is no mean difference, since the spread of `{summary.baseline}` over the seeds "
