@@ -198,15 +198,28 @@ def draw(results: Results, statistics: Statistics, folder: Path) -> dict[str, st
         for name, make in FIGURES.items():
             if (figure := make(results, statistics)) is None:
                 continue
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", metadata={"Software": None})
-            write_bytes(folder / name, picture.getvalue())
-            picture = io.BytesIO()
-            metadata = {"Date": None, "Creator": None}
-            figure.savefig(picture, format="svg", metadata=metadata, transparent=True)
-            text = base64.b64encode(picture.getvalue()).decode()
-            drawn[name] = f"data:image/svg+xml;base64,{text}"
+            drawn[name] = save(figure, folder / name)
     return drawn
+
+
+def save(figure: Any, path: Path) -> str:
+    """Writes a picture as PNG.
+
+    Args:
+        figure: A matplotlib figure.
+        path: The file.
+
+    Returns:
+        The same picture as an SVG in a `data:` URL.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_bytes(path, picture.getvalue())
+    picture = io.BytesIO()
+    metadata = {"Date": None, "Creator": None}
+    figure.savefig(picture, format="svg", metadata=metadata, transparent=True)
+    text = base64.b64encode(picture.getvalue()).decode()
+    return f"data:image/svg+xml;base64,{text}"
 
 
 def _stacked_panels(rows: list[int], sharex: bool) -> tuple[Any, list[Any]]:

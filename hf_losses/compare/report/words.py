@@ -139,8 +139,8 @@ def view_of(results: Results, statistics: Statistics) -> View:
             {
                 "loss": tuned.loss,
                 **{name: f"{value:.4g}" for name, value in tuned.parameters.items()},
-                "validation": _formatted(tuned.value, digits),
-                "± sd of the best": _formatted(tuned.spread, digits),
+                "validation": formatted(tuned.value, digits),
+                "± sd of the best": formatted(tuned.spread, digits),
                 "at the edge": ", ".join(tuned.at_edge) or "no",
             }
             for tuned in statistics.tuned
@@ -149,12 +149,12 @@ def view_of(results: Results, statistics: Statistics) -> View:
             {
                 "loss": run.loss,
                 **{name: f"{value:.4g}" for name, value in run.parameters.items()},
-                "validation": run.status if run.value is None else _formatted(run.value, digits),
+                "validation": run.status if run.value is None else formatted(run.value, digits),
             }
             for run in results.runs
             if run.stage == "tune"
         ],
-        command=_command(plan, metric),
+        command=command_lines(plan, metric, [[plan.script, *plan.arguments]]),
         versions=", ".join(f"{name} {value}" for name, value in results.versions.items()),
         hardware=_hardware(results),
     )
@@ -164,7 +164,7 @@ def _seed_rows(stage: StageResult, digits: str) -> list[Row]:
     """The value of every loss, seed by seed."""
 
     def cell(result: LossResult, seed: str) -> str:
-        return "failed" if seed in result.failed else _formatted(result.values.get(seed), digits)
+        return "failed" if seed in result.failed else formatted(result.values.get(seed), digits)
 
     return [
         {"seed": seed} | {result.loss: cell(result, seed) for result in stage.losses}
@@ -198,33 +198,33 @@ def _findings(results: Results, statistics: Statistics, digits: str) -> list[str
     for verdict in ("better", "worse"):
         if losses := by_verdict.get(verdict):
             verb = "are" if len(losses) > 1 else "is"
-            sentences.append(f"{_joined(losses)} {verb} {verdict} than {baseline}.")
+            sentences.append(f"{joined(losses)} {verb} {verdict} than {baseline}.")
     if losses := by_verdict.get("equivalent"):
         verb = "are" if len(losses) > 1 else "is"
-        margin = _formatted(tested[0].margin, digits)
+        margin = formatted(tested[0].margin, digits)
         sentences.append(
-            f"{_joined(losses)} {verb} equivalent to {baseline}: within a margin of {margin}."
+            f"{joined(losses)} {verb} equivalent to {baseline}: within a margin of {margin}."
         )
     if undecided := [
         f"`{result.loss}` ({_outlook(result.comparison.outlook)})"
         for result in tested[0].losses
         if result.comparison and result.comparison.verdict == "undecided"
     ]:
-        sentences.append(f"Undecided against {baseline}: {_joined(undecided)}.")
+        sentences.append(f"Undecided against {baseline}: {joined(undecided)}.")
     if losses := by_verdict.get("incomplete"):
-        sentences.append(f"Not judged, since runs are missing: {_joined(losses)}.")
+        sentences.append(f"Not judged, since runs are missing: {joined(losses)}.")
     return sentences
 
 
 def _design_sentences(results: Results, statistics: Statistics, digits: str) -> list[str]:
     """What the design can show, in sentences."""
     plan = results.plan
-    sentences = [describe_design(plan.comparisons, plan.tested_seeds, plan.look)]
+    sentences = [describe_design(plan.comparisons, plan.tested_seeds, plan.look, plan.tasks)]
     for stage in statistics.stages:
         if not stage.tested:
             continue
         if stage.detectable_difference is not None:
-            difference = _formatted(stage.detectable_difference, digits)
+            difference = formatted(stage.detectable_difference, digits)
             sentences.append(
                 f"By the spread of these runs, a true difference of {difference} is found "
                 f"{statistics.power:.0%} of the time, and larger ones more often."
@@ -255,7 +255,7 @@ def _fairness_sentences(results: Results, statistics: Statistics) -> list[str]:
     if at_edge := [f"`{tuned.loss}`" for tuned in statistics.tuned if tuned.at_edge]:
         verb = "have their best values" if len(at_edge) > 1 else "has its best value"
         sentences.append(
-            f"{_joined(at_edge)} {verb} at the edge of the tuned range, beyond which a better one "
+            f"{joined(at_edge)} {verb} at the edge of the tuned range, beyond which a better one "
             "may lie: widen --tune."
         )
     return sentences
@@ -268,7 +268,7 @@ def _margin_sentence(plan: Plan, stage: StageResult, digits: str) -> str:
             f"Nothing can be equivalent, since {plan.baseline} does not vary with the seed; "
             "--margin sets a margin."
         )
-    margin = f"Equivalent means a difference of less than {_formatted(stage.margin, digits)}"
+    margin = f"Equivalent means a difference of less than {formatted(stage.margin, digits)}"
     if plan.margin is not None:
         return f"{margin} (--margin)."
     return (
@@ -301,23 +301,23 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
         time = result.time_to_baseline or NO_TIME
         limits = ""
         if comparison.interval:
-            low, high = (_formatted(limit, f"+{digits}") for limit in comparison.interval)
+            low, high = (formatted(limit, f"+{digits}") for limit in comparison.interval)
             limits = f" [{low}, {high}]"
         reached = f" ({time.reached}/{time.runs})" if result.time_to_baseline else ""
         row = {
             "loss": result.loss,
             "verdict": _verdict(result, stage) if stage.tested else NOTHING,
-            f"{metric} ± sd": _formatted(result.mean, digits)
-            + ("" if result.sd is None else f" ± {_formatted(result.sd, digits)}"),
-            "difference [interval]": _formatted(comparison.difference, f"+{digits}") + limits,
-            "p": _formatted_p(comparison.p),
-            "p (adj.)": _formatted_p(comparison.p_adjusted),
-            "p (equiv.)": _formatted_p(comparison.p_equivalent),
-            "P(better)": _formatted(comparison.probability_better, ".2f"),
-            "steps": _formatted(time.steps, "g") + reached,
-            "seconds": _formatted(time.seconds, ".1f"),
-            "NLL": _formatted(result.cross_entropy, ".4f"),
-            "ECE": _formatted(result.ece, ".4f"),
+            f"{metric} ± sd": formatted(result.mean, digits)
+            + ("" if result.sd is None else f" ± {formatted(result.sd, digits)}"),
+            "difference [interval]": formatted(comparison.difference, f"+{digits}") + limits,
+            "p": formatted_p(comparison.p),
+            "p (adj.)": formatted_p(comparison.p_adjusted),
+            "p (equiv.)": formatted_p(comparison.p_equivalent),
+            "P(better)": formatted(comparison.probability_better, ".2f"),
+            "steps": formatted(time.steps, "g") + reached,
+            "seconds": formatted(time.seconds, ".1f"),
+            "NLL": formatted(result.cross_entropy, ".4f"),
+            "ECE": formatted(result.ece, ".4f"),
         }
         rows.append(row)
     columns = [column for column in rows[0] if any(row[column] != NOTHING for row in rows)]
@@ -342,7 +342,7 @@ def _verdict(result: LossResult, stage: StageResult) -> str:
     return f"incomplete: {', '.join(gaps) + of_seeds if gaps else 'the baseline lacks seeds'}"
 
 
-def _command(plan: Plan, metric: Metric | None) -> str:
+def command_lines(plan: Plan, metric: Metric | None, sections: Sequence[Sequence[str]]) -> str:
     """The commands that make the same comparison, with FOLDER for the output folder."""
     words = ["hf-losses", "compare", "--losses", *plan.losses, "--baseline", plan.baseline]
     for name in ("seeds", "screen", "confirm", "top", "metric", "margin"):
@@ -355,7 +355,9 @@ def _command(plan: Plan, metric: Metric | None) -> str:
         words += ["--tune", *ranges, "--trials", str(plan.trials)]
     if plan.launcher:
         words += ["--launcher", shlex.join(plan.launcher)]
-    words += ["--output_dir", "FOLDER", "--", plan.script, *plan.arguments]
+    words += ["--output_dir", "FOLDER"]
+    for section in sections:
+        words += ["--", *section]
     commands = [words, *([*words[:2], "--add_seeds", str(n), *words[2:]] for n in plan.added)]
     return "\n".join(map(shlex.join, commands))
 
@@ -378,13 +380,16 @@ def _number_format(results: Results) -> str:
     return f"z.{max(0, 4 - math.ceil(math.log10(largest)))}f"  # z: a zero gets no sign.
 
 
-def _formatted(value: float | None, style: str) -> str:
+def formatted(value: float | None, style: str) -> str:
+    """A number with a true minus sign; a dash for None."""
     return NOTHING if value is None else f"{value:{style}}".replace("-", "−")
 
 
-def _formatted_p(value: float | None) -> str:
-    return "<0.001" if value is not None and value < 0.001 else _formatted(value, ".3g")
+def formatted_p(value: float | None) -> str:
+    """A p value."""
+    return "<0.001" if value is not None and value < 0.001 else formatted(value, ".3g")
 
 
-def _joined(words: Sequence[str]) -> str:
+def joined(words: Sequence[str]) -> str:
+    """Words as a list within a sentence."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
