@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_losses.compare.report.pictures import draw
 from hf_losses.compare.report.table_md import table_md
-from hf_losses.compare.report.words import COLUMNS, TUNED_NOTE, WORDS, View, view_of
+from hf_losses.compare.report.words import WORDS, View, view_of
 from hf_losses.compare.results import Results, read_results, write_results
 from hf_losses.compare.statistics.summary import Statistics, statistics
 from hf_losses.files import write_bytes
@@ -73,8 +73,7 @@ def render_page(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = _code
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    notes = {"columns": COLUMNS, "tuned_note": TUNED_NOTE}
-    page = template.render(vars(view), pictures=pictures, words=WORDS, **notes)
+    page = template.render(vars(view), pictures=pictures, words=WORDS)
     return page, list(pictures)
 
 

@@ -71,6 +71,8 @@ def _csv(results: Results, stats: Statistics, view: View) -> str:
                     "p_equivalent": comparison.p_equivalent,
                     "probability_better": comparison.probability_better,
                     "more_seeds": outlook.seeds if outlook else None,
+                    "steps": result.steps,
+                    "wall_seconds": result.wall_seconds,
                     "steps_to_baseline": time.steps if time else None,
                     "seconds_to_baseline": time.seconds if time else None,
                     "cross_entropy": result.cross_entropy,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from hf_losses import markdown
-from hf_losses.compare.report.words import COLUMNS, TUNED_NOTE, WORDS, Row, View
+from hf_losses.compare.report.words import WORDS, Row, View
 
 
 def table_md(view: View) -> str:
@@ -17,23 +17,29 @@ def table_md(view: View) -> str:
         view: What the table says.
     """
     blocks = [f"# {_plain(view.title)}", _plain("; ".join(view.lead)) + "."]
-    blocks += [f"**What was found.** {_plain(' '.join(view.findings))}"]
+    blocks += [f"**{_plain(view.answer)}**", _plain(" ".join(view.findings))]
     blocks += [_plain(" ".join(view.design))]
     for stage in view.stages:
         blocks += [f"## {stage.title}", stage.note, _grid(stage.rows)]
-    blocks.append(COLUMNS)
+    blocks.append(_foot_note(view, [stage.rows for stage in view.stages]))
     if view.failed:
         blocks += ["## Failed runs", _grid(view.failed)]
     for stage in view.stages:
         summary = f"<summary>{stage.title}: every seed</summary>"
         blocks.append(f"<details>{summary}\n\n{_grid(stage.seeds)}\n\n</details>")
     if view.tuned:
-        blocks += ["## Tuned parameters", _grid(view.tuned), TUNED_NOTE]
+        blocks += ["## Tuned parameters", _grid(view.tuned), _foot_note(view, [view.tuned])]
         summary = "<summary>Every trial</summary>"
         blocks.append(f"<details>{summary}\n\n{_grid(view.trials)}\n\n</details>")
     blocks += ["## How it was made", f"```sh\n{view.command}\n```"]
     blocks += [_plain(view.versions), _plain(view.hardware)]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _foot_note(view: View, tables: Sequence[Sequence[Row]]) -> str:
+    """What the columns of tables are."""
+    columns = dict.fromkeys(column for rows in tables for column in rows[0])
+    return "\n".join(f"- {_plain(name)}: {_plain(view.definitions[name])}" for name in columns)
 
 
 def _grid(rows: Sequence[Row]) -> str:

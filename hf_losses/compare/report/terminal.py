@@ -8,7 +8,17 @@ from hf_losses.compare.report.words import View
 
 TERMINAL = 100  # Width in characters.
 # Columns that do not fit into a terminal.
-WIDE = ("p", "p (equiv.)", "P(better)", "steps", "seconds", "NLL", "ECE")
+WIDE = (
+    "wall seconds",
+    "steps",
+    "p",
+    "p (equiv.)",
+    "P(better)",
+    "steps to baseline",
+    "seconds to baseline",
+    "NLL",
+    "ECE",
+)
 
 
 def text_table(view: View) -> str:
@@ -50,5 +60,5 @@ def text_table(view: View) -> str:
         for run in view.failed:
             description = f"{run['loss']}, {run['stage']}, seed {run['seed']} {run['status']}"
             console.print(Text(f"{description}: {run['reason']}"))
-        console.print(Text(" ".join([*view.findings, *view.design]).replace("`", "")))
+        console.print(Text(" ".join([view.answer, *view.findings, *view.design]).replace("`", "")))
     return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())
