@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hf_losses.compare.report.findings import NOTHING
 from hf_losses.compare.report.pictures import draw
 from hf_losses.compare.report.table_md import table_md
 from hf_losses.compare.report.words import WORDS, View, view_of
@@ -71,9 +72,9 @@ def render_page(
 
     pictures = draw(results, stats, folder)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "pieces": _pieces}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(vars(view), pictures=pictures, words=WORDS)
+    page = template.render(vars(view), pictures=pictures, words=WORDS, nothing=NOTHING)
     return page, list(pictures)
 
 
@@ -82,3 +83,11 @@ def _code(text: str) -> Any:
     from markupsafe import Markup, escape
 
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _pieces(text: str) -> Any:
+    """Text escaped for HTML, whose lines break only before brackets."""
+    from markupsafe import Markup
+
+    pieces = re.split(r" (?=[\[(])", text)
+    return Markup(" ").join(Markup("<span>{}</span>").format(piece) for piece in pieces)

@@ -67,8 +67,8 @@ def answer(results: Results, statistics: Statistics, digits: str) -> str:
         return f"{keep}: `{next(iter(comparisons))}` {says}."
     chosen = f" (chosen from {len(results.plan.losses) - 1})" if results.plan.screen else ""
     shares = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    better = "shown to be better" if open_ends else "better"
-    return f"{keep}: none of the {len(verdicts)} losses tested{chosen} is {better} ({shares})."
+    shown = "shown to be better" if open_ends else "better"
+    return f"{keep}: none of the {len(verdicts)} losses tested{chosen} is {shown} ({shares})."
 
 
 def _use(

@@ -75,7 +75,10 @@ def differences_figure(results: Results, statistics: Statistics, narrow: bool = 
         axes.axvline(0, color=BASELINE_COLOR, linewidth=1.2)
         if stage.margin:
             axes.axvspan(-stage.margin, stage.margin, **MARGIN)
-        low, high = axis_limits([comparison for _, comparison in rows], stage.margin)
+        low, high = axis_limits(
+            [comparison for _, comparison in rows],
+            max(stage.margin or 0.0, stage.losses[0].sd or 0.0),
+        )
         edge = 0.03 * (high - low)
         axes.set_xlim(low - edge, high + edge)
         for height, (_, comparison) in enumerate(rows):
@@ -88,8 +91,8 @@ def differences_figure(results: Results, statistics: Statistics, narrow: bool = 
     difference += f" in {_metric_label(results)}"
     label = f"worse ←  {difference} against {plan.baseline}  → better"
     if narrow:
-        label = wrap(f"{difference} against {plan.baseline}", 44) + "\nworse ←  → better"
-    all_axes[-1].set_xlabel(label)
+        label = wrap(f"{difference} against {plan.baseline}", 60) + "\nworse ←  → better"
+    all_axes[-1].set_xlabel(label, fontsize=9 if narrow else None)
     verdicts = {comparison.verdict for _, rows in panels for _, comparison in rows}
     entries = [{**style, "linewidth": 2.2} for name, style in MARKERS.items() if name in verdicts]
     if any(stage.margin for stage, _ in panels):
@@ -101,26 +104,26 @@ def differences_figure(results: Results, statistics: Statistics, narrow: bool = 
     return figure
 
 
-def axis_limits(rows: Sequence[Comparison], margin: float | None) -> tuple[float, float]:
+def axis_limits(rows: Sequence[Comparison], unit: float) -> tuple[float, float]:
     """The limits of an axis of differences on which the losses close to the baseline can be told.
 
-    Everything is shown, unless it lies further out than a few times the margin or the smaller
+    Everything is shown, unless it lies further out than a few times the unit or the smaller
     differences, whichever is more: then the axis ends there.
 
     Args:
         rows: Comparisons that have pairs.
-        margin: The margin; None without one.
+        unit: The margin or, if that is more, the standard deviation of the baseline over the seeds.
 
     Returns:
         The lowest and the highest value.
     """
     means = sorted(abs(row.difference) for row in rows if row.difference)
-    points = [0.0, *(sign * (margin or 0.0) for sign in (-1, 1))]
+    points = [0.0, -unit, unit]
     for row in rows:
         points += [row.difference or 0.0, *(row.interval or ()), *row.differences.values()]
     low, high = min(points), max(points)
-    # The lower quartile: most losses may have fallen to chance.
-    reach = CLIP * max(margin or 0.0, means[len(means) // 4] if means else 0.0)
+    # The lower quartile, since most losses may have fallen to chance.
+    reach = CLIP * max(unit, means[(len(means) - 1) // 4] if means else 0.0)
     if reach and low < -1.5 * reach:
         low = -reach
     if reach and high > 1.5 * reach:
@@ -161,7 +164,7 @@ class _Row:
             clipped |= self._arrow(mean, color, text, self.height, 0, 9)
         below = self.height - 0.26
         inside = [seed for seed in seeds if low <= seed <= high]
-        self.axes.plot(inside, [below] * len(inside), "o", color=color, alpha=0.4, ms=4, mew=0)
+        self.axes.plot(inside, [below] * len(inside), "o", color=color, alpha=0.5, ms=4, mew=0)
         for far in ([s for s in seeds if s < low], [s for s in seeds if s > high]):
             if far:
                 text = formatted(max(far, key=abs), self.digits)
