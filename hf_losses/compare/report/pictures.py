@@ -83,7 +83,8 @@ def differences_figure(results: Results, statistics: Statistics, narrow: bool = 
         axes.set_xlim(low - edge, high + edge)
         for height, (_, comparison) in enumerate(rows):
             row = _Row(axes, height, (low, high), f"+{number_format(results)}")
-            clipped |= row.draw(comparison)
+            row.draw(comparison)
+            clipped |= row.clipped
         _label_rows(axes, [loss for loss, _ in rows], above=narrow)
         axes.set_title(TITLES[stage.stage])
         axes.locator_params(axis="x", nbins=5 if narrow else 9)
@@ -118,20 +119,21 @@ def axis_limits(rows: Sequence[Comparison], unit: float) -> tuple[float, float]:
         The lowest and the highest value.
     """
     means = sorted(abs(row.difference) for row in rows if row.difference)
-    points = [0.0, -unit, unit]
-    for row in rows:
-        points += [row.difference or 0.0, *(row.interval or ()), *row.differences.values()]
-    low, high = min(points), max(points)
+    ends = [end for row in rows for end in row.interval or ()]
+    points = [0.0, -unit, unit, *ends, *(row.difference or 0.0 for row in rows)]
+    points += [seed for row in rows for seed in row.differences.values()]
     # The lower quartile, since most losses may have fallen to chance.
     reach = CLIP * max(unit, means[(len(means) - 1) // 4] if means else 0.0)
-    if reach and low < -1.5 * reach:
-        low = -reach
-    if reach and high > 1.5 * reach:
-        high = reach
+    # What ends a little further out needs no arrow.
+    reach = max([reach, *(1.05 * mean for mean in means if mean <= 2 * reach)])
+    reach = max([reach, *(abs(end) for end in ends if abs(end) <= 2 * reach)])
+    low, high = min(points), max(points)
+    low = low if low >= -1.5 * reach else -reach
+    high = high if high <= 1.5 * reach else reach
     return (low, high) if low < high else (-1.0, 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Row:
     """A row of the differences: what lies beyond the limits is an arrow with its number."""
 
@@ -139,53 +141,59 @@ class _Row:
     height: float
     limits: tuple[float, float]
     digits: str
+    clipped: bool = False
 
-    def draw(self, comparison: Comparison) -> bool:
-        """Draws mean, interval and seeds, and returns whether anything lies beyond the limits."""
-        low, high = self.limits
+    def draw(self, comparison: Comparison) -> None:
+        """Draws mean, interval and seeds."""
         style = {key: v for key, v in MARKERS[comparison.verdict].items() if key != "label"}
-        color = style["color"]
-        mean = comparison.difference or 0.0
-        ends = comparison.interval or (mean, mean)
-        seeds = list(comparison.differences.values())
-        shown = [min(max(end, low), high) for end in ends]
-        if comparison.interval and shown[0] < shown[1]:
-            self.axes.plot(shown, [self.height] * 2, color=color, linewidth=2.2)
-        clipped = False
-        if low <= mean <= high:
-            self.axes.plot(mean, self.height, markersize=8, markeredgewidth=2, **style)
-            for end in {*ends} - {*shown}:
-                text = f"interval to {formatted(end, self.digits)}"
-                clipped |= self._arrow(end, color, text, self.height, 9, 8)
-        else:
+        color, mean = style["color"], comparison.difference or 0.0
+        ends = comparison.interval or ()
+        if self._is_beyond(mean):
             text = formatted(mean, self.digits)
-            if comparison.interval:
+            if ends:
                 text += f" [{', '.join(formatted(end, self.digits) for end in ends)}]"
-            clipped |= self._arrow(mean, color, text, self.height, 0, 9)
-        below = self.height - 0.26
-        inside = [seed for seed in seeds if low <= seed <= high]
+            self._arrow(mean, text, self.height, color, ms=9)
+        else:
+            low, high = self.limits
+            shown = [min(max(end, low), high) for end in ends]
+            self.axes.plot(shown, [self.height] * len(ends), color=color, linewidth=2.2)
+            self.axes.plot(mean, self.height, markersize=8, markeredgewidth=2, **style)
+            for end in filter(self._is_beyond, ends):
+                text = f"interval to {formatted(end, self.digits)}"
+                self._arrow(end, text, self.height, color, ms=6, rise=8)
+        below, seeds = self.height - 0.26, list(comparison.differences.values())
+        inside = [seed for seed in seeds if not self._is_beyond(seed)]
         self.axes.plot(inside, [below] * len(inside), "o", color=color, alpha=0.5, ms=4, mew=0)
-        for far in ([s for s in seeds if s < low], [s for s in seeds if s > high]):
-            if far:
+        for sign in (-1, 1):
+            if far := [seed for seed in seeds if self._is_beyond(seed) and sign * seed > 0]:
                 text = formatted(max(far, key=abs), self.digits)
                 text = f"{len(far)} seeds to {text}" if len(far) > 1 else f"a seed at {text}"
-                clipped |= self._arrow(far[0], color, text, below, 0, 4)
-        return clipped
+                self._arrow(far[0], text, below, color, ms=4)
+
+    def _is_beyond(self, value: float) -> bool:
+        return not self.limits[0] <= value <= self.limits[1]
 
     def _arrow(
-        self, value: float, color: str, text: str, height: float, rise: float, size: float
-    ) -> bool:
-        """An arrow at the edge that a value lies beyond, and a text beside it; returns True."""
-        left = value < self.limits[0]
-        edge = self.limits[0 if left else 1]
-        self.axes.plot(edge, height, "<" if left else ">", color=color, ms=size, mew=0)
-        place = {"xytext": (8 if left else -8, rise), "textcoords": "offset points"}
-        side = "left" if left else "right"
-        font = 8.5 if size > 5 else 7.5
+        self, value: float, text: str, height: float, color: str, ms: float, rise: float = 0
+    ) -> None:
+        """An arrow at the edge that a value lies beyond, and a text beside it."""
+        from matplotlib.patheffects import withStroke
+
+        self.clipped = True
+        side, marker, shift = (0, "<", 8) if value < 0 else (1, ">", -8)
+        edge = self.limits[side]
+        self.axes.plot(edge, height, marker, color=color, ms=ms, mew=0)
+        place = {"xytext": (shift, rise), "textcoords": "offset points", "va": "center"}
         self.axes.annotate(
-            text, (edge, height), va="center", ha=side, fontsize=font, color=color, **place
+            text,
+            (edge, height),
+            **place,
+            ha=("left", "right")[side],
+            fontsize=8.5 if ms > 6 else 7.5,
+            color=color,
+            # It may lie on dots and lines.
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
-        return True
 
 
 def time_figure(results: Results, statistics: Statistics) -> Any:
