@@ -14,6 +14,7 @@ from hf_losses.compare.report.table_md import table_md
 from hf_losses.compare.report.words import WORDS, Row, View, view_of
 from hf_losses.compare.results import Results, read_results
 from hf_losses.compare.statistics.comparison import Comparison
+from hf_losses.compare.statistics.cost import cost
 from hf_losses.compare.statistics.summary import Statistics, statistics
 
 LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
@@ -52,6 +53,7 @@ def _csv(results: Results, stats: Statistics, view: View) -> str:
         for result in stage.losses:
             comparison = result.comparison or Comparison(0, {}, None, None)
             low, high = comparison.interval or (None, None)
+            typical = cost(results, stage.stage, result.loss)
             outlook, time = comparison.outlook, result.time_to_baseline
             rows.append(
                 {
@@ -71,8 +73,8 @@ def _csv(results: Results, stats: Statistics, view: View) -> str:
                     "p_equivalent": comparison.p_equivalent,
                     "probability_better": comparison.probability_better,
                     "more_seeds": outlook.seeds if outlook else None,
-                    "steps": result.steps,
-                    "wall_seconds": result.wall_seconds,
+                    "steps": typical.steps,
+                    "wall_seconds": typical.wall_seconds,
                     "steps_to_baseline": time.steps if time else None,
                     "seconds_to_baseline": time.seconds if time else None,
                     "cross_entropy": result.cross_entropy,

@@ -20,6 +20,7 @@ from hf_losses.compare.report.findings import (
 )
 from hf_losses.compare.results import Metric, Results
 from hf_losses.compare.statistics.comparison import Comparison
+from hf_losses.compare.statistics.cost import cost
 from hf_losses.compare.statistics.power import MOST_SEEDS
 from hf_losses.compare.statistics.speed import TimeToBaseline
 from hf_losses.compare.statistics.summary import LossResult, StageResult, Statistics
@@ -220,6 +221,7 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
     for result in stage.losses:
         comparison = result.comparison or NOT_COMPARED
         time = result.time_to_baseline or NO_TIME
+        typical = cost(results, stage.stage, result.loss)
         limits = ""
         if comparison.interval:
             low, high = (formatted(limit, f"+{digits}") for limit in comparison.interval)
@@ -231,8 +233,8 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
             f"{metric} ± sd": formatted(result.mean, digits)
             + ("" if result.sd is None else f" ± {formatted(result.sd, digits)}"),
             "difference [interval]": formatted(comparison.difference, f"+{digits}") + limits,
-            "wall seconds": formatted(result.wall_seconds, ".1f"),
-            "steps": formatted(result.steps, "g"),
+            "wall seconds": formatted(typical.wall_seconds, ".1f"),
+            "steps": formatted(typical.steps, "g"),
             "p": formatted_p(comparison.p),
             "p (adj.)": formatted_p(comparison.p_adjusted),
             "p (equiv.)": formatted_p(comparison.p_equivalent),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from hf_losses.compare.results import Metric, Results, RunRecord
@@ -41,8 +41,6 @@ class LossResult:
         missing: Seeds whose run has not been made.
         cross_entropy: Mean on the compared set; None unless every finished run reports it.
         ece: Mean expected calibration error, under the same condition.
-        steps: Median number of optimizer steps of the finished runs; None unless all report it.
-        wall_seconds: Median duration of the finished runs as whole processes; None without any.
         time_to_baseline: When the loss reaches the baseline's best value; None without
             evaluations during training.
         comparison: The comparison with the baseline; None for the baseline itself.
@@ -56,8 +54,6 @@ class LossResult:
     missing: Sequence[int]
     cross_entropy: float | None
     ece: float | None
-    steps: float | None
-    wall_seconds: float | None
     time_to_baseline: TimeToBaseline | None
     comparison: Comparison | None
 
@@ -192,8 +188,6 @@ def _stage(results: Results, stage: str) -> StageResult | None:
                 failed={str(run.seed): run.reason or "" for run in loss_runs if not run.finished},
                 missing=[seed for seed in seeds if seed not in ended],
                 **{name: _mean_of(loss_runs, metric, name) for name in CALIBRATION},
-                steps=_median([run.steps for run in loss_runs if run.finished]),
-                wall_seconds=_median([run.wall_seconds for run in loss_runs if run.finished]),
                 time_to_baseline=speed,
                 comparison=comparisons.get(loss),
             )
@@ -222,12 +216,6 @@ def _stage(results: Results, stage: str) -> StageResult | None:
         looks=looks if tested else [],
         losses=loss_results,
     )
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    """The median; None without values, or if one is unknown."""
-    known = [value for value in values if value is not None]
-    return float(median(known)) if known and len(known) == len(values) else None
 
 
 def _mean_of(runs: Sequence[RunRecord], metric: Metric | None, name: str) -> float | None:
