@@ -7,7 +7,7 @@ import importlib.util
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +17,17 @@ from typing import Any
 from hf_losses.compare.engines.local_pool import LocalPool
 from hf_losses.compare.engines.run import Engine, RunsRefused
 from hf_losses.compare.experiment import LOCK, collect, compare, discard
-from hf_losses.compare.plan import PLAN, Plan, add_seeds, make_plan, open_folder
+from hf_losses.compare.looks import check_begun, next_look
+from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.results import RESULTS, RunRecord, write_results
 from hf_losses.compare.runs import forget_failed, losses_without_result
+from hf_losses.compare.tasks import (
+    discard_tasks,
+    has_tasks,
+    open_tasks,
+    task_commands,
+    task_folder,
+)
 from hf_losses.messages import MissingExtra, UsageError
 
 FORMATS = ("md", "html", "csv", "latex")
@@ -37,7 +45,7 @@ def add_command(commands: Any) -> None:
         "compare",
         help="find the best loss: paired seeds, intervals and tests",
         usage="hf-losses compare --losses LOSS [LOSS …] --seeds K --output_dir D [options] "
-        "-- SCRIPT [its own arguments]",
+        "-- SCRIPT [its own arguments] [-- SCRIPT [...]]",
         description="Runs a training script with several losses on the same seeds and says what "
         "differs beyond the noise. The script takes --loss, --seed and --output_dir and writes "
         "result.json, as recipes/glue.py does (see docs/compare.md). Interrupt it at any time; "
@@ -75,6 +83,12 @@ def add_command(commands: Any) -> None:
         metavar="M",
         help="a difference in the metric below which losses are equivalent; default: the standard "
         "deviation of the baseline over the seeds",
+    )
+    command.add_argument(
+        "--tasks",
+        metavar="FLAG=V,V",
+        help="compare on several tasks, one for each value of this flag of the script, such as "
+        "task_name=mrpc,rte; or give each task a section of its own: -- SCRIPT ... -- SCRIPT ...",
     )
     command.add_argument("--output_dir", required=True, type=Path, metavar="D", help="folder")
     command.add_argument("--metric", metavar="M", help="compared metric; default: the task's")
@@ -138,11 +152,17 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
             raise MissingExtra(f"compare needs {package}: pip install 'hf-losses[compare]'")
     settings = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
     jobs, cpus, gpus = arguments.jobs, arguments.cpus_per_run, arguments.gpus_per_run
-    plan = make_plan(jobs=1 if jobs is None else jobs, **settings)
+    commands = task_commands(arguments.script, arguments.arguments, arguments.tasks)
+    plans = {}
+    for name, (script, *flags) in commands.items():
+        settings |= {"script": script, "arguments": flags, "tasks": len(commands)}
+        plans[name] = make_plan(jobs=1 if jobs is None else jobs, **settings)
+    if len(plans) > 1 and arguments.screen:
+        raise UsageError("--screen is for one task; for several, use --seeds")
     if arguments.cluster is None:
         if cpus is not None or gpus is not None:
             raise UsageError("--cpus_per_run and --gpus_per_run are for --cluster; use --jobs")
-        return _in_folder(plan, arguments, LocalPool(jobs or 1))
+        return _begin(plans, arguments, LocalPool(jobs or 1))
     if cpus is not None and cpus < 1:
         raise UsageError(f"--cpus_per_run must be at least 1, got {cpus}")
     if gpus is not None and not (0 <= gpus < 1 or (gpus > 0 and gpus.is_integer())):
@@ -150,30 +170,59 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
     from hf_losses.compare.engines.cluster import Cluster
 
     with Cluster(arguments.cluster, cpus, gpus, jobs) as cluster:
-        return _in_folder(replace(plan, threads=cluster.cpus), arguments, cluster)
+        plans = {name: replace(plan, threads=cluster.cpus) for name, plan in plans.items()}
+        return _begin(plans, arguments, cluster)
 
 
-def _in_folder(
-    plan: Plan, arguments: argparse.Namespace, engine: Engine
+def _begin(
+    plans: Mapping[str, Plan], arguments: argparse.Namespace, engine: Engine
 ) -> Callable[[], int] | None:
+    """Makes the runs of one task in the folder itself, and of several tasks one after another."""
     from filelock import FileLock, Timeout
 
     folder = arguments.output_dir
+    if len(plans) == 1:
+        return _in_folder(next(iter(plans.values())), folder, arguments, engine)
+    folders = {task_folder(folder, name): plan for name, plan in plans.items()}
+    if arguments.add_seeds is not None:
+        check_begun(*folders)
+    open_tasks(folder, list(plans))
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            if arguments.add_seeds is not None:
+                stored = {path: open_folder(path, plan) for path, plan in folders.items()}
+                next_look(folder, stored, arguments.add_seeds)
+            for name, plan in plans.items():
+                print(f"Task {name}", flush=True)
+                if stop := _in_folder(plan, task_folder(folder, name), arguments, engine):
+                    return stop
+    except Timeout:
+        raise UsageError(f"another hf-losses compare is at work in {folder}") from None
+    except RunsRefused as error:
+        discard_tasks(folder)
+        raise RunsRefused(f"task {name}: {error}") from None
+    _write_report(folder)
+    return None
+
+
+def _in_folder(
+    plan: Plan, folder: Path, arguments: argparse.Namespace, engine: Engine
+) -> Callable[[], int] | None:
+    from filelock import FileLock, Timeout
+
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output_dir")
     new = not (folder / PLAN).exists()
-    if new and arguments.add_seeds is not None:
-        raise UsageError(
-            f"--add_seeds continues a finished comparison, and {folder} holds none: leave it out"
-        )
+    if arguments.add_seeds is not None:
+        check_begun(folder)
     plan = open_folder(folder, plan, () if new else losses_without_result(folder))
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         with lock:
             if arguments.retry_failed:
                 forget_failed(plan, folder)
-            if arguments.add_seeds is not None:
-                plan = _next_look(plan, folder, arguments.add_seeds)
+            if arguments.add_seeds is not None and plan.tasks == 1:
+                (plan,) = next_look(folder, {folder: plan}, arguments.add_seeds)
             return _make_runs(plan, folder, engine, arguments)
     except Timeout:
         raise UsageError(f"another hf-losses compare is at work in {folder}") from None
@@ -183,24 +232,8 @@ def _in_folder(
         raise
 
 
-# The arguments that `make_plan` takes besides `jobs`.
-_SETTINGS = {field.name for field in fields(Plan)} - {"threads", "added"}
-
-
-def _next_look(plan: Plan, folder: Path, count: int) -> Plan:
-    """The plan with more seeds; without a change if they are those of an interrupted command."""
-    from hf_losses.compare.statistics.summary import statistics
-
-    last = [stage for stage in statistics(collect(folder)).stages if stage.tested]
-    if last and not any(result.missing for result in last[0].losses):
-        return add_seeds(folder, plan, count)
-    if plan.added[-1:] == [count]:
-        return plan
-    begun = f"--add_seeds {plan.added[-1]}" if plan.added else "no --add_seeds"
-    raise UsageError(
-        f"the comparison in {folder} lacks runs, so seeds cannot be added yet: let the same "
-        f"command with {begun} finish it"
-    )
+# The arguments that `make_plan` takes besides `jobs` and `tasks`.
+_SETTINGS = {field.name for field in fields(Plan)} - {"threads", "added", "tasks"}
 
 
 def _make_runs(
@@ -218,21 +251,24 @@ def _make_runs(
                 say=display.say,
             )
     except KeyboardInterrupt:
-        write_results(folder, collect(folder))
+        if plan.tasks == 1:
+            write_results(folder, collect(folder))
         print(
             f"interrupted; finished runs are kept in {folder}. The same command continues, and "
-            f"hf-losses report {shlex.quote(str(folder))} shows what there is.",
+            f"hf-losses report {shlex.quote(str(arguments.output_dir))} shows what there is.",
             file=sys.stderr,
         )
         return lambda: INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
-    _write_report(folder)
+    if plan.tasks == 1:  # The report over several tasks is written when all have ended.
+        _write_report(folder)
     if refused:
         losses = "".join(f"\n{loss}: {reason}" for loss, reason in refused.items())
         raise UsageError(
             f"the script refused {len(refused)} of {len(plan.losses)} losses, which are not "
-            f"compared. With corrected --losses, the same command adds them in {folder}.{losses}"
+            f"compared. With corrected --losses, the same command adds them in "
+            f"{arguments.output_dir}.{losses}"
         )
     return None
 
@@ -247,8 +283,14 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _write_report(folder: Path) -> None:
     from hf_losses.compare.report.files import write_report
-    from hf_losses.compare.report.terminal import text_table
+    from hf_losses.compare.report.tasks import write_tasks_report
+    from hf_losses.compare.report.terminal import text_table, text_tables
 
+    if has_tasks(folder):
+        summary, files = write_tasks_report(folder)
+        text = text_tables([("", summary.rows)], [" ".join([*summary.findings, *summary.ranking])])
+        print(f"{text}\n\nIn {folder}: {', '.join(path.name for path in files)}")
+        return
     # A published comparison holds no plan, only results.json, which then stays as it is.
     if (folder / PLAN).exists() or not (folder / RESULTS).exists():
         write_results(folder, collect(folder))

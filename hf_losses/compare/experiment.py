@@ -173,7 +173,7 @@ def compare(
 
     engine.prepare(plan, folder, keep_models=keep_models, say=say)
     pool = Pool(engine, plan, read, done, say, keep_models)
-    say(describe_design(plan.comparisons, plan.tested_seeds, plan.look))
+    say(describe_design(plan.comparisons, plan.tested_seeds, plan.look, plan.tasks))
     if plan.tune:
         pool.run([trials(plan, folder, loss) for loss in flagged_first(plan.losses)])
     for stage in plan.stages:

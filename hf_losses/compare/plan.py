@@ -48,6 +48,7 @@ class Plan:
         margin: Differences of the metric within it do not matter; None for the standard deviation
             that a change of seed alone makes to the baseline.
         added: Numbers of seeds added after each look at the results.
+        tasks: Number of tasks of the comparison of which this is one.
     """
 
     script: str
@@ -66,6 +67,7 @@ class Plan:
     threads: int = 1
     margin: float | None = None
     added: list[int] = field(default_factory=list)
+    tasks: int = 1
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked before a run."""
@@ -136,8 +138,8 @@ class Plan:
 
     @property
     def comparisons(self) -> int:
-        """The number of losses that are tested against the baseline."""
-        return self.top or len(self.losses) - 1
+        """The number of tests: of losses against the baseline, on all tasks together."""
+        return (self.top or len(self.losses) - 1) * self.tasks
 
     def minimizes(self, metric: str) -> bool:
         """Whether a smaller value of the compared metric is the better one.
@@ -180,8 +182,8 @@ class Plan:
 
     @property
     def runs(self) -> int:
-        """The number of all runs."""
-        tested = 1 + self.comparisons
+        """The number of all runs of this task."""
+        tested = 1 + self.comparisons // self.tasks
         chosen = len(self.losses) * ((self.screen or 0) + self.trials)
         return tested * self.tested_seeds + chosen
 

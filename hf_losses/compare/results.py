@@ -159,8 +159,11 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `results.json` without the statistics."""
+        plan = asdict(self.plan)
+        if self.plan.tasks == 1:
+            del plan["tasks"]
         return {
-            "plan": asdict(self.plan),
+            "plan": plan,
             "task": self.task,
             "model": self.model,
             "metric": self.metric and asdict(self.metric),

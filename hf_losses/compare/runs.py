@@ -34,10 +34,20 @@ def run_folder(folder: Path, loss: str, name: str) -> Path:
         loss: A loss, perhaps with flags.
         name: Name of the run, such as `seed-1`.
     """
-    slug = re.sub(r"[^\w.=-]+", "_", loss).strip("_")
-    if slug != loss:  # Flags that differ only in punctuation must not share a folder.
-        slug = f"{slug[:80]}-{hashlib.sha256(loss.encode()).hexdigest()[:6]}"
-    return folder / "runs" / slug / name
+    return folder / "runs" / folder_name(loss) / name
+
+
+def folder_name(label: str) -> str:
+    """A name for the folder of a loss or a task.
+
+    Args:
+        label: The loss, perhaps with flags, or the task.
+    """
+    slug = re.sub(r"[^\w.=-]+", "_", label).strip("_")
+    if slug == label:
+        return slug
+    # Labels that differ only in punctuation must not share a folder.
+    return f"{slug[:80]}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
 
 def make_run(

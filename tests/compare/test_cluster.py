@@ -231,6 +231,21 @@ def test_the_results_are_those_of_this_machine(
 
 
 @pytest.mark.slow
+def test_several_tasks_go_through_the_same_cluster(cluster, tmp_path):
+    values = {}
+    for name, flags in {"here": (), "there": on_nodes(cluster)}.items():
+        folder = tmp_path / name
+        grid = f"starts={folder}.first,{folder}.second"
+        words = command(folder, *flags, "--tasks", grid, script_flags=("--fail", "strict_l:2"))
+        assert main(words) == 0
+        tasks = json.loads((folder / "results.json").read_text())["tasks"].values()
+        values[name] = [[run["value"] for run in task["runs"]] for task in tasks]
+        assert not [*folder.glob("tasks/*/runs/*/*/model.safetensors")]
+    assert values["here"] == values["there"]
+    assert [len(of_task) for of_task in values["there"]] == [4, 4]
+
+
+@pytest.mark.slow
 def test_nodes_without_the_package_or_room_are_refused(cluster, tmp_path, monkeypatch, capfd):
     folder = tmp_path / "x"
     message = refused(command(folder, *on_nodes(cluster, "--cpus_per_run", "3")), capfd)

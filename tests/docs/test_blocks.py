@@ -35,6 +35,7 @@ from hf_losses.cli.main import main as hf_losses_command
 from hf_losses.compare.plan import make_plan
 from hf_losses.compare.results import RunSettings
 from hf_losses.compare.runs import read_result
+from hf_losses.compare.tasks import task_commands
 from hf_losses.losses import registry
 from hf_losses.losses.registry import match_losses
 
@@ -247,9 +248,11 @@ def read(monkeypatch):
             get_spec(found.loss)
             script(found.script, found.arguments)
         if found.command == "compare":
-            make_plan(found.script, found.arguments, found.losses, seeds=found.seeds)
-            for loss in found.losses:
-                script(found.script, [*found.arguments, *shlex.split(loss)[1:]])
+            tasks = task_commands(found.script, found.arguments, found.tasks)
+            for name, *flags in tasks.values():
+                make_plan(name, flags, found.losses, seeds=found.seeds)
+                for loss in found.losses:
+                    script(name, [*flags, *shlex.split(loss)[1:]])
 
     def launched(arguments):
         found = launch_command_parser().parse_args(arguments[1:])

@@ -45,10 +45,29 @@ def write_report(folder: Path) -> tuple[View, list[Path]]:
     stats = statistics(results)
     write_results(folder, results, asdict(stats))
     view = view_of(results, stats)
+    return view, write_pages(results, stats, view, folder)
+
+
+def write_pages(results: Results, stats: Statistics, view: View, folder: Path) -> list[Path]:
+    """Writes table, report and pictures.
+
+    Args:
+        results: The results.
+        stats: Their statistics.
+        view: Their words.
+        folder: The folder to write to.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ImportError: If the packages of the extra `compare` are missing.
+        OSError: If a file cannot be written.
+    """
     write_bytes(folder / TABLE, table_md(view).encode())
     page, pictures = render_page(results, stats, view, folder)
     write_bytes(folder / REPORT, page.encode())
-    return view, [folder / name for name in (TABLE, REPORT, *pictures)]
+    return [folder / name for name in (TABLE, REPORT, *pictures)]
 
 
 def render_page(
@@ -72,20 +91,20 @@ def render_page(
 
     pictures = draw(results, stats, folder)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"code": _code, "pieces": _pieces}
+    environment.filters |= {"code": code, "pieces": pieces}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(vars(view), pictures=pictures, words=WORDS, nothing=NOTHING)
     return page, list(pictures)
 
 
-def _code(text: str) -> Any:
+def code(text: str) -> Any:
     """Text escaped for HTML, in which backquotes mark code."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _pieces(text: str) -> Any:
+def pieces(text: str) -> Any:
     """Text escaped for HTML, whose lines break only before brackets."""
     from markupsafe import Markup
 

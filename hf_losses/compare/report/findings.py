@@ -43,9 +43,11 @@ def answer(results: Results, statistics: Statistics, digits: str) -> str:
     if counts["incomplete"] == len(verdicts):
         return "Nothing can be said yet, since runs are missing."
     if len(stage.seeds) < stage.seeds_needed:
+        tasks = results.plan.tasks
+        on_tasks = f" on {tasks} tasks" if tasks > 1 else ""
         return (
             f"{len(stage.seeds)} seeds are too few for an answer: with "
-            f"{_losses(stage.comparisons)} to test, it takes at least {stage.seeds_needed}."
+            f"{_losses(len(verdicts))} to test{on_tasks}, it takes at least {stage.seeds_needed}."
         )
     baseline = f"`{results.plan.baseline}`"
     in_metric = f"in {results.metric.name}" if results.metric else ""
@@ -166,7 +168,7 @@ def design_sentences(results: Results, statistics: Statistics, digits: str) -> l
         digits: What `number_format` returns.
     """
     plan = results.plan
-    sentences = [describe_design(plan.comparisons, plan.tested_seeds, plan.look)]
+    sentences = [describe_design(plan.comparisons, plan.tested_seeds, plan.look, plan.tasks)]
     for stage in statistics.stages:
         if not stage.tested:
             continue

@@ -326,12 +326,26 @@ def draw(results: Results, statistics: Statistics, folder: Path) -> dict[str, Pi
         for name, make in FIGURES.items():
             if (figure := make(results, statistics)) is None:
                 continue
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", metadata={"Software": None})
-            write_bytes(folder / name, picture.getvalue())
             narrow = NARROW_FIGURES.get(name)
-            drawn[name] = Picture(_svg(figure), narrow and _svg(narrow(results, statistics)))
+            wide = save(figure, folder / name)
+            drawn[name] = Picture(wide, narrow and _svg(narrow(results, statistics)))
     return drawn
+
+
+def save(figure: Any, path: Path) -> str:
+    """Writes a picture as PNG.
+
+    Args:
+        figure: A matplotlib figure.
+        path: The file.
+
+    Returns:
+        The same picture as an SVG in a `data:` URL.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_bytes(path, picture.getvalue())
+    return _svg(figure)
 
 
 def _svg(figure: Any) -> str:

@@ -184,7 +184,7 @@ def view_of(results: Results, statistics: Statistics) -> View:
             if run.stage == "tune"
         ],
         definitions=_definitions(results, compared),
-        command=_command(plan, metric),
+        command=command_lines(plan, metric, [[plan.script, *plan.arguments]]),
         versions=", ".join(f"{name} {value}" for name, value in results.versions.items()),
         hardware=_hardware(results),
     )
@@ -267,7 +267,7 @@ def _verdict(result: LossResult, stage: StageResult) -> str:
     return f"incomplete: {', '.join(gaps) + of_seeds if gaps else 'the baseline lacks seeds'}"
 
 
-def _command(plan: Plan, metric: Metric | None) -> str:
+def command_lines(plan: Plan, metric: Metric | None, sections: Sequence[Sequence[str]]) -> str:
     """The commands that make the same comparison, with FOLDER for the output folder."""
     words = ["hf-losses", "compare", "--losses", *plan.losses, "--baseline", plan.baseline]
     for name in ("seeds", "screen", "confirm", "top", "metric", "margin"):
@@ -280,7 +280,9 @@ def _command(plan: Plan, metric: Metric | None) -> str:
         words += ["--tune", *ranges, "--trials", str(plan.trials)]
     if plan.launcher:
         words += ["--launcher", shlex.join(plan.launcher)]
-    words += ["--output_dir", "FOLDER", "--", plan.script, *plan.arguments]
+    words += ["--output_dir", "FOLDER"]
+    for section in sections:
+        words += ["--", *section]
     commands = [words, *([*words[:2], "--add_seeds", str(n), *words[2:]] for n in plan.added)]
     return "\n".join(map(shlex.join, commands))
 

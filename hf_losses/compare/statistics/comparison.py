@@ -7,9 +7,10 @@ differences are positive where the loss is better.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import TypeVar
 
 from hf_losses.compare.statistics.p_values import ALPHA, holm, share_of_look
 from hf_losses.compare.statistics.power import (
@@ -19,6 +20,8 @@ from hf_losses.compare.statistics.power import (
     outlook,
 )
 from hf_losses.compare.statistics.sign_flip import SignFlips
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,31 @@ def compare(
         for loss, loss_values in values.items()
         if loss != baseline
     }
-    if not tested or not comparisons:
+    if not tested:
         return comparisons
+    return judge(comparisons, dict.fromkeys(comparisons, margin), len(seeds), look)
+
+
+def judge(
+    comparisons: Mapping[Key, Comparison],
+    margins: Mapping[Key, float | None],
+    seeds: int,
+    look: int = 1,
+) -> dict[Key, Comparison]:
+    """Tests comparisons, which share the probability of an error.
+
+    Args:
+        comparisons: Differences without tests, by loss, or by task and loss.
+        margins: Differences of each within it do not matter; None if none can be equivalent.
+        seeds: Number of seeds of the design; with fewer pairs, a comparison is `incomplete`.
+        look: Which look at the results it is.
+    """
+    if not comparisons:
+        return {}
     flips = {
         loss: SignFlips.of(list(comparison.differences.values()))
         for loss, comparison in comparisons.items()
-        if comparison.pairs == len(seeds)
+        if comparison.pairs == seeds
     }
     p_values = [flips[loss].p_different() if loss in flips else 1.0 for loss in comparisons]
     count, share = len(p_values), share_of_look(look)
@@ -111,7 +133,7 @@ def compare(
             judged[loss] = replace(comparison, verdict="incomplete")
             continue
         p_adjusted, p_equivalent = min(1.0, p_holm / share), None
-        if margin is not None:
+        if (margin := margins[loss]) is not None:
             p_equivalent = min(1.0, flips[loss].p_equivalent(margin) * count / share)
         verdict = _verdict(comparison.difference or 0.0, p_adjusted, p_equivalent)
         # Holm's method tests a loss at a level that grows with the number of smaller p values. For
@@ -132,7 +154,7 @@ def compare(
 
 
 def with_outlook(
-    comparisons: Mapping[str, Comparison], margin: float | None, look: int
+    comparisons: Mapping[str, Comparison], margin: float | None, look: int, tasks: int = 1
 ) -> dict[str, Comparison]:
     """Adds what would decide them to the comparisons that are undecided.
 
@@ -140,13 +162,15 @@ def with_outlook(
         comparisons: What `compare` returned.
         margin: The margin that it was given.
         look: The look that it was given.
+        tasks: Number of tasks, among which the error is shared as well.
     """
+    count = len(comparisons) * tasks
 
     def ahead(comparison: Comparison) -> Outlook | None:
         if comparison.verdict != "undecided" or comparison.sd is None:
             return None
         difference = comparison.difference or 0.0
-        return outlook(difference, comparison.sd, margin, comparison.pairs, len(comparisons), look)
+        return outlook(difference, comparison.sd, margin, comparison.pairs, count, look)
 
     return {
         loss: replace(comparison, outlook=ahead(comparison))

@@ -129,20 +129,25 @@ def median_spread(spreads: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def describe_design(comparisons: int, seeds: int, look: int = 1) -> str:
+def describe_design(comparisons: int, seeds: int, look: int = 1, tasks: int = 1) -> str:
     """What a design can show, in words, before any run has been made.
 
     Args:
-        comparisons: Number of losses beside the baseline.
+        comparisons: Number of losses beside the baseline, times the number of tasks.
         seeds: Number of pairs per loss.
         look: Which look at the results it will be.
+        tasks: Number of tasks.
     """
-    losses = "1 loss" if comparisons == 1 else f"{comparisons} losses"
+    count = comparisons // tasks
+    losses = "1 loss" if count == 1 else f"{count} losses"
     again = f", look {look} at the results" if look > 1 else ""
     smallest = smallest_p(seeds, comparisons, look)
+    if tasks > 1:
+        again = f" on each of {tasks} tasks{again}"
     text = (
         f"{seeds} paired seed{'s' * (seeds != 1)}, {losses} against the baseline{again}: the "
-        f"smallest p value possible is {smallest:.2g} after correction for losses and looks"
+        f"smallest p value possible is {smallest:.2g} after correction for losses"
+        f"{', tasks' * (tasks > 1)} and looks"
     )
     if smallest <= ALPHA:
         return f"{text}, so a difference can be found at {ALPHA:.0%}."

@@ -83,7 +83,7 @@ class StageResult:
         stage: `main`, `screen` or `confirm`.
         tested: Whether there are p values, which a screening does not have.
         seeds: Seeds of the design.
-        comparisons: Number of losses tested against the baseline.
+        comparisons: Number of losses tested against the baseline, on all tasks together.
         smallest_p: The smallest p value that the design can give.
         seeds_needed: The fewest seeds with which a difference can be significant.
         detectable_difference: The true difference that is found with a probability of `POWER`;
@@ -170,7 +170,7 @@ def _stage(results: Results, stage: str) -> StageResult | None:
         )
         verdicts = {loss: comparison.verdict for loss, comparison in comparisons.items()}
         looks.append(Look(count, ALPHA * share_of_look(look), margin, verdicts))
-    comparisons = with_outlook(comparisons, margin, len(looks))
+    comparisons = with_outlook(comparisons, margin, len(looks), plan.tasks)
     loss_results = []
     for loss, loss_runs in by_loss.items():
         scores = list(values[loss].values())
