@@ -228,7 +228,7 @@ class ClassificationLoss(LossModule):
             self.check_indices(target, shape[-1], error)
             raise
 
-    def check_indices(self, target: Tensor, classes: int, cause: Exception) -> None:
+    def check_indices(self, target: Tensor, classes: int, cause: Exception | None = None) -> None:
         """Raises a ValueError that names the class indices that do not exist, if there are any."""
         target = target.long()  # A narrow dtype has no -100.
         outside = target[(target != self.ignore_index) & ((target < 0) | (target >= classes))]

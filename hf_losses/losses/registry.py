@@ -75,7 +75,8 @@ class LossSpec:
             from p and q = 1 - p, where neither is below 1e-30, with the gradient weight w in place
             of the derivative: for speed. Without it, the function of the margin serves.
         weight_formula: The gradient weight w(p) = p·|dl/dp|, in Python syntax; may be empty.
-        wrong_class_formula: What every wrong class of probability `q` adds (the full forms only).
+        wrong_class_formula: What every wrong class of probability `q` adds (the full forms only);
+            0 at q = 0.
         wrong_class_function: `wrong_class_function(q, value, slope, spare, **parameters)`, the same
             for q <= 1/2, element-wise: writes the value, and its derivative by the class's margin
             over 1 - q; `spare` is for whatever lies between. Without it a full form works, but

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate.utils import is_compiled_module
 from transformers.utils.generic import find_labels
 
+from hf_losses.losses.fused import triton_launch
 from hf_losses.losses.linear import check_linear, plain_head
 from hf_losses.messages import UsageError
 from hf_losses.models.adapters import check_adapter
@@ -25,6 +26,7 @@ def check_trainer(trainer: Any) -> None:
         trainer: A `LossMixin`; its `label_names` are set if Trainer has found none.
     """
     check_direction(trainer.args)
+    triton_launch.is_enabled()
     if trainer.compute_loss_func is not None:
         raise UsageError(
             "compute_loss_func would compete with this trainer's loss: pass it as loss=, "

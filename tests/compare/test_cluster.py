@@ -129,6 +129,13 @@ def test_what_a_node_lacks_is_named(needs, tmp_path, change, says):
     assert shared
 
 
+def test_a_node_without_the_package_is_named(needs, tmp_path, monkeypatch):
+    (tmp_path / "hf_losses.py").write_text("import no_such_package")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lacking, _ = nodes.check_node(needs)
+    assert lacking.startswith("cannot import hf_losses (ModuleNotFoundError: No module named 'no_")
+
+
 def test_another_folder_of_the_same_name_is_not_shared(needs):
     assert nodes.check_node(replace(needs, mark_text="13")) == ("", False)
     assert nodes.check_node(replace(needs, mark="/no/such/file")) == ("", False)
@@ -378,9 +385,9 @@ def test_a_recipe_trains_on_a_cluster_as_on_one_machine(cluster, tmp_path):
     flags += ["--max_train_samples", "64", "--max_eval_samples", "32", "--max_steps", "2"]
     flags += ["--dataloader_num_workers", "0"]
     options = {"seeds": 1, "script": recipe, "script_flags": flags}
-    values = {}
-    for place in (on_nodes(cluster), ("--jobs", str(os.cpu_count()))):
-        folder = tmp_path / place[0].removeprefix("--")
-        assert main(command(folder, *place, **options)) == 0
-        values[folder.name] = [run["metrics"] for run in results(folder)["runs"]]
-    assert values["cluster"] == values["jobs"]
+    assert main(command(tmp_path / "x", *on_nodes(cluster), **options)) == 0
+    (metrics,) = [r["metrics"] for r in results(tmp_path / "x")["runs"] if r["loss"] == "strict_l"]
+    alone = [recipe, *flags, "--loss", "strict_l", "--seed", "1", "--output_dir", tmp_path / "y"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *alone], check=True, env=environment, capture_output=True)
+    assert metrics == json.loads((tmp_path / "y" / "result.json").read_text())["metrics"]

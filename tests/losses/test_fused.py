@@ -18,6 +18,10 @@ EVERY = pytest.mark.parametrize("name", LOSSES)
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=lambda dtype: str(dtype)[6:])
 CLASSES = 40
+# What takes its interpreter long; `test_triton.py` has the same with fewer rows.
+NOT_BY_TRITON = pytest.mark.parametrize(
+    "engine", ["cpu", pytest.param("accelerator", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +133,7 @@ def test_a_count_is_what_a_mean_divides_by(count, ignored):
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
 
 
+@NOT_BY_TRITON
 @EVERY
 def test_thousands_of_classes_against_the_oracle(name, monkeypatch):
     monkeypatch.setattr(chunk, "CHUNK", 2**20)
@@ -177,6 +182,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@NOT_BY_TRITON
 @DTYPES
 @EVERY
 def test_nothing_but_the_gradient_has_the_size_of_the_logits(name, dtype):

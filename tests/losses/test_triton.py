@@ -6,6 +6,7 @@ The slow tests of `test_fused.py` and `test_linear.py` run through them as well.
 import math
 import subprocess
 import sys
+import types
 
 import numpy
 import pytest
@@ -83,6 +84,37 @@ def test_rows_and_classes_with_strides(launched):
     assert len(launched) == 8
 
 
+def test_what_is_not_overwritten_stays_usable(launched):
+    leaf = torch.randn(3, 5, requires_grad=True)
+    logits = leaf * 1
+    version = logits._version
+    with torch.no_grad():
+        get_loss("liberal_exp", overwrite_logits=True)(logits, torch.tensor([0, 1, 2]))
+    get_loss("liberal_exp")(logits, torch.tensor([0, 1, 2])).backward()
+    assert logits._version == version
+    assert len(launched) == 2
+
+
+def test_rows_that_share_memory_are_not_overwritten(launched):
+    found = []
+    for repeat, shape in ((torch.Tensor.expand, (3, 4)), (torch.Tensor.repeat, (3, 1))):
+        leaf = torch.arange(4.0).requires_grad_()
+        loss = get_loss("strict_l", overwrite_logits=True)
+        value = loss(repeat(leaf * 1, *shape), torch.tensor([0, 1, 2]))
+        value.backward()
+        found.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(*found)
+
+
+def test_offsets_beyond_32_bits_are_left_to_pytorch(launched):
+    kernel = get_loss("liberal_exp").kernel
+    assert triton_launch.serves(kernel, torch.empty(1, 2**17))
+    every_class_far_away = types.SimpleNamespace(
+        is_cuda=True, shape=(1, 2**17), stride=lambda _: 2**15
+    )
+    assert not triton_launch.serves(kernel, every_class_far_away)
+
+
 def test_everything_ignored_and_nothing_at_all(launched):
     for rows in (3, 0):
         logits = torch.randn(rows, 5, requires_grad=True)
@@ -141,7 +173,7 @@ def test_a_loss_of_ones_own(launched, eleventh_loss):
     assert_near(value, exact, z)
 
 
-def test_what_has_no_translation_takes_the_other_way(launched, monkeypatch):
+def test_what_has_no_translation_takes_the_other_way(launched, monkeypatch, caplog):
     monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
 
     @register_loss("liberal_erf", kind="liberal", formula="1 - erf(p)")
@@ -152,6 +184,7 @@ def test_what_has_no_translation_takes_the_other_way(launched, monkeypatch):
     z, target = example()
     value, _, exact, _ = both("liberal_erf", z[15:], target[15:], reduction="none")
     assert not launched
+    assert "liberal_erf takes PyTorch's operations in spite of HF_LOSSES_TRITON=1" in caplog.text
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-6)
 
 
@@ -159,15 +192,23 @@ def translate(function):
     return triton_source.triton_source(function)
 
 
-def test_what_works_in_place_changes_what_it_works_on():
-    def function(m):
-        p = torch.sigmoid(m)
-        value = p.mul_(2)
-        return value, p
+def in_place(m):
+    p = torch.sigmoid(m)
+    value = p.mul_(2).add_(1)
+    return value + p, p
 
-    *_, last = translate(function).splitlines()
+
+def test_what_works_in_place_changes_what_it_works_on_by_any_name():
+    *_, total, last = translate(in_place).splitlines()
     value, derivative = last.removeprefix("    return ").split(", ")
-    assert value == derivative
+    assert total == f"    {value} = {derivative} + {derivative}"
+
+
+def under_another_name(m):
+    p = torch.sigmoid(m)
+    other = p
+    other += 1
+    return p, m
 
 
 @pytest.mark.parametrize(
@@ -177,9 +218,13 @@ def test_what_works_in_place_changes_what_it_works_on():
         (lambda m: (torch.erf(m), m), "erf"),
         (lambda m: (torch.add(m, m, alpha=2), m), "add"),
         (lambda m: (m**m, m), "pow"),
-        (lambda m: (m * torch.ones(3), m), "get_attr|tensor"),
+        (lambda m: (m * torch.ones(3), m), "tensor"),
         (lambda m: m, "no pair"),
         (lambda m: (float(m), m), "float"),
+        (lambda m: (m.pow(exponent=2), m), "pow"),
+        (lambda m: (m**0, m), "pow"),
+        (lambda m: (torch.clamp(input=m, min=0), m), "clamp"),
+        (under_another_name, "under another name"),
     ],
 )
 def test_what_cannot_be_translated(function, reason):
@@ -191,6 +236,7 @@ def test_what_cannot_be_translated(function, reason):
     "function",
     [
         lambda m: (m**3, m**-2),
+        in_place,
         lambda m: (m.abs() ** 0.5, m.square().rsqrt()),
         lambda m: (m.clamp(-1, 2), m.clamp(max=0.5)),
         lambda m: (torch.where(m < 0, m, 2.0).masked_fill(m > 1, math.inf), 1 - m),

@@ -24,12 +24,14 @@ for name in names or list_losses(task="classification"):
     is_full = loss.spec.is_full
     module = triton_launch._module(loss)
     kernel = module.full_rows if is_full else module.sparse_rows
-    for dtype, classes, differentiate in (("bf16", 128256, True), ("fp32", 2, False)):
+    for dtype, classes, step in (("bf16", 128256, 1), ("fp16", 32000, 1), ("fp32", 2, None)):
         types = {argument: "i32" for argument in kernel.arg_names}
         types |= {"logits": f"*{dtype}", "gradient": f"*{dtype}", "target": "*i64"}
         types |= {"scale": "*fp32", "values": "*fp32"}
         options = triton_launch._launch_options(classes, is_full)
-        constants = {"DIFFERENTIATE": differentiate, "BLOCK": options.pop("BLOCK")}
+        constants = {"DIFFERENTIATE": step is not None, "BLOCK": options.pop("BLOCK")}
+        if step:  # Triton takes a stride of 1 for a constant.
+            constants |= {"logits_step": step, "gradient_step": step}
         types |= dict.fromkeys(constants, "constexpr")
         source = ASTSource(kernel, types, constexprs=constants)
         compiled = triton.compile(source, target=target, options=options)

@@ -209,10 +209,14 @@ class Cluster:
         if silent:
             names = ", ".join(label(asked[reference]) for reference in silent)
             raise RunsRefused(f"node {names} did not answer within {WAIT:.0f} seconds")
-        try:
-            return {label(asked[reference]): self.ray.get(reference) for reference in answered}
-        except self.ray.exceptions.RayError as error:
-            raise RunsRefused(f"a node cannot be checked: {error}") from error
+        answers, errors = {}, self.ray.exceptions
+        for reference in answered:
+            # A node that has just died may still be listed; its runs go to others.
+            with suppress(errors.TaskUnschedulableError, errors.NodeDiedError):
+                answers[label(asked[reference])] = self.ray.get(reference)
+        if not answers:
+            raise RunsRefused(f"no node of the cluster at {self.address} is left")
+        return answers
 
     def _write_logs(self) -> None:
         """Adds to the logs what the runs have printed since the last call."""
@@ -319,6 +323,7 @@ def connect(address: str) -> Any:
             f"--cluster {address} is for Ray's client: start hf-losses on a machine of the "
             "cluster, for instance by ray job submit, with --cluster auto"
         )
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Else Ray < 2.60 warns.
     handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own.
     try:
         if address != "auto":  # Ray would try for minutes.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -71,10 +73,15 @@ def check_node(needs: Needs) -> tuple[str, bool]:
 
 
 def _lacking(needs: Needs) -> str:
-    try:
-        version = importlib.import_module("hf_losses").__version__
-    except ImportError as error:
+    # In another process, as the script: Ray adds paths of the comparison's machine to this one.
+    program = "import hf_losses; print(hf_losses.__version__)"
+    imported = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False
+    )
+    if imported.returncode:
+        error = imported.stderr.strip().rpartition("\n")[2]
         return f"cannot import hf_losses ({error}); install version {needs.version} there"
+    version = imported.stdout.strip()
     if version != needs.version:
         return f"has hf_losses {version}, not {needs.version} as here"
     if not os.path.isdir(needs.directory):

@@ -54,13 +54,15 @@ def formatted(folder: Path, name: str) -> str:
 
 def _csv(results: Results, stats: Statistics, view: View) -> str:
     """A row per stage and loss, with all digits; empty cells where there is no number."""
-    return _lines(_numbers(stats))
+    return _lines(_numbers(results, stats))
 
 
 def _tasks_csv(report: TasksReport) -> str:
     """The same, a row per task and loss; then what all tasks together show, a row per loss."""
     rows = [
-        {"task": name} | row for name, stats in report.statistics.items() for row in _numbers(stats)
+        {"task": name} | row
+        for name, stats in report.statistics.items()
+        for row in _numbers(report.named(name), stats)
     ]
     for entry in report.summary.losses:
         low, high = entry.interval or (None, None)
@@ -74,7 +76,7 @@ def _tasks_csv(report: TasksReport) -> str:
     return _lines([dict.fromkeys(columns) | row for row in rows])
 
 
-def _numbers(stats: Statistics) -> list[dict[str, Any]]:
+def _numbers(results: Results, stats: Statistics) -> list[dict[str, Any]]:
     rows = []
     for stage in stats.stages:
         for result in stage.losses:

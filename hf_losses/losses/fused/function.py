@@ -72,6 +72,8 @@ class Fused(torch.autograd.Function):
             rows, targets = rows.reshape(-1, logits.shape[-1]), target.flatten()
             scales = scale.flatten() if scale.dim() == target.dim() else scale
         gradient: Any = None
+        # Rows that share memory cannot hold a gradient each.
+        overwrite = overwrite and torch._debug_has_internal_overlap(rows) != 1
         if differentiate:
             gradient = rows if overwrite else torch.empty_like(rows)
         by_triton = triton_launch.serves(kernel, rows)

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import linecache
+import logging
 import os
 import types
 import weakref
@@ -30,6 +31,7 @@ KERNELS = Path(__file__).with_name("triton_kernels.py")
 # Classes that a program reads together, at most: the full forms hold more numbers for each.
 BLOCK, BLOCK_OF_FULL = 2**14, 2**12
 
+_LOGGER = logging.getLogger(__name__)
 _MODULES: weakref.WeakKeyDictionary[BoundedLoss, types.ModuleType | None] = (
     weakref.WeakKeyDictionary()
 )
@@ -60,9 +62,11 @@ def serves(kernel: Kernel, rows: Tensor) -> bool:
     Returns:
         False where no kernel was asked for, the device is another, or the loss does not translate.
     """
-    if not is_enabled() or not (rows.is_cuda or _interprets()):
+    if not is_enabled() or not (rows.is_cuda or (rows.is_cpu and _interprets())):
         return False
-    return _module(kernel.loss) is not None
+    # Offsets within a row have 32 bits.
+    too_wide = rows.stride(1) > 1 and rows.shape[1] * rows.stride(1) >= 2**31
+    return not too_wide and _module(kernel.loss) is not None
 
 
 def losses(
@@ -104,7 +108,7 @@ def losses(
             DIFFERENTIATE=gradient is not None,
             **_launch_options(classes, is_full),
         )
-    if out is rows:  # So that autograd sees it.
+    if gradient is rows:  # So that autograd sees it.
         torch.autograd.graph.increment_version(rows)
     return values
 
@@ -123,7 +127,12 @@ def _module(loss: BoundedLoss) -> types.ModuleType | None:
     if loss not in _MODULES:
         try:
             _MODULES[loss] = _kernels(triton_source(loss))
-        except NotTranslatable:
+        except NotTranslatable as error:
+            _LOGGER.warning(
+                "the loss %s takes PyTorch's operations in spite of %s=1, since it has no "
+                "translation to Triton: %s",
+                *(loss.spec.name, VARIABLE, error),
+            )
             _MODULES[loss] = None
     return _MODULES[loss]
 

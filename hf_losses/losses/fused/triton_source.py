@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 # By name, less the underscore of what works in place. What is not of `tl` is in `triton_kernels`.
@@ -64,26 +65,48 @@ def triton_source(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> str:
         NotTranslatable: If the function branches on its argument, or calls what is not among
             `OPERATIONS`.
     """
-    try:
-        # fx traces plain functions alone.
-        graph = fx.symbolic_trace(lambda m: function(m)).graph
-    except Exception as error:  # Anything that a user's function does with what is no tensor.
-        raise NotTranslatable(str(error)) from error
+    graph = _traced(function)
     lines, names = ["@triton.jit", "def loss(m):"], dict[fx.Node, str]()
     for node in graph.nodes:
         if node.op == "placeholder":
             names[node] = "m"
         elif node.op == "output":
-            if not isinstance(node.args[0], tuple) or len(node.args[0]) != 2:
-                raise NotTranslatable("it returns no pair")
             value, derivative = (_text(argument, names) for argument in node.args[0])
             lines.append(f"    return {value}, {derivative}")
         else:
             names[node] = f"v{len(lines)}"
             lines.append(f"    {names[node]} = {_expression(node, names)}")
-            if _operation(node).endswith("_"):  # What it worked on is the result, too.
-                names[node.args[0]] = names[node]
+            if _operation(node).endswith("_"):  # What it worked on is the result, by any name.
+                before = names[node.args[0]]
+                names |= {one: names[node] for one, name in names.items() if name == before}
     return "\n".join(lines) + "\n"
+
+
+def _traced(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> fx.Graph:
+    """The operations of a function on a tensor, which is held to what the function computes."""
+    graph = fx.Graph()
+    # Not fx.symbolic_trace, which changes torch.nn.Module for all threads as long as it runs.
+    tracer = fx.proxy.GraphAppendingTracer(graph)
+    try:
+        pair = function(fx.Proxy(graph.placeholder("m"), tracer))  # type: ignore[arg-type]
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise NotTranslatable("it returns no pair")
+        graph.output(tracer.create_arg(pair))
+        margins = torch.linspace(-3, 3, 5)
+        again = fx.Interpreter(torch.nn.Module(), graph=graph).run(margins.clone())
+        same = [
+            _equal(torch.as_tensor(one), torch.as_tensor(other))
+            for one, other in zip(again, function(margins.clone()), strict=True)
+        ]
+    except Exception as error:  # Anything that a user's function does with what is no tensor.
+        raise NotTranslatable(str(error)) from error
+    if not all(same):  # Such as `b = a; b += 1`, which changes a tensor, but no proxy.
+        raise NotTranslatable("it changes a tensor under another name")
+    return graph
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _operation(node: fx.Node) -> str:
@@ -97,9 +120,9 @@ def _operation(node: fx.Node) -> str:
 def _expression(node: fx.Node, names: dict[fx.Node, str]) -> str:
     operation = _operation(node).removesuffix("_")
     if operation == "pow":
-        return _power(node.args, names)
+        return _power(node, names)
     arguments = [_text(argument, names) for argument in node.args]
-    if operation == "clamp":
+    if operation == "clamp" and arguments:
         limits = dict(zip(("min", "max"), node.args[1:], strict=False)) | node.kwargs
         return _clamp(arguments[0], limits, names)
     if node.kwargs or operation not in OPERATIONS:
@@ -130,13 +153,15 @@ def _clamp(x: str, limits: dict[str, Any], names: dict[fx.Node, str]) -> str:
     return x
 
 
-def _power(arguments: Any, names: dict[fx.Node, str]) -> str:
-    base, exponent = arguments
+def _power(node: fx.Node, names: dict[fx.Node, str]) -> str:
+    if node.kwargs or len(node.args) != 2:
+        raise NotTranslatable("pow of this kind")
+    base, exponent = node.args
     if not isinstance(base, fx.Node) or not isinstance(exponent, int | float):
         raise NotTranslatable("pow of this kind")
     x = names[base]
     if not float(exponent).is_integer():
-        return f"tl.exp({float(exponent)!r} * tl.log({x}))"
+        return f"tl.exp({_text(exponent, names)} * tl.log({x}))"
     if not 1 <= abs(exponent) <= LARGEST_EXPONENT:
         raise NotTranslatable(f"pow({exponent})")
     product = " * ".join([x] * abs(int(exponent)))

@@ -25,7 +25,7 @@ class FirstTargets:
     def __init__(self) -> None:
         """Nothing has been seen yet."""
         self._seen: set[bool] = set()
-        self._unread: list[tuple[Tensor, Tensor | None, Any]] = []
+        self._unread: list[tuple[Tensor, Tensor | None, Any, int]] = []
 
     def add(self, batches: Sequence[Items], loss: Any, training: bool) -> None:
         """Checks a batch if it is the first one.
@@ -43,15 +43,15 @@ class FirstTargets:
         self._seen.add(training)
         for logits, labels, weight in batches:
             _check_shape(logits, loss)
-            self._unread.append((labels, weight, loss))
+            self._unread.append((labels, weight, loss, logits.shape[-1]))
         if all(labels.is_cpu for _, labels, _ in batches):
             self.read()
 
     def read(self) -> None:
         """Checks values that have not been checked yet, and waits for their device."""
         unread, self._unread = self._unread, []
-        for labels, weight, loss in unread:
-            _check_values(labels, weight, loss)
+        for of_batch in unread:
+            _check_values(*of_batch)
 
 
 def check_targets(items: Items, loss: Any) -> None:
@@ -65,7 +65,7 @@ def check_targets(items: Items, loss: Any) -> None:
     """
     logits, labels, weight = items
     _check_shape(logits, loss)
-    _check_values(labels, weight, loss)
+    _check_values(labels, weight, loss, logits.shape[-1])
 
 
 def _check_shape(logits: Tensor, loss: Any) -> None:
@@ -78,13 +78,14 @@ def _check_shape(logits: Tensor, loss: Any) -> None:
         )
 
 
-def _check_values(labels: Tensor, weight: Tensor | None, loss: Any) -> None:
+def _check_values(labels: Tensor, weight: Tensor | None, loss: Any, classes: int) -> None:
     if weight is not None:
         check_item_weight_values(weight)
     if not isinstance(loss, ClassificationLoss):
         return
     multi_label = loss.problem_type == MULTI_LABEL
     if not multi_label and not labels.is_floating_point():
+        loss.check_indices(labels, classes)
         return
     values = labels[item_mask(labels, loss.problem_type)]
     if not values.numel():
