@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from test_answer import Page
 
 from hf_losses.cli.compare import INTERRUPTED
 from hf_losses.cli.main import main
@@ -211,6 +212,12 @@ def test_nothing_stays_if_the_first_task_is_refused(tmp_path):
     with pytest.raises(SystemExit):
         main(command(tmp_path / "x", "--seeds", "2", sections=wrong))
     assert not (tmp_path / "x").exists()
+
+
+def test_every_number_of_the_page_has_its_definition(two_tasks):
+    cells = Page(two_tasks / "report.html").cells
+    assert len(cells) > 50
+    assert all(attributes.get("title") for _, attributes in cells)
 
 
 def test_an_interrupted_comparison_goes_on(two_tasks, tmp_path, monkeypatch, capsys):

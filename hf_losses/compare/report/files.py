@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hf_losses.compare.report.findings import NOTHING
 from hf_losses.compare.report.pictures import draw
 from hf_losses.compare.report.table_md import table_md
-from hf_losses.compare.report.words import COLUMNS, TUNED_NOTE, WORDS, View, view_of
+from hf_losses.compare.report.words import WORDS, View, view_of
 from hf_losses.compare.results import Results, read_results, write_results
 from hf_losses.compare.statistics.summary import Statistics, statistics
 from hf_losses.files import write_bytes
@@ -90,10 +91,9 @@ def render_page(
 
     pictures = draw(results, stats, folder)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["code"] = code
+    environment.filters |= {"code": code, "pieces": pieces}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    notes = {"columns": COLUMNS, "tuned_note": TUNED_NOTE}
-    page = template.render(vars(view), pictures=pictures, words=WORDS, **notes)
+    page = template.render(vars(view), pictures=pictures, words=WORDS, nothing=NOTHING)
     return page, list(pictures)
 
 
@@ -102,3 +102,11 @@ def code(text: str) -> Any:
     from markupsafe import Markup, escape
 
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
+def pieces(text: str) -> Any:
+    """Text escaped for HTML, whose lines break only before brackets."""
+    from markupsafe import Markup
+
+    pieces = re.split(r" (?=[\[(])", text)
+    return Markup(" ").join(Markup("<span>{}</span>").format(piece) for piece in pieces)

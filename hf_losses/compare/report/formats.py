@@ -17,6 +17,7 @@ from hf_losses.compare.report.tasks_picture import draw
 from hf_losses.compare.report.words import WORDS, Row, View, view_of
 from hf_losses.compare.results import Results, read_results
 from hf_losses.compare.statistics.comparison import Comparison
+from hf_losses.compare.statistics.cost import cost
 from hf_losses.compare.statistics.summary import Statistics, statistics
 from hf_losses.compare.tasks import has_tasks
 
@@ -53,13 +54,15 @@ def formatted(folder: Path, name: str) -> str:
 
 def _csv(results: Results, stats: Statistics, view: View) -> str:
     """A row per stage and loss, with all digits; empty cells where there is no number."""
-    return _lines(_numbers(stats))
+    return _lines(_numbers(results, stats))
 
 
 def _tasks_csv(report: TasksReport) -> str:
     """The same, a row per task and loss; then what all tasks together show, a row per loss."""
     rows = [
-        {"task": name} | row for name, stats in report.statistics.items() for row in _numbers(stats)
+        {"task": name} | row
+        for name, stats in report.statistics.items()
+        for row in _numbers(report.named(name), stats)
     ]
     for entry in report.summary.losses:
         low, high = entry.interval or (None, None)
@@ -73,12 +76,13 @@ def _tasks_csv(report: TasksReport) -> str:
     return _lines([dict.fromkeys(columns) | row for row in rows])
 
 
-def _numbers(stats: Statistics) -> list[dict[str, Any]]:
+def _numbers(results: Results, stats: Statistics) -> list[dict[str, Any]]:
     rows = []
     for stage in stats.stages:
         for result in stage.losses:
             comparison = result.comparison or Comparison(0, {}, None, None)
             low, high = comparison.interval or (None, None)
+            typical = cost(results, stage.stage, result.loss)
             outlook, time = comparison.outlook, result.time_to_baseline
             rows.append(
                 {
@@ -98,6 +102,8 @@ def _numbers(stats: Statistics) -> list[dict[str, Any]]:
                     "p_equivalent": comparison.p_equivalent,
                     "probability_better": comparison.probability_better,
                     "more_seeds": outlook.seeds if outlook else None,
+                    "steps": typical.steps,
+                    "wall_seconds": typical.wall_seconds,
                     "steps_to_baseline": time.steps if time else None,
                     "seconds_to_baseline": time.seconds if time else None,
                     "cross_entropy": result.cross_entropy,

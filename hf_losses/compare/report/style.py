@@ -22,16 +22,18 @@ MARGIN: dict[str, Any] = {"color": "#1B7837", "alpha": 0.12, "linewidth": 0}
 BASELINE_COLOR = "#000000"
 LOSS_COLOR = COLORS["liberal"][1]
 WIDTH = 8.0  # Inches.
+NARROW = 4.2  # Inches, for a telephone.
 COLUMNS = 3
 LABEL_WIDTH = 30  # Characters; a longer label of a loss is broken into lines.
 
 
-def legend(figure: Any, entries: Iterable[Mapping[str, Any]]) -> None:
+def legend(figure: Any, entries: Iterable[Mapping[str, Any]], columns: int | None = None) -> None:
     """Draws a legend above a figure, of entries that are arguments of a line."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **entry) for entry in entries]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=9)
+    columns = columns or len(handles)
+    figure.legend(handles=handles, loc="outside upper right", ncols=columns, fontsize=9)
 
 
 def wrap(label: str, width: int) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hf_losses import markdown
-from hf_losses.compare.report.words import COLUMNS, TUNED_NOTE, WORDS, Row, View
+from hf_losses.compare.report.words import WORDS, Row, View
 
 
 def table_md(view: View) -> str:
@@ -17,23 +17,30 @@ def table_md(view: View) -> str:
         view: What the table says.
     """
     blocks = [f"# {plain(view.title)}", plain("; ".join(view.lead)) + "."]
-    blocks += [f"**What was found.** {plain(' '.join(view.findings))}"]
+    blocks += [f"**{plain(view.answer)}**", plain(" ".join(view.findings))]
     blocks += [plain(" ".join(view.design))]
     for stage in view.stages:
         blocks += [f"## {stage.title}", stage.note, grid(stage.rows)]
-    blocks.append(COLUMNS)
+    blocks.append(foot_note(view.definitions, [stage.rows for stage in view.stages]))
     if view.failed:
         blocks += ["## Failed runs", grid(view.failed)]
     for stage in view.stages:
         summary = f"<summary>{stage.title}: every seed</summary>"
         blocks.append(f"<details>{summary}\n\n{grid(stage.seeds)}\n\n</details>")
     if view.tuned:
-        blocks += ["## Tuned parameters", grid(view.tuned), TUNED_NOTE]
+        blocks += ["## Tuned parameters", grid(view.tuned)]
+        blocks.append(foot_note(view.definitions, [view.tuned]))
         summary = "<summary>Every trial</summary>"
         blocks.append(f"<details>{summary}\n\n{grid(view.trials)}\n\n</details>")
     blocks += ["## How it was made", f"```sh\n{view.command}\n```"]
     blocks += [plain(view.versions), plain(view.hardware)]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def foot_note(definitions: Mapping[str, str], tables: Iterable[Sequence[Row]]) -> str:
+    """What the columns of tables are, as a list."""
+    columns = dict.fromkeys(column for rows in tables for column in rows[0])
+    return "\n".join(f"- {plain(name)}: {plain(definitions[name])}" for name in columns)
 
 
 def grid(rows: Sequence[Row]) -> str:

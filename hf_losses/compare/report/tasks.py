@@ -12,20 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hf_losses.compare.report.files import REPORT, TABLE, TEMPLATE, code, write_pages
-from hf_losses.compare.report.table_md import grid, plain
+from hf_losses.compare.report.files import REPORT, TABLE, TEMPLATE, code, pieces, write_pages
+from hf_losses.compare.report.findings import VERDICTS, formatted, formatted_p, joined
+from hf_losses.compare.report.table_md import foot_note, grid, plain
 from hf_losses.compare.report.tasks_picture import PICTURE, draw
-from hf_losses.compare.report.words import (
-    COLUMNS,
-    WORDS,
-    Row,
-    View,
-    command_lines,
-    formatted,
-    formatted_p,
-    joined,
-    view_of,
-)
+from hf_losses.compare.report.words import DEFINITIONS as DEFINITIONS_OF_A_TASK
+from hf_losses.compare.report.words import WORDS, Row, View, command_lines, view_of
 from hf_losses.compare.results import Results
 from hf_losses.compare.statistics.summary import Statistics
 from hf_losses.compare.statistics.tasks import LossOverTasks, OverTasks, over_tasks
@@ -34,18 +26,20 @@ from hf_losses.files import write_bytes
 from hf_losses.messages import UsageError
 
 PAGE = Path(__file__).with_name("tasks.html")
-VERDICTS = ("better", "equivalent", "undecided", "worse", "incomplete")
+DEFINITIONS = {
+    "loss": DEFINITIONS_OF_A_TASK["loss"],
+    "verdict": "number of tasks with each verdict; they allow for all losses on all tasks (Holm)",
+    "rank": "mean over the tasks of the loss's rank by its mean score, 1 for the best (Demšar 2006)"
+    "; a loss that lacks a run on any task has neither mean nor rank",
+    "difference (sd)": "mean over the tasks of the mean difference to the baseline, counted in "
+    "standard deviations that another seed makes to the baseline on the same task: no task's scale "
+    "counts for more, and positive is better whatever the metric's direction",
+    "P(better)": "share of seeds with a better value than the baseline, averaged over the tasks",
+}
 NOTE = (
-    "Verdicts are counted by task, and allow for all losses on all tasks (Holm). The difference is "
-    "the mean over the tasks of the mean difference to the baseline, counted in standard "
-    "deviations that another seed makes to the baseline on "
-    "the same task: no task's scale counts for more, and positive is better whatever the metric's "
-    "direction. P(better) is the share of seeds with a better value than the baseline, averaged "
-    "over the tasks. Both intervals are at 95 %, by drawing the seeds of each task again "
-    "(stratified bootstrap, Agarwal et al. 2021). They speak of other seeds on these tasks, not of "
-    "other tasks, and are somewhat too short for few seeds; no verdict rests on them. The rank is "
-    "the mean over the tasks of a loss's rank by its mean score, 1 for the best (Demšar 2006). A "
-    "loss that lacks a run on any task has neither mean nor rank."
+    "Both intervals are at 95 %, by drawing the seeds of each task again (stratified bootstrap, "
+    "Agarwal et al. 2021). They speak of other seeds on these tasks, not of other tasks, and are "
+    "somewhat too short for few seeds; no verdict rests on them."
 )
 
 
@@ -259,15 +253,23 @@ def tasks_table(view: TasksView) -> str:
         f"**What was found.** {plain(' '.join(view.findings))}",
         plain(" ".join(view.ranking)),
     ]
-    blocks += ["## Over all tasks", grid(view.rows), NOTE]
+    blocks += ["## Over all tasks", grid(view.rows), foot_note(DEFINITIONS, [view.rows]), NOTE]
     for name, task in view.tasks.items():
         blocks += [f"## {plain(name)}", plain("; ".join(task.lead)) + "."]
         blocks += [grid(stage.rows) for stage in task.stages]
         if task.failed:
             blocks += ["Failed runs:", grid(task.failed)]
         blocks.append(f"[Every seed]({view.folders[name]}/{TABLE})")
-    blocks += [COLUMNS, "## How it was made", f"```sh\n{view.command}\n```"]
+    blocks.append(foot_note(*_of_tasks(view)))
+    blocks += ["## How it was made", f"```sh\n{view.command}\n```"]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _of_tasks(view: TasksView) -> tuple[dict[str, str], list[Sequence[Row]]]:
+    """The definitions of the columns of the single tasks, and their tables."""
+    tasks = view.tasks.values()
+    definitions = {key: text for task in tasks for key, text in task.definitions.items()}
+    return definitions, [stage.rows for task in tasks for stage in task.stages]
 
 
 def render(view: TasksView, picture: str | None) -> str:
@@ -283,7 +285,8 @@ def render(view: TasksView, picture: str | None) -> str:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["code"] = code
+    environment.filters |= {"code": code, "pieces": pieces}
+    task_definitions, task_tables = _of_tasks(view)
     style = re.search(r"<style>(.*?)</style>", TEMPLATE.read_text(encoding="utf-8"), re.DOTALL)
     template = environment.from_string(PAGE.read_text(encoding="utf-8"))
     return template.render(
@@ -292,6 +295,8 @@ def render(view: TasksView, picture: str | None) -> str:
         style=environment.from_string(style[1] if style else "").render(),
         words=WORDS,
         note=NOTE,
-        columns=COLUMNS,
+        definitions=DEFINITIONS,
+        task_definitions=task_definitions,
+        task_tables=task_tables,
         report=REPORT,
     )

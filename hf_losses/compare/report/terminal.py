@@ -10,7 +10,17 @@ from hf_losses.compare.report.words import Row, View
 
 TERMINAL = 100  # Width in characters.
 # Columns that do not fit into a terminal.
-WIDE = ("p", "p (equiv.)", "P(better)", "steps", "seconds", "NLL", "ECE")
+WIDE = (
+    "wall seconds",
+    "steps",
+    "p",
+    "p (equiv.)",
+    "P(better)",
+    "steps to baseline",
+    "seconds to baseline",
+    "NLL",
+    "ECE",
+)
 
 
 def text_table(view: View) -> str:
@@ -30,7 +40,7 @@ def text_table(view: View) -> str:
         f"{run['loss']}, {run['stage']}, seed {run['seed']} {run['status']}: {run['reason']}"
         for run in view.failed
     ]
-    return text_tables(tables, [*failed, " ".join([*view.findings, *view.design])])
+    return text_tables(tables, [*failed, " ".join([view.answer, *view.findings, *view.design])])
 
 
 def text_tables(tables: Sequence[tuple[str, Sequence[Row]]], lines: Sequence[str]) -> str:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hf_losses.compare.plan import Plan
+from hf_losses.compare.report.findings import (
+    NOTHING,
+    answer,
+    design_sentences,
+    findings,
+    formatted,
+    formatted_p,
+    number_format,
+    within_margin,
+)
 from hf_losses.compare.results import Metric, Results
 from hf_losses.compare.statistics.comparison import Comparison
-from hf_losses.compare.statistics.p_values import ALPHA
-from hf_losses.compare.statistics.power import MOST_SEEDS, Outlook, describe_design
+from hf_losses.compare.statistics.cost import cost
+from hf_losses.compare.statistics.power import MOST_SEEDS
 from hf_losses.compare.statistics.speed import TimeToBaseline
 from hf_losses.compare.statistics.summary import LossResult, StageResult, Statistics
 from hf_losses.metrics.direction import lower_is_better
 
-NOTHING = "–"
 NOT_COMPARED = Comparison(0, {}, None, None)
 NO_TIME = TimeToBaseline(None, None, 0, 0, {})
 # Columns that hold words; the others hold numbers.
@@ -32,23 +40,39 @@ STAGES = {
     ),
     "confirm": ("Confirmation", "Runs on fresh seeds, which had no part in the choice."),
 }
-COLUMNS = (
-    "The difference is to the baseline with the same seed, and positive where the loss is better. "
-    "Its interval holds every value that a sign-flip test does not reject, at a level that allows "
-    "for the number of losses and of looks; it is missing where the seeds are too few to reject "
-    "anything. A loss is better or worse if its interval excludes zero, equivalent if it lies "
-    "within the margin, and otherwise undecided: no proof of anything. p is that of the same test, "
-    "and p (adj.) allows for losses (Holm) and looks, as does p (equiv.), by two "
-    "one-sided tests at the margin. How many more seeds (--add_seeds) would decide supposes that "
-    "the difference and its spread stay as they are. P(better) is the share of seeds with a better "
-    "value. Steps and seconds of training are medians, until a run reaches what the baseline "
-    "reaches at its best on the validation set; in brackets, how many runs get there. NLL and ECE, "
-    "the expected calibration error, are means on the compared set."
-)
-TUNED_NOTE = (
-    "The sd of the best is that of the best value if as many trials were drawn again from these. A "
-    "flag is at the edge if its best value lies in the outer tenth of the range."
-)
+# What the numbers of a column are; `columns_of` adds the columns whose names depend on the results.
+DEFINITIONS = {
+    "loss": "the loss, perhaps with flags of the script",
+    "verdict": "better or worse if the interval excludes zero, equivalent if it lies within the "
+    "margin, otherwise undecided, which is no proof of anything; the number of more seeds "
+    "(--add_seeds) supposes that the difference and its spread stay as they are",
+    "difference [interval]": "mean difference to the baseline with the same seed, positive where "
+    "the loss is better; the interval holds every value that a sign-flip test does not reject, at "
+    "a level that allows for the number of losses and of looks, and is missing where the seeds are "
+    "too few to reject anything",
+    "wall seconds": "median duration of a whole run, with loading and evaluation; it depends on "
+    "the machine and on how many runs went on at a time",
+    "steps": "median number of optimizer steps of a run",
+    "p": "p value of the sign-flip test of no difference, before any correction",
+    "p (adj.)": "the same p value after correction for the losses (Holm) and the looks",
+    "p (equiv.)": "p value of two one-sided tests at the margin, after the same corrections by "
+    "Bonferroni",
+    "P(better)": "share of the seeds on which the loss is better; ties count half",
+    "steps to baseline": "median number of optimizer steps until a run reaches what the baseline "
+    "reaches at its best on the validation set; in brackets, how many runs get there",
+    "seconds to baseline": "the same in seconds of training",
+    "NLL": "mean negative log-likelihood (cross-entropy) on the compared set",
+    "ECE": "mean expected calibration error on the compared set, in 15 bins",
+    "seed": "the script's --seed",
+    "stage": "the part of the comparison that the run belongs to",
+    "status": "failed: the script crashed or wrote no valid result; diverged: the metric is not "
+    "finite",
+    "reason": "the last line of the error",
+    "validation": "the compared metric on the validation set",
+    "± sd of the best": "standard deviation of the best value if as many trials were drawn again "
+    "from these",
+    "at the edge": "flags whose best value lies in the outer tenth of the tuned range",
+}
 
 Row = Mapping[str, str]  # Text by column.
 
@@ -77,12 +101,14 @@ class View:
     Attributes:
         title: The heading.
         lead: Model, metric and seeds.
-        findings: What was found, in sentences with names in backquotes.
+        answer: The answer in one sentence, with names in backquotes, as in the following ones.
+        findings: The verdicts, in sentences.
         design: What the design can show, in sentences.
         stages: The stages in order.
         failed: A row for each run without a value.
         tuned: A row for the best trial of each tuned loss.
         trials: A row for each trial of the tuning.
+        definitions: What the numbers are, for each column of the tables.
         command: The command that makes the same comparison.
         versions: Names and versions of the libraries.
         hardware: Description of the machine.
@@ -90,12 +116,14 @@ class View:
 
     title: str
     lead: Sequence[str]
+    answer: str
     findings: Sequence[str]
     design: Sequence[str]
     stages: Sequence[StageView]
     failed: Sequence[Row]
     tuned: Sequence[Row]
     trials: Sequence[Row]
+    definitions: Mapping[str, str]
     command: str
     versions: str
     hardware: str
@@ -109,7 +137,7 @@ def view_of(results: Results, statistics: Statistics) -> View:
         statistics: The statistics of these results.
     """
     plan, metric = results.plan, results.metric
-    digits = _number_format(results)
+    digits = number_format(results)
     others = len(plan.losses) - 1
     task = results.task or Path(plan.script).stem
     seeds = f"{plan.tested_seeds} seeds"
@@ -122,8 +150,9 @@ def view_of(results: Results, statistics: Statistics) -> View:
     return View(
         title=f"{task}: {others} loss{'es' * (others > 1)} against {plan.baseline}",
         lead=[f"model `{results.model or 'not told'}`", compared, seeds],
-        findings=_findings(results, statistics, digits),
-        design=_design_sentences(results, statistics, digits),
+        answer=answer(results, statistics, digits),
+        findings=findings(results, statistics, digits),
+        design=design_sentences(results, statistics, digits),
         stages=[
             StageView(
                 *STAGES[stage.stage], _loss_rows(results, stage, digits), _seed_rows(stage, digits)
@@ -154,10 +183,23 @@ def view_of(results: Results, statistics: Statistics) -> View:
             for run in results.runs
             if run.stage == "tune"
         ],
+        definitions=_definitions(results, compared),
         command=command_lines(plan, metric, [[plan.script, *plan.arguments]]),
         versions=", ".join(f"{name} {value}" for name, value in results.versions.items()),
         hardware=_hardware(results),
     )
+
+
+def _definitions(results: Results, compared: str) -> dict[str, str]:
+    """What the numbers are, for every column of every table."""
+    plan, metric = results.plan, results.metric
+    seeds = f"{compared}: mean and standard deviation over the seeds"
+    return {
+        **{loss: f"{compared}, with {loss} and this seed" for loss in plan.losses},
+        **{flag: f"value of the tuned flag --{flag}" for flag in plan.tune},
+        **DEFINITIONS,
+        f"{metric.name if metric else 'metric'} ± sd": seeds,
+    }
 
 
 def _seed_rows(stage: StageResult, digits: str) -> list[Row]:
@@ -172,126 +214,6 @@ def _seed_rows(stage: StageResult, digits: str) -> list[Row]:
     ]
 
 
-def _outlook(outlook: Outlook | None) -> str:
-    """What would decide an undecided comparison."""
-    if outlook is None:
-        return "one seed says nothing of the spread"
-    if outlook.seeds is None:
-        return f"more than {MOST_SEEDS} more seeds"
-    seeds = f"{outlook.seeds} more seed{'s' * (outlook.seeds > 1)}"
-    return f"about {seeds} would show {'a ' * (outlook.shows == 'difference')}{outlook.shows}"
-
-
-def _findings(results: Results, statistics: Statistics, digits: str) -> list[str]:
-    """What was found, in sentences with the names of losses in backquotes."""
-    if not any(run.finished for run in results.runs):
-        return ["No run has finished, so nothing was found."]
-    tested = [stage for stage in statistics.stages if stage.tested]
-    if not tested:
-        return ["Nothing is tested yet."]
-    baseline = f"`{results.plan.baseline}`"
-    by_verdict: dict[str | None, list[str]] = {}
-    for result in tested[0].losses:
-        if result.comparison:
-            by_verdict.setdefault(result.comparison.verdict, []).append(f"`{result.loss}`")
-    sentences = []
-    for verdict in ("better", "worse"):
-        if losses := by_verdict.get(verdict):
-            verb = "are" if len(losses) > 1 else "is"
-            sentences.append(f"{joined(losses)} {verb} {verdict} than {baseline}.")
-    if losses := by_verdict.get("equivalent"):
-        verb = "are" if len(losses) > 1 else "is"
-        margin = formatted(tested[0].margin, digits)
-        sentences.append(
-            f"{joined(losses)} {verb} equivalent to {baseline}: within a margin of {margin}."
-        )
-    if undecided := [
-        f"`{result.loss}` ({_outlook(result.comparison.outlook)})"
-        for result in tested[0].losses
-        if result.comparison and result.comparison.verdict == "undecided"
-    ]:
-        sentences.append(f"Undecided against {baseline}: {joined(undecided)}.")
-    if losses := by_verdict.get("incomplete"):
-        sentences.append(f"Not judged, since runs are missing: {joined(losses)}.")
-    return sentences
-
-
-def _design_sentences(results: Results, statistics: Statistics, digits: str) -> list[str]:
-    """What the design can show, in sentences."""
-    plan = results.plan
-    sentences = [describe_design(plan.comparisons, plan.tested_seeds, plan.look, plan.tasks)]
-    for stage in statistics.stages:
-        if not stage.tested:
-            continue
-        if stage.detectable_difference is not None:
-            difference = formatted(stage.detectable_difference, digits)
-            sentences.append(
-                f"By the spread of these runs, a true difference of {difference} is found "
-                f"{statistics.power:.0%} of the time, and larger ones more often."
-            )
-        sentences.append(_margin_sentence(plan, stage, digits))
-        unseen = 1 - ALPHA ** (1 / len(stage.seeds))  # Of such a share, none is seen at 5 %.
-        sentences.append(
-            f"The verdicts speak of typical runs: {len(stage.seeds)} seeds can miss failures in up "
-            f"to {unseen:.0%} of a loss's runs."
-        )
-        sentences += _look_sentences(stage)
-    return sentences + _fairness_sentences(results, statistics)
-
-
-def _fairness_sentences(results: Results, statistics: Statistics) -> list[str]:
-    """What tuning and a lacking test set leave open."""
-    sentences = []
-    if results.metric and not results.metric.set.startswith("test"):
-        sentences.append(
-            f"There is no test set: the losses are compared on the {results.metric.set} set, which "
-            "says too much for a script that also chooses its checkpoint or its flags by it."
-        )
-    if statistics.tuned:
-        sentences.append(
-            "Each loss was tuned once: what other trials would have chosen is not part of the "
-            "intervals."
-        )
-    if at_edge := [f"`{tuned.loss}`" for tuned in statistics.tuned if tuned.at_edge]:
-        verb = "have their best values" if len(at_edge) > 1 else "has its best value"
-        sentences.append(
-            f"{joined(at_edge)} {verb} at the edge of the tuned range, beyond which a better one "
-            "may lie: widen --tune."
-        )
-    return sentences
-
-
-def _margin_sentence(plan: Plan, stage: StageResult, digits: str) -> str:
-    """What equivalent means."""
-    if stage.margin is None:
-        return (
-            f"Nothing can be equivalent, since {plan.baseline} does not vary with the seed; "
-            "--margin sets a margin."
-        )
-    margin = f"Equivalent means a difference of less than {formatted(stage.margin, digits)}"
-    if plan.margin is not None:
-        return f"{margin} (--margin)."
-    return (
-        f"{margin}, the standard deviation that another seed alone makes to {plan.baseline} "
-        "(--margin sets another)."
-    )
-
-
-def _look_sentences(stage: StageResult) -> list[str]:
-    """Which look at the results this is, and what the earlier ones said; empty for the first."""
-    *earlier, last = stage.looks
-    if not earlier:
-        return []
-    sentences = [
-        f"Seeds were added after the results of {earlier[-1].seeds} had been seen: this is look "
-        f"{len(stage.looks)}, whose tests share a level of {last.alpha:.2%}."
-    ]
-    for number, look in enumerate(earlier, 1):
-        verdicts = ", ".join(f"{loss} {verdict}" for loss, verdict in look.verdicts.items())
-        sentences.append(f"Look {number} ({look.seeds} seeds, {look.alpha:.2%}): {verdicts}.")
-    return sentences
-
-
 def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
     """The table of a stage: text by column, without columns that are empty in every row."""
     metric = results.metric.name if results.metric else "metric"
@@ -299,6 +221,7 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
     for result in stage.losses:
         comparison = result.comparison or NOT_COMPARED
         time = result.time_to_baseline or NO_TIME
+        typical = cost(results, stage.stage, result.loss)
         limits = ""
         if comparison.interval:
             low, high = (formatted(limit, f"+{digits}") for limit in comparison.interval)
@@ -310,12 +233,14 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
             f"{metric} ± sd": formatted(result.mean, digits)
             + ("" if result.sd is None else f" ± {formatted(result.sd, digits)}"),
             "difference [interval]": formatted(comparison.difference, f"+{digits}") + limits,
+            "wall seconds": formatted(typical.wall_seconds, ".1f"),
+            "steps": formatted(typical.steps, "g"),
             "p": formatted_p(comparison.p),
             "p (adj.)": formatted_p(comparison.p_adjusted),
             "p (equiv.)": formatted_p(comparison.p_equivalent),
             "P(better)": formatted(comparison.probability_better, ".2f"),
-            "steps": formatted(time.steps, "g") + reached,
-            "seconds": formatted(time.seconds, ".1f"),
+            "steps to baseline": formatted(time.steps, "g") + reached,
+            "seconds to baseline": formatted(time.seconds, ".1f"),
             "NLL": formatted(result.cross_entropy, ".4f"),
             "ECE": formatted(result.ece, ".4f"),
         }
@@ -335,7 +260,7 @@ def _verdict(result: LossResult, stage: StageResult) -> str:
     if verdict == "undecided" and result.comparison.outlook:
         seeds = result.comparison.outlook.seeds
         return f"{verdict}: {seeds or f'over {MOST_SEEDS}'} more seeds"
-    if verdict in ("better", "worse") and (result.comparison.p_equivalent or 1) <= ALPHA:
+    if verdict in ("better", "worse") and within_margin(result.comparison):
         return f"{verdict}: by less than the margin"
     if verdict != "incomplete":
         return verdict
@@ -371,25 +296,3 @@ def _hardware(results: Results) -> str:
     if not results.same_everywhere:
         text += "; runs differ in versions or hardware, and these are those of the first"
     return text.removeprefix("; ")
-
-
-def _number_format(results: Results) -> str:
-    """The format of values of the metric: four decimals for values up to 1, fewer for larger."""
-    values = [run.value for run in results.runs if run.value is not None]
-    largest = max(map(abs, values), default=1) or 1
-    return f"z.{max(0, 4 - math.ceil(math.log10(largest)))}f"  # z: a zero gets no sign.
-
-
-def formatted(value: float | None, style: str) -> str:
-    """A number with a true minus sign; a dash for None."""
-    return NOTHING if value is None else f"{value:{style}}".replace("-", "−")
-
-
-def formatted_p(value: float | None) -> str:
-    """A p value."""
-    return "<0.001" if value is not None and value < 0.001 else formatted(value, ".3g")
-
-
-def joined(words: Sequence[str]) -> str:
-    """Words as a list within a sentence."""
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
