@@ -226,7 +226,7 @@ class LossMixin(PublishingMixin):
             fit(z, target, problem, weight)
             for z, target, weight in zip(logits, labels, weights, strict=True)
         ]
-        self._first_targets.add(batches, self.criterion, self.model.training)
+        self._first_targets.add(batches, self.criterion, self.model.training, self._fused_head)
         if self._evaluation is not None:
             rows = rows_of_last_batch(
                 self.accelerator, len(labels[0]), tensor_parallel=self.get_tp_size() > 1

@@ -27,13 +27,14 @@ class FirstTargets:
         self._seen: set[bool] = set()
         self._unread: list[tuple[Tensor, Tensor | None, Any, int]] = []
 
-    def add(self, batches: Sequence[Items], loss: Any, training: bool) -> None:
+    def add(self, batches: Sequence[Items], loss: Any, training: bool, head: Any = None) -> None:
         """Checks a batch if it is the first one.
 
         Args:
             batches: Its classifications, as `fit` returns them.
             loss: The loss.
             training: Whether the model is being trained.
+            head: The last layer, if the batches have its inputs in place of logits.
 
         Raises:
             ValueError: See `check_targets`.
@@ -43,7 +44,8 @@ class FirstTargets:
         self._seen.add(training)
         for logits, labels, weight in batches:
             _check_shape(logits, loss)
-            self._unread.append((labels, weight, loss, logits.shape[-1]))
+            classes = logits.shape[-1] if head is None else len(head.weight)
+            self._unread.append((labels, weight, loss, classes))
         if all(labels.is_cpu for _, labels, _ in batches):
             self.read()
 
