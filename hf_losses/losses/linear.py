@@ -36,7 +36,7 @@ def _project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Any = None)
 
 def _rows_together(hidden: Tensor, classes: int) -> int:
     """How many rows are projected together, at most."""
-    if not may_wait(hidden.device):
+    if not may_wait(hidden):
         return chunk_rows(classes, hidden.device)
     return min(max(hidden.shape[1], ROWS[0]), ROWS[1])
 
@@ -123,7 +123,7 @@ class _Linear(torch.autograd.Function):
                     target[part],
                     scale[part],
                     any(needs),
-                    may_wait(z.device),
+                    may_wait(z),
                     spare,
                     logits_of,
                 )
@@ -232,7 +232,7 @@ def linear_loss(
     items = checked_item_weight(item_weight, target.shape, hidden)
     items = items if items is None else items.flatten()
     counts = flat != criterion.ignore_index
-    if not may_wait(hidden.device):  # Nor for how many rows count; but 0 · NaN must not come in.
+    if not may_wait(hidden):  # Nor for how many rows count; but 0 · NaN must not come in.
         rows = rows.where(counts.unsqueeze(-1), 0.0)
     elif not counts.all():
         rows, flat = rows[counts], flat[counts]

@@ -314,7 +314,7 @@ class ClassificationLoss(LossModule):
         number = target.numel()
         plain = weighting.classes is None and weighting.items is None
         # On a GPU asking for the smallest target would take longer than multiplying.
-        if plain and number and may_wait(target.device) and target.min().item() > self.ignore_index:
+        if plain and number and may_wait(target) and target.min().item() > self.ignore_index:
             if self.reduction == "mean":
                 divisor = float(number if weighting.count is None else weighting.count)
                 scale = torch.full((), 1 / divisor if divisor else math.inf)

@@ -93,7 +93,7 @@ def test_linear_loss(name, dtype):
 def test_the_numbers_of_the_cpu(name, may_wait, monkeypatch):
     asked = []
     monkeypatch.setattr(chunk, "CHUNK", 3 * 40)
-    monkeypatch.setattr(function, "may_wait", lambda device: asked.append(device) or may_wait)
+    monkeypatch.setattr(function, "may_wait", lambda tensor: asked.append(tensor) or may_wait)
     z, target = example()
     value, gradient, exact, exact_gradient = both(name, z, target, reduction="none")
     assert asked

@@ -64,6 +64,6 @@ def chunk_rows(classes: int, device: torch.device) -> int:
     return max(1, (CHUNK if device.type == "cpu" else CHUNK_ON_GPU) // classes)
 
 
-def may_wait(device: torch.device) -> bool:
+def may_wait(tensor: Tensor) -> bool:
     """Whether a tensor's numbers may steer Python: on any other device that would make it wait."""
-    return device.type == "cpu"
+    return tensor.is_cpu

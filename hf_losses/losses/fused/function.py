@@ -16,7 +16,7 @@ from hf_losses.losses.fused.chunk import Chunk, Kernel, chunk_rows, may_wait
 
 def multiply_(gradient: Tensor, factor: Tensor) -> None:
     """Multiplies in place by the upstream gradient, a scalar."""
-    if not may_wait(factor.device):
+    if not may_wait(factor):
         gradient.mul_(factor.unsqueeze(-1))  # A scalar would be rounded to half precision first.
     elif factor.item() != 1:
         gradient.mul_(factor)
@@ -110,7 +110,7 @@ def _chunk_by_chunk(
 ) -> Tensor:
     """The losses `[N]` of rows, and their gradients in `gradient`, which may be the rows."""
     count, size = rows.shape[0], chunk_rows(rows.shape[-1], rows.device)
-    waits, differentiate = may_wait(rows.device), gradient is not None
+    waits, differentiate = may_wait(rows), gradient is not None
     scratch: Any = None
     if gradient is None or gradient is rows or rows.dtype != torch.float32:
         scratch = rows.new_empty(min(size, count), rows.shape[-1], dtype=torch.float32)
