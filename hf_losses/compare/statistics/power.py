@@ -92,16 +92,17 @@ def outlook(
     alpha = ALPHA * share_of_look(look + 1) / comparisons
     spread = max(spread, 1e-9 * (abs(difference) or 1.0))  # Equal differences have none.
 
-    def power(effect: float, alternative: str, alpha: float) -> np.ndarray:
-        # Beyond some effect the distribution cannot be computed, and the power is 1.
-        chances = ttest_power(min(effect / spread, 10.0), totals, alpha, alternative=alternative)
+    def power(effect: float) -> np.ndarray:
+        # Of a two-sided test, less its negligible other side, which scipy often makes NaN. Beyond
+        # some effect the distribution cannot be computed, and the power is 1.
+        chances = ttest_power(min(effect / spread, 10.0), totals, alpha / 2, alternative="larger")
         return np.asarray(chances, dtype=float)
 
-    powers = {"difference": power(abs(difference), "two-sided", alpha)}
+    powers = {"difference": power(abs(difference))}
     if margin is not None and margin > abs(difference):
         sides = (margin - abs(difference), margin + abs(difference))
         # At least this, by Bonferroni's inequality.
-        one, other = (power(side, "larger", alpha / 2) for side in sides)
+        one, other = map(power, sides)
         powers["equivalence"] = one + other - 1
     enough = {
         shows: int(totals[chances >= POWER][0]) - seeds
