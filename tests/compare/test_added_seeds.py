@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import stdev
 
 import pytest
+from comparing import refused
 
 from hf_losses.cli.main import main
 from hf_losses.compare.plan import Plan
@@ -26,14 +27,6 @@ def command(folder, *flags, seeds=("--seeds", "2"), losses=LOSSES):
 
 def results(folder):
     return json.loads((folder / "results.json").read_text())
-
-
-def refused(arguments, capsys):
-    """The error message of a command that is refused."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    return " ".join(capsys.readouterr().err.split())
 
 
 def test_a_finished_comparison_goes_on_and_tells_of_it(tmp_path, capsys):

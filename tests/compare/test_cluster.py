@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from comparing import refused, runs_still, wait_for
 
 import hf_losses
 from hf_losses.cli.main import main
@@ -43,29 +43,6 @@ def starts(folder):
     """Run, process and output folder of every start of the script."""
     path = Path(f"{folder}.starts")
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def refused(arguments, capfd):
-    """The error message of a comparison that is refused."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    return " ".join(capfd.readouterr().err.split())
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def runs_still(pid):
-    """Whether a process runs; a zombie that a container's first process never reaps does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def records(folder):
