@@ -57,6 +57,7 @@ def collect(folder: Path) -> Results:
         ),
         tuned={loss: tuning for loss, tuning in best.items() if tuning},
         runs=records,
+        classes=facts.classes or (),
     )
 
 

@@ -17,7 +17,7 @@ from hf_losses.messages import UsageError
 
 RESULTS = "results.json"
 # Only a run that wrote a valid result.json has these in its record.
-MEASURED = ("value", "metric", "metrics", "history", "steps", "seconds", "facts")
+MEASURED = ("value", "metric", "metrics", "history", "steps", "seconds", "predictions", "facts")
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class Facts:
         model: Name of the model.
         versions: Version by library.
         hardware: Entries such as `cpu_count` and `gpu`.
+        classes: Names of the classes by id.
     """
 
     task: str | None = None
     model: str | None = None
     versions: Mapping[str, str] | None = None
     hardware: Mapping[str, Any] | None = None
+    classes: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class RunRecord(RunSettings):
         history: Evaluations during training, each with `step` and its metrics.
         steps: Number of optimizer steps.
         seconds: Duration of the training without its evaluations.
+        predictions: Counts of the predictions on the compared set, by bin of probability and by
+            class; see `EvaluationLosses.prediction_counts`. Empty where the script has none.
         facts: What the script reports about itself; None for a failed run.
         wall_seconds: Duration of the whole process.
     """
@@ -88,6 +92,7 @@ class RunRecord(RunSettings):
     history: Sequence[Mapping[str, Any]] = ()
     steps: int | None = None
     seconds: float | None = None
+    predictions: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     facts: Facts | None = None
     wall_seconds: float = 0.0
 
@@ -114,6 +119,8 @@ class RunRecord(RunSettings):
         """The run's entry in `results.json`, which states metric and facts once for all runs."""
         content = asdict(self)
         del content["metric"], content["facts"]
+        if not self.predictions:
+            del content["predictions"]
         leading = ("value", "metrics", "history", "steps", "seconds")
         return {key: content[key] for key in leading} | content
 
@@ -138,6 +145,7 @@ class Results:
         versions: Version of each library in the first run.
         hardware: Hardware of the first run.
         same_everywhere: Whether all runs report the same versions and hardware.
+        classes: Names of the classes by id; empty where no run reports them.
         tuned: The best trial of each tuned loss.
         runs: The records in the order of the plan, whatever order they ended in.
     """
@@ -151,6 +159,7 @@ class Results:
     same_everywhere: bool
     tuned: Mapping[str, Tuning]
     runs: Sequence[RunRecord]
+    classes: Sequence[str] = ()
 
     @property
     def lower_is_better(self) -> bool:
@@ -162,6 +171,7 @@ class Results:
         plan = asdict(self.plan)
         if self.plan.tasks == 1:
             del plan["tasks"]
+        classes = {"classes": self.classes} if self.classes else {}
         return {
             "plan": plan,
             "task": self.task,
@@ -170,6 +180,7 @@ class Results:
             "versions": self.versions,
             "hardware": self.hardware,
             "same_everywhere": self.same_everywhere,
+            **classes,
             "tuned": {loss: asdict(tuning) for loss, tuning in self.tuned.items()},
             "runs": [run.entry() for run in self.runs],
         }
@@ -194,6 +205,7 @@ class Results:
             same_everywhere=content.get("same_everywhere", True),
             tuned={loss: Tuning(**tuning) for loss, tuning in content["tuned"].items()},
             runs=[RunRecord.from_json(run) for run in content["runs"]],
+            classes=content.get("classes", ()),
         )
 
 

@@ -8,7 +8,9 @@ What is compared is any script that takes `--loss`, `--seed` and `--output_dir` 
 - `metric`: the name of the task's metric (not needed with `--metric`);
 - `history` (optional): evaluations on the validation set, `[{"step": 50, "accuracy": 0.7}, …]`;
 - `training` (optional): `global_step`, `runtime` and `evaluation_runtime` in seconds;
-- `task`, `model`, `versions`, `hardware` (optional): for the report.
+- `predictions` (optional): counts of a classifier's predictions by set, for the pictures of
+  calibration and classes;
+- `task`, `model`, `versions`, `hardware`, `classes` (optional): for the report.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from hf_losses.compare.engines.run import Run, stored_record
@@ -160,7 +163,7 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
         )
     value = metrics[compared_set][name]
     finite = isinstance(value, int | float) and math.isfinite(value)
-    training = result.get("training") or {}
+    training, predictions = result.get("training") or {}, result.get("predictions") or {}
     runtime = training.get("runtime")
     return RunRecord(
         **vars(settings),
@@ -172,5 +175,7 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
         history=result.get("history") or [],
         steps=training.get("global_step"),
         seconds=runtime and round(runtime - (training.get("evaluation_runtime") or 0), 2),
-        facts=Facts(*(result.get(key) for key in ("task", "model", "versions", "hardware"))),
+        # Nobody looks at those of the trials.
+        predictions={} if settings.stage == "tune" else predictions.get(compared_set) or {},
+        facts=Facts(*(result.get(fact.name) for fact in fields(Facts))),
     )

@@ -260,6 +260,7 @@ def write_result(
         "seed": args.seed,
         "metric": order[0],
         "metrics": {name: values for name, values in scores.items() if values},
+        "predictions": {n: counts for n in scores if (counts := trainer.prediction_counts.get(n))},
         "history": _history(state.log_history, list(scores)),
         "best": {
             "metric": args.metric_for_best_model,

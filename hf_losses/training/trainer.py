@@ -71,6 +71,7 @@ class LossMixin(PublishingMixin):
         self._sft = SFTLog(self)
         self._fused_head: Any = None  # Set while a step is computed without logits.
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
+        self.prediction_counts: dict[str, Any] = {}  # Of the last evaluation by metric_key_prefix.
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
         self._first_targets = FirstTargets()
@@ -368,6 +369,7 @@ class LossMixin(PublishingMixin):
                 output.metrics[f"{prefix}_{self._active.baseline_name}"] = losses["baseline"]
             if "ece" in losses:
                 output.metrics.setdefault(f"{prefix}_ece", losses["ece"])
+            self.prediction_counts[prefix] = self._evaluation.prediction_counts()
         finally:
             self._evaluation = None
         return output

@@ -7,7 +7,7 @@ import pytest
 import test_report
 from test_report import BASE, FLAGS, FOUND, make_results, report
 
-from hf_losses.compare.report.pictures import axis_limits, differences_figure
+from hf_losses.compare.report.pictures.differences import axis_limits, differences_figure
 from hf_losses.compare.report.terminal import text_table
 from hf_losses.compare.report.words import view_of
 from hf_losses.compare.results import Results

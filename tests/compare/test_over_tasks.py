@@ -14,8 +14,8 @@ from test_answer import Page
 from hf_losses.cli.compare import INTERRUPTED
 from hf_losses.cli.main import main
 from hf_losses.compare import experiment, runs
+from hf_losses.compare.report.pictures.over_tasks import tasks_figure
 from hf_losses.compare.report.tasks import tasks_view
-from hf_losses.compare.report.tasks_picture import tasks_figure
 from hf_losses.compare.results import Results
 from hf_losses.compare.statistics.tasks import critical_difference, over_tasks
 from hf_losses.compare.tasks import TASKS, task_commands

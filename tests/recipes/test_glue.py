@@ -437,6 +437,39 @@ def test_local_folder_of_every_glue_task(run, tmp_path, task):
     assert config.hf_losses["name"] == ("mse" if task == "stsb" else "cross_entropy")
 
 
+@pytest.mark.parametrize("task", ["rte", "mnli"])
+def test_choices_are_made_on_a_part_of_the_training_set(run, tmp_path, task):
+    folder, names = glue_folder(tmp_path / "glue", task)
+    arguments = ("--task_name", task, "--dataset_name", folder)
+    expected = text_data.TextArguments(task_name=task, dataset_name=folder).load().splits
+    data = text_data.TextArguments(task_name=task, dataset_name=folder, train_val_split=0.25).load()
+    tests = [name.replace("validation", "test") for name in names if "validation" in name]
+    assert list(data.splits) == ["train", "validation", *tests]
+    assert [len(split) for split in data.splits.values()] == [12, 4, *(16 for _ in tests)]
+    for test in tests:
+        assert data.splits[test].to_list() == expected[test.replace("test", "validation")].to_list()
+    held_out = [row for name in ("train", "validation") for row in data.splits[name].to_list()]
+    assert sorted(map(str, held_out)) == sorted(map(str, expected["train"].to_list()))
+    first, out = run(*arguments, "--train_val_split", "0.25", "--seed", "1", "--do_predict")
+    assert list(first["metrics"]) == ["validation", *tests]
+    assert first["dataset"]["partial"] == ["train", "validation"]
+    for test in tests:
+        assert len((out / f"predictions_{test}.tsv").read_text().splitlines()) == 17
+    again = text_data.TextArguments(task_name=task, dataset_name=folder, train_val_split=0.25)
+    assert again.load().splits["validation"].to_list() == data.splits["validation"].to_list()
+
+
+def test_files_without_a_validation_set_are_split(run, files, tmp_path):
+    result, _ = run("--train_file", files[1], "--train_val_split", "0.25")
+    rows_of = result["dataset"]["rows"]
+    assert list(rows_of) == ["train", "validation"]
+    assert rows_of["validation"] == (rows_of["train"] + rows_of["validation"]) / 4
+    data = text_data.load_files({"train": files[1]}, "label")
+    data.splits["train"] = data.splits["train"].select([0])
+    with pytest.raises(ValueError, match="one training row cannot be split"):
+        data.hold_out(0.5)
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 @pytest.mark.parametrize("task", ["mrpc", "stsb"])
 def test_glue_folder_in_other_formats(run, tmp_path, task, ending):
@@ -587,6 +620,8 @@ def test_a_finished_run_is_replaced_with_its_checkpoints(run, files, capsys):
             "--task_name and --train_file contradict",
         ),
         (["--train_file", "a.csv"], "--train_file goes with --train_file and --validation_file"),
+        (["--train_val_split", "1"], "--train_val_split must be in [0, 1), got 1.0"),
+        (["--train_val_split", "0.5"], "there are validation and test sets with labels already"),
         (["--dataset_name", "glue"], "--dataset_name goes with a --task_name among: cola, mnli"),
         (["--task_name", "rte", "--dataset_name", "./no"], "no folder './no'"),
         (["--train_file", "no.csv", "--validation_file", "no.csv"], "no file 'no.csv'"),
@@ -954,6 +989,8 @@ def test_two_processes_give_the_result_of_one(tiny, tmp_path, launcher):
     assert result["training"]["global_step"] == expected["training"]["global_step"] == 16
     for name, metrics in expected["metrics"].items():
         assert result["metrics"][name] == pytest.approx(metrics, rel=1e-5)
+    assert result["predictions"]["test"]["classes"] == expected["predictions"]["test"]["classes"]
+    assert sum(result["predictions"]["test"]["classes"]["true"]) == 33
     weights = [load_file(path / "out" / "model.safetensors") for path in (one, two)]
     for name, weight in weights[0].items():
         if name.endswith("key.bias"):

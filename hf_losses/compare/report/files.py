@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_losses.compare.report.findings import NOTHING
-from hf_losses.compare.report.pictures import draw
+from hf_losses.compare.report.pictures.draw import draw
 from hf_losses.compare.report.table_md import table_md
 from hf_losses.compare.report.words import WORDS, View, view_of
 from hf_losses.compare.results import Results, read_results, write_results

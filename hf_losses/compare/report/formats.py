@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hf_losses.compare.report.files import render_page
+from hf_losses.compare.report.pictures.over_tasks import draw
 from hf_losses.compare.report.table_md import table_md
 from hf_losses.compare.report.tasks import TasksReport, read_report, render, tasks_table
-from hf_losses.compare.report.tasks_picture import draw
 from hf_losses.compare.report.words import WORDS, Row, View, view_of
 from hf_losses.compare.results import Results, read_results
 from hf_losses.compare.statistics.comparison import Comparison

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from hf_losses.compare.report.files import REPORT, TABLE, TEMPLATE, code, pieces, write_pages
 from hf_losses.compare.report.findings import VERDICTS, formatted, formatted_p, joined
+from hf_losses.compare.report.pictures.over_tasks import PICTURE, draw
 from hf_losses.compare.report.table_md import foot_note, grid, plain
-from hf_losses.compare.report.tasks_picture import PICTURE, draw
 from hf_losses.compare.report.words import DEFINITIONS as DEFINITIONS_OF_A_TASK
 from hf_losses.compare.report.words import WORDS, Row, View, command_lines, view_of
 from hf_losses.compare.results import Results

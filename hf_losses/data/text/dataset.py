@@ -39,13 +39,9 @@ GLUE: dict[str, tuple[list[str], list[str] | None]] = {
 }
 
 HUB = "nyu-mll/glue"
-
 NAMES = {"cola": "CoLA", "mnli": "MNLI", "mrpc": "MRPC", "qnli": "QNLI", "qqp": "QQP"}
-
 NAMES |= {"rte": "RTE", "sst2": "SST-2", "stsb": "STS-B", "wnli": "WNLI"}
-
 TASKS = [*movie_reviews.TASKS, *GLUE]
-
 REGRESSION_TASKS = ["stsb", "movie_reviews_score"]
 
 ABOUT = {
@@ -75,6 +71,11 @@ class TextArguments:
     sentence1_column: str | None = option(None, "text column; without one: all there are")
     sentence2_column: str | None = option(None, "second text column, for pairs")
     label_column: str | None = option(None, "numbers with a decimal point are regression")
+    train_val_split: float = option(
+        0.0,
+        "share of the training set to make choices on: it becomes the validation set, and the "
+        "validation set there was the test set",
+    )
     max_train_samples: int | None = option(None, "train on a fixed random sample of this size")
     max_eval_samples: int | None = option(None, "the same for every validation and test set")
 
@@ -83,8 +84,12 @@ class TextArguments:
         flags = [n for n in vars(self) if n.endswith(("_file", "_column")) and getattr(self, n)]
         if self.task_name and flags:
             raise UsageError(f"--task_name and --{flags[0]} contradict each other; keep one")
-        if flags and not (self.train_file and self.validation_file):
-            raise UsageError(f"--{flags[0]} goes with --train_file and --validation_file")
+        if not 0 <= self.train_val_split < 1:
+            raise UsageError(f"--train_val_split must be in [0, 1), got {self.train_val_split}")
+        if flags and not (self.train_file and (self.validation_file or self.train_val_split)):
+            raise UsageError(
+                f"--{flags[0]} goes with --train_file and --validation_file (or --train_val_split)"
+            )
         if not flags:
             self.task_name = self.task_name or TASKS[0]
             if self.task_name not in TASKS:
@@ -128,12 +133,15 @@ class TextArguments:
                 self.sentence2_column,
             )
         sizes = {name: len(split) for name, split in data.splits.items()}
+        sources = {name: name for name in data.splits}
+        if self.train_val_split:
+            sources = data.hold_out(self.train_val_split)
         data.take(self.max_train_samples, self.max_eval_samples)
-        partial = [name for name, split in data.splits.items() if len(split) < sizes[name]]
-        data.origin = self._origin(data) | {"partial": partial}
+        partial = [n for n, split in data.splits.items() if len(split) < sizes[sources[n]]]
+        data.origin = self._origin(sources) | {"partial": partial}
         return data
 
-    def _origin(self, data: TextData) -> dict[str, Any]:
+    def _origin(self, sources: dict[str, str]) -> dict[str, Any]:
         """Where the data come from; of files and folders the names alone."""
         if self.task_name in ABOUT:
             about = f"{MOVIE_REVIEWS}; {ABOUT[self.task_name]}"
@@ -147,7 +155,7 @@ class TextArguments:
             about = f"files of this task in the folder `{source.resolve().name}`"
             return {"name": name, "about": about}
         hub = {"id": self.dataset_name or HUB, "config": self.task_name}
-        return {"name": name, **hub, "splits": {split: split for split in data.splits}}
+        return {"name": name, **hub, "splits": sources}
 
 
 @dataclass
@@ -194,6 +202,38 @@ class TextData:
         split = self.splits[name]
         key = next((column for column in ("idx", "id") if column in split.column_names), None)
         return split[key] if key else range(len(split))
+
+    def hold_out(self, share: float) -> dict[str, str]:
+        """Takes a validation set from the training set; those there were become test sets.
+
+        A test set without labels, as GLUE has, is left out: nothing can be measured on it.
+
+        Args:
+            share: Share of the training set, above 0 and below 1. The rows are drawn once, whatever
+                the seed of the training.
+
+        Returns:
+            The name that every set had before.
+
+        Raises:
+            ValueError: If there is a validation set and a labelled test set already, or just one
+                row.
+        """
+        given, tests = self.sets("validation"), self.sets("test")
+        labelled = [name for name, split in tests.items() if "label" in split.column_names]
+        if given and labelled:
+            raise UsageError(
+                f"there are {next(iter(given))} and {labelled[0]} sets with labels already; leave "
+                "out --train_val_split"
+            )
+        if len(self.splits["train"]) < 2:
+            raise UsageError("one training row cannot be split; leave out --train_val_split")
+        parts = self.splits["train"].train_test_split(share, seed=0)
+        sources = {name.replace("validation", "test", 1): name for name in given}
+        sources = sources or {name: name for name in tests}
+        others = {name: self.splits[source] for name, source in sources.items()}
+        self.splits = DatasetDict({"train": parts["train"], "validation": parts["test"]} | others)
+        return {"train": "train", "validation": "train"} | sources
 
     def take(self, train: int | None, others: int | None) -> None:
         """Cuts the splits to fixed random samples of at most so many rows.

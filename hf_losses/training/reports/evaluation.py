@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
+from hf_losses.metrics.classes import class_counts
 from hf_losses.training.loss.choose import ActiveLoss
 from hf_losses.training.loss.items import Items, item_mask, sum_over_items
+
+MOST_CLASSES = 1000  # A vocabulary is not counted by class.
 
 
 class EvaluationLosses:
@@ -21,6 +24,7 @@ class EvaluationLosses:
         self._sums: list[Tensor] = []
         self._terms: list[Tensor] = []
         self._bins: Tensor | None = None
+        self._classes: Tensor | None = None
 
     def add(self, active: ActiveLoss, batches: Sequence[Items]) -> Tensor:
         """Adds a batch.
@@ -52,6 +56,9 @@ class EvaluationLosses:
             if are_classes and logits.dim() == 2 and labels.dim() == 1 and len(batches) == 1:
                 bins = calibration_bins(logits.detach(), labels)
                 self._bins = bins if self._bins is None else self._bins + bins
+                if logits.shape[-1] <= MOST_CLASSES:
+                    counts = class_counts(logits.detach(), labels)
+                    self._classes = counts if self._classes is None else self._classes + counts
         sums = torch.stack(parts, -1)
         self._sums.append(sums.detach())
         loss, _, items = sums
@@ -86,8 +93,28 @@ class EvaluationLosses:
             )
             metrics["loss"] += float(term / rows)
         if self._bins is not None:
-            metrics["ece"] = expected_calibration_error(accelerator.reduce(self._bins))
+            self._bins = accelerator.reduce(self._bins)
+            metrics["ece"] = expected_calibration_error(self._bins)
+        if self._classes is not None:
+            self._classes = accelerator.reduce(self._classes)
         return metrics
+
+    def prediction_counts(self) -> dict[str, dict[str, list[float]]]:
+        """What a classifier's predictions are, over all processes, once `metrics` has been called.
+
+        Returns:
+            `calibration`: by bin of probability, the `count` of predictions, the sum of their
+            `probability`, and how many are `right`. `classes`: by class, how often it is `true`,
+            `predicted` and `right`. Empty for other tasks; without classes above 1,000 of them.
+        """
+        found = {}
+        if self._bins is not None:
+            names = ("count", "probability", "right")
+            found["calibration"] = dict(zip(names, self._bins.tolist(), strict=True))
+        if self._classes is not None:
+            names = ("true", "predicted", "right")
+            found["classes"] = dict(zip(names, self._classes.tolist(), strict=True))
+        return found
 
 
 def _summed_over_processes(sums: Tensor, accelerator: Any) -> Tensor:

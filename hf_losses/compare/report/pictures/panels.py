@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, cast
 
 from hf_losses.compare.plan import by_logarithm
-from hf_losses.compare.report.style import (
+from hf_losses.compare.report.pictures.style import (
     BASELINE_COLOR,
     COLUMNS,
     LABEL_WIDTH,
@@ -17,6 +17,7 @@ from hf_losses.compare.report.style import (
     MARKERS,
     WIDTH,
     legend,
+    panel_grid,
     wrap,
 )
 from hf_losses.compare.results import Metric, Results
@@ -49,19 +50,8 @@ def curves_figure(results: Results, statistics: Statistics) -> Any:
                 panels[loss] = title, curve, reference
     if not panels:
         return None
-    from matplotlib.figure import Figure
-
-    columns = min(COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(WIDTH, 0.6 + 2.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for number, axes in enumerate(grid.flat):
-        if number >= len(panels):
-            axes.remove()
-            # The panel above is the lowest one of its column.
-            grid[rows - 2, number % columns].tick_params(labelbottom=True)
-            continue
-        title, curve, reference = list(panels.values())[number]
+    figure, grid = panel_grid(len(panels), 2.2)
+    for axes, (title, curve, reference) in zip(grid, panels.values(), strict=True):
         if reference:
             axes.plot(
                 *_mean_curve(reference), color=BASELINE_COLOR, linestyle=(0, (4, 1.5)), lw=1.6

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_losses.compare.report.pictures import save
-from hf_losses.compare.report.style import (
+from hf_losses.compare.report.pictures.draw import save
+from hf_losses.compare.report.pictures.style import (
     BASELINE_COLOR,
     LABEL_WIDTH,
     LOSS_COLOR,
