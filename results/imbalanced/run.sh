@@ -12,5 +12,5 @@ hf-losses compare --seeds "${1:-8}" --jobs 2 --metric f1_macro \
   --losses cross_entropy focal "cross_entropy $balanced" "cross_entropy $effective" \
   -- recipes/glue.py --train_file runs/imbalanced_data/train.csv \
   --validation_file runs/imbalanced_data/validation.csv --test_file runs/imbalanced_data/test.csv \
-  --num_train_epochs 4 --warmup_steps 30 --max_length 32 --eval_strategy no \
+  --num_train_epochs 4 --warmup_steps 30 --max_length 32 --bf16 --eval_strategy no \
   --use_cpu --save_strategy no --disable_tqdm true
