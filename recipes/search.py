@@ -179,7 +179,8 @@ def main(argv=None):
             study,
             folder,
             os.path.relpath(glue) if glue.is_file() else glue.name,
-            {name: value for name, value in flags.items() if name not in FOR_TRIALS},
+            {"num_train_epochs": args.num_train_epochs, "warmup_steps": args.warmup_steps}
+            | {name: value for name, value in flags.items() if name not in FOR_TRIALS},
             metric,
             task=source.name,
             model=model_name,

@@ -46,7 +46,7 @@ GOOD = ["good", "fine", "great", "bright"]
 BAD = ["bad", "dull", "poor", "weak"]
 NEUTRAL = ["a", "the", "film", "story", "cast", "plot", "end", "very"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-RECIPE, FLAGS = glue, ("--learning_rate", "5e-3")
+RECIPE, FLAGS = glue, ("--learning_rate", "5e-3", "--num_train_epochs", "1")
 
 
 def sentence(rng, good):
@@ -457,6 +457,23 @@ def test_choices_are_made_on_a_part_of_the_training_set(run, tmp_path, task):
         assert len((out / f"predictions_{test}.tsv").read_text().splitlines()) == 17
     again = text_data.TextArguments(task_name=task, dataset_name=folder, train_val_split=0.25)
     assert again.load().splits["validation"].to_list() == data.splits["validation"].to_list()
+
+
+@pytest.mark.parametrize(("size", "epochs"), [(64, 5), (9_000, 4), (33_000, 1)])
+def test_small_sets_are_seen_more_often(run, files, monkeypatch, size, epochs):
+    class Stop(Exception):
+        pass
+
+    def stop(trainer, *_):
+        raise Stop(trainer.args.num_train_epochs)
+
+    train = write(Path(files[1]).with_name("more.csv"), rows(64, 0) * (size // 64 + 1))
+    monkeypatch.setattr(glue.LossTrainer, "train", stop)
+    monkeypatch.setattr(sys.modules[__name__], "FLAGS", ("--max_train_samples", str(size)))
+    with pytest.raises(Stop, match=str(epochs)):
+        run("--train_file", train, *files[2:])
+    with pytest.raises(Stop, match="0.5"):
+        run("--train_file", train, *files[2:], "--num_train_epochs", "0.5")
 
 
 def test_files_without_a_validation_set_are_split(run, files, tmp_path):
@@ -874,7 +891,7 @@ def result_of(folder):
 @pytest.mark.slow
 def test_the_one_command_on_a_few_rows(tmp_path):
     sizes = ("--max_train_samples", "64", "--max_eval_samples", "32")
-    shown = launch(tmp_path, "--loss", "liberal_exp", *sizes)
+    shown = launch(tmp_path, "--loss", "liberal_exp", "--num_train_epochs", "1", *sizes)
     assert "movie_reviews: 64 train, 32 validation, 32 test" in shown
     assert "all-MiniLM-L6-v2" in shown
     result = result_of(tmp_path / "runs/glue/movie_reviews-liberal_exp-seed42")
@@ -928,7 +945,7 @@ def test_result_json_says_whose_data_they_are(tmp_path, monkeypatch, task, limit
 @pytest.mark.slow
 def test_the_one_command_learns(tmp_path):
     sizes = ("--max_train_samples", "2000", "--max_eval_samples", "400")
-    launch(tmp_path, "--loss", "liberal_exp", *sizes)
+    launch(tmp_path, "--loss", "liberal_exp", "--num_train_epochs", "1", *sizes)
     assert result_of(tmp_path)["metrics"]["test"]["accuracy"] >= 0.75
 
 
@@ -936,7 +953,16 @@ def test_the_one_command_learns(tmp_path):
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     arguments = [
         *("--loss", "liberal_exp", "--max_train_samples", "512", "--max_eval_samples", "32"),
-        *("--save_strategy", "steps", "--save_steps", "5", "--output_dir", "out"),
+        *(
+            "--num_train_epochs",
+            "1",
+            "--save_strategy",
+            "steps",
+            "--save_steps",
+            "5",
+            "--output_dir",
+            "out",
+        ),
     ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
