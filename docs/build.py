@@ -11,12 +11,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from hf_losses import get_spec, list_losses, markdown
 from hf_losses.citation import linked
 from hf_losses.losses.plots import digest, plot_losses
 from hf_losses.losses.table import as_markdown
+from hf_losses.metrics.tasks import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("docs/losses.svg", "docs/losses.png")
@@ -39,7 +41,12 @@ def tables() -> dict[str, dict[str, str]]:
         "README.md": {"losses_in_short": losses_in_short()},
         "docs/compare.md": {"verdicts": verdicts(), "decided": decided()},
         "docs/losses.md": {"losses": as_markdown(list_losses())},
-        "docs/results.md": {"fashion_mnist": fashion.strip(), "which_loss": which_loss()},
+        "docs/results.md": {
+            "fashion_mnist": fashion.strip(),
+            "glue_baseline": glue_baseline(),
+            "imbalanced": confirmed("imbalanced", "macro F1"),
+            "which_loss": confirmed("which_loss", "accuracy"),
+        },
         "docs/speed.md": {"speed": speed()},
         "docs/swap.md": {
             "official_scripts": official_scripts(),
@@ -65,23 +72,63 @@ def which_loss_when() -> str:
     return markdown.table(["loss", "what for", "where it fails"], rows)
 
 
-def which_loss() -> str:
-    """What the comparisons under `results/which_loss` confirmed on fresh seeds."""
-    header = ["data", "loss", "accuracy ± sd", "difference [interval]", "p (adj.)", "verdict"]
+def confirmed(group: str, metric: str) -> str:
+    """What the comparisons in a folder of `results` confirmed, in their last stage.
+
+    Args:
+        group: Name of the folder.
+        metric: What readers call the metric of the comparisons.
+    """
+    header = [
+        "data",
+        "loss",
+        f"{metric} ± sd",
+        "difference [interval]",
+        "p (adj.)",
+        "verdict",
+        "ECE",
+    ]
     rows = []
-    for path in sorted(RESULTS.glob("which_loss/*/results.json")):
+    for path in sorted(RESULTS.glob(f"{group}/*/results.json")):
         stage = json.loads(path.read_text(encoding="utf-8"))["statistics"]["stages"][-1]
-        link = f"[{path.parent.name}](../results/which_loss/{path.parent.name}/table.md)"
+        link = f"[{path.parent.name}](../results/{group}/{path.parent.name}/table.md)"
         for entry in stage["losses"]:
-            found = entry["comparison"]
+            comparison = entry["comparison"]
             cells = ["–", "–", "baseline"]
-            if found:
-                low, high = found["interval"]
-                limits = f"{found['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
-                cells = [limits, f"{found['p_adjusted']:.2g}", found["verdict"]]
+            if comparison:
+                low, high = comparison["interval"]
+                limits = f"{comparison['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+                cells = [limits, f"{comparison['p_adjusted']:.2g}", comparison["verdict"]]
             mean = f"{entry['mean']:.4f} ± {entry['sd']:.4f}"
-            rows.append([link, f"`{entry['loss']}`", mean, *cells])
+            ece = "–" if entry["ece"] is None else f"{entry['ece']:.3f}"
+            rows.append([link, f"`{entry['loss']}`", mean, *cells, ece])
     return markdown.table(header, rows).replace("-0.", "−0.")
+
+
+def glue_baseline() -> str:
+    """The recipe's scores on GLUE beside published ones."""
+    folder = RESULTS / "glue_baseline"
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    published = json.loads((folder / "published.json").read_text(encoding="utf-8"))
+    header = ["task", "metric", "MiniLM by the recipe ± sd", "learning rate", "rows, epochs"]
+    header += [f"[{name}]({entry['source']})" for name, entry in published.items()]
+    rows = []
+    for task, own in found.items():
+        for metric, values in own["metrics"].items():
+            if metric not in METRICS[task]:
+                continue
+            cells = [entry.get(task, {}).get(metric) for entry in published.values()]
+            rows.append(
+                [
+                    f"`{task}`",
+                    metric,
+                    f"{100 * fmean(values):.1f} ± {100 * stdev(values):.1f}",
+                    f"{own['learning_rate']:g}",
+                    f"{own['rows']['train']:,}, {own['epochs']:g}",
+                    *("–" if score is None else f"{100 * score:.1f}" for score in cells),
+                ]
+            )
+    return markdown.table(header, rows)
 
 
 def verdicts() -> str:

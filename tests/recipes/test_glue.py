@@ -472,7 +472,7 @@ def test_small_sets_are_seen_more_often(run, files, monkeypatch, size, epochs):
     monkeypatch.setattr(sys.modules[__name__], "FLAGS", ("--max_train_samples", str(size)))
     with pytest.raises(Stop, match=str(epochs)):
         run("--train_file", train, *files[2:])
-    with pytest.raises(Stop, match="0.5"):
+    with pytest.raises(Stop, match=r"0\.5"):
         run("--train_file", train, *files[2:], "--num_train_epochs", "0.5")
 
 
