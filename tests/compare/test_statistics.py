@@ -413,6 +413,38 @@ def test_a_loss_that_seldom_gets_there_has_no_median():
     assert time_to_baseline(nothing, nothing, "accuracy", False) is None
 
 
+def test_time_to_most_of_the_baselines_value_by_hand():
+    baseline = [run(seed, [0.2, 0.77, 0.8]) for seed in range(1, 8)]  # 0.95 · 0.8 = 0.76 at 20.
+    loss = [run(seed, [0.76 if seed > 3 else 0.7, 0.7, 0.9]) for seed in range(1, 8)]
+    times = time_to_baseline(loss, baseline, "accuracy", False, 0.95)
+    assert times.by_seed == {str(seed): 10 if seed > 3 else 30 for seed in range(1, 8)}
+    assert times.steps == 10
+    assert times.ratio == pytest.approx((0.5**4 * 1.5**3) ** (1 / 7))
+    # With 7 seeds the interval ends at the second subset mean from either end (2 · 3 / 128 < 5 %).
+    means = sorted(
+        np.mean([math.log(1.5 if i < 3 else 0.5) for i in subset])
+        for size in range(1, 8)
+        for subset in itertools.combinations(range(7), size)
+    )
+    assert times.ratio_interval == pytest.approx([math.exp(means[2]), math.exp(means[-3])])
+    own = time_to_baseline(baseline, baseline, "accuracy", False, 0.95)
+    assert (own.ratio, own.ratio_interval) == (1.0, [1.0, 1.0])
+    loss[0] = run(1, [0.7, 0.7, 0.7])  # It never gets there.
+    times = time_to_baseline(loss, baseline, "accuracy", False, 0.95)
+    assert (times.ratio, times.ratio_interval, times.reached) == (None, None, 6)
+
+
+def test_most_of_an_error_and_of_what_is_not_positive():
+    baseline, loss = [run(1, [0.9, 0.19])], [run(1, [0.201, 0.199])]
+    times = time_to_baseline(loss, baseline, "accuracy", True, 0.95)  # 0.19 / 0.95 = 0.2.
+    assert times.by_seed == {"1": 20}
+    few = times.ratio, times.ratio_interval
+    assert few == (1.0, None)
+    correlation = [run(1, [-0.1, 0.0])]
+    assert time_to_baseline(loss, correlation, "accuracy", False, 0.95) is None
+    assert time_to_baseline(loss, correlation, "accuracy", False) is not None
+
+
 # ---- A whole comparison ----------------------------------------------------------------------
 
 

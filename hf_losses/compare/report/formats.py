@@ -84,6 +84,8 @@ def _numbers(results: Results, stats: Statistics) -> list[dict[str, Any]]:
             low, high = comparison.interval or (None, None)
             typical = cost(results, stage.stage, result.loss)
             outlook, time = comparison.outlook, result.time_to_baseline
+            most = result.time_to_most
+            fastest, slowest = (most and most.ratio_interval) or (None, None)
             rows.append(
                 {
                     "stage": stage.stage,
@@ -106,6 +108,10 @@ def _numbers(results: Results, stats: Statistics) -> list[dict[str, Any]]:
                     "wall_seconds": typical.wall_seconds,
                     "steps_to_baseline": time.steps if time else None,
                     "seconds_to_baseline": time.seconds if time else None,
+                    "steps_to_95_percent": most.steps if most else None,
+                    "steps_ratio": most.ratio if most else None,
+                    "steps_ratio_low": fastest,
+                    "steps_ratio_high": slowest,
                     "cross_entropy": result.cross_entropy,
                     "ece": result.ece,
                 }

@@ -18,6 +18,8 @@ WIDE = (
     "P(better)",
     "steps to baseline",
     "seconds to baseline",
+    "steps to 95 %",
+    "relative to baseline's",
     "NLL",
     "ECE",
 )

@@ -61,6 +61,11 @@ DEFINITIONS = {
     "steps to baseline": "median number of optimizer steps until a run reaches what the baseline "
     "reaches at its best on the validation set; in brackets, how many runs get there",
     "seconds to baseline": "the same in seconds of training",
+    "steps to 95 %": "median number of optimizer steps until a run reaches 95 % of that value (an "
+    "error: 1/0.95 of it)",
+    "relative to baseline's": "these steps relative to those of the baseline with the same seed: "
+    "geometric mean, and the interval of ratios that a sign-flip test does not reject at 5 %, "
+    "without correction",
     "NLL": "mean negative log-likelihood (cross-entropy) on the compared set",
     "ECE": "mean expected calibration error on the compared set, in 15 bins",
     "seed": "the script's --seed",
@@ -220,13 +225,12 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
     rows = []
     for result in stage.losses:
         comparison = result.comparison or NOT_COMPARED
-        time = result.time_to_baseline or NO_TIME
+        time, most = result.time_to_baseline or NO_TIME, result.time_to_most or NO_TIME
         typical = cost(results, stage.stage, result.loss)
         limits = ""
         if comparison.interval:
             low, high = (formatted(limit, f"+{digits}") for limit in comparison.interval)
             limits = f" [{low}, {high}]"
-        reached = f" ({time.reached}/{time.runs})" if result.time_to_baseline else ""
         row = {
             "loss": result.loss,
             "verdict": _verdict(result, stage) if stage.tested else NOTHING,
@@ -239,14 +243,30 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
             "p (adj.)": formatted_p(comparison.p_adjusted),
             "p (equiv.)": formatted_p(comparison.p_equivalent),
             "P(better)": formatted(comparison.probability_better, ".2f"),
-            "steps to baseline": formatted(time.steps, "g") + reached,
+            "steps to baseline": formatted(time.steps, "g") + _reached(result.time_to_baseline),
             "seconds to baseline": formatted(time.seconds, ".1f"),
+            "steps to 95 %": formatted(most.steps, "g") + _reached(result.time_to_most),
+            "relative to baseline's": _ratio(result),
             "NLL": formatted(result.cross_entropy, ".4f"),
             "ECE": formatted(result.ece, ".4f"),
         }
         rows.append(row)
     columns = [column for column in rows[0] if any(row[column] != NOTHING for row in rows)]
     return [{column: row[column] for column in columns} for row in rows]
+
+
+def _reached(time: TimeToBaseline | None) -> str:
+    """How many runs reach the value."""
+    return f" ({time.reached}/{time.runs})" if time else ""
+
+
+def _ratio(result: LossResult) -> str:
+    """The steps to most of the baseline's best value, relative to the baseline's."""
+    time = result.time_to_most
+    if result.comparison is None or time is None or time.ratio is None:
+        return NOTHING
+    limits = ", ".join(f"{limit:.2f}" for limit in time.ratio_interval or ())
+    return f"{time.ratio:.2f}" + (f" [{limits}]" if limits else "")
 
 
 def _verdict(result: LossResult, stage: StageResult) -> str:

@@ -1,14 +1,18 @@
-"""How soon a loss reaches the best value of the baseline."""
+"""How soon a loss reaches the best value of the baseline, or most of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from hf_losses.compare.results import RunRecord
+from hf_losses.compare.statistics.p_values import ALPHA
+from hf_losses.compare.statistics.sign_flip import SignFlips
+
+MOST = 0.95  # The share of the baseline's best value that is "most of it".
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,10 @@ class TimeToBaseline:
         reached: Number of runs that reach the value.
         runs: Number of runs.
         by_seed: The steps by seed; None for a run that never reaches the value.
+        ratio: These steps relative to the baseline's own with the same seed, the geometric mean;
+            None unless every run reaches the value.
+        ratio_interval: All ratios that a sign-flip test of their logarithms does not reject at 5 %,
+            without any correction; None for fewer than six seeds.
     """
 
     steps: float | None
@@ -29,6 +37,8 @@ class TimeToBaseline:
     reached: int
     runs: int
     by_seed: Mapping[str, int | None]
+    ratio: float | None = None
+    ratio_interval: Sequence[float] | None = None
 
 
 def time_to_baseline(
@@ -36,46 +46,62 @@ def time_to_baseline(
     baseline: Sequence[RunRecord],
     metric: str,
     lower_is_better: bool,
+    share: float = 1.0,
 ) -> TimeToBaseline | None:
-    """When a loss first reaches the baseline's best value on the validation set.
+    """When a loss first reaches the baseline's best value on the validation set, or most of it.
 
     Args:
         runs: Runs of the loss.
         baseline: Runs of the baseline; runs with the same seed are compared.
         metric: The compared metric.
         lower_is_better: Whether the better value is the smaller one.
+        share: What part of the best value is enough; an error may be greater by as much.
 
     Returns:
-        The times; None without evaluations during training. A run that failed counts as one that
+        The times; None without evaluations during training, or if a best value that is to be
+        shared is not positive. A run that failed counts as one that
         never reaches the value.
     """
     sign = -1 if lower_is_better else 1
-    best = {}
+    goals = {}
     for run in baseline:
         scores = [sign * entry[metric] for entry in run.history if is_number(entry.get(metric))]
-        if scores:
-            best[run.seed] = max(scores)
-    paired = [run for run in runs if run.seed in best]
+        if scores and (share == 1 or sign * max(scores) > 0):
+            goals[run.seed] = max(scores) * share**sign
+    own = {run.seed: _first_step(run, metric, sign, goals.get(run.seed)) for run in baseline}
+    paired = [run for run in runs if run.seed in goals]
     if not paired:
         return None
-    steps, seconds = {}, []
+    steps, seconds, ratios = {}, [], []
     for run in paired:
-        reached_at = [
-            entry["step"]
-            for entry in run.history
-            if is_number(entry.get(metric)) and sign * entry[metric] >= best[run.seed]
-        ]
-        steps[str(run.seed)] = reached_at[0] if reached_at else None
-        if reached_at and run.seconds and run.steps:
-            seconds.append(run.seconds * reached_at[0] / run.steps)
+        step = _first_step(run, metric, sign, goals[run.seed])
+        steps[str(run.seed)] = step
+        if step and run.seconds and run.steps:
+            seconds.append(run.seconds * step / run.steps)
+        if step and (baseline_step := own[run.seed]):
+            ratios.append(math.log(step / baseline_step))
     reached = [step for step in steps.values() if step is not None]
+    complete = len(ratios) == len(paired)
+    interval = SignFlips.of(ratios).interval(ALPHA) if complete else None
     return TimeToBaseline(
         steps=_median(reached, len(paired)),
         seconds=_median(seconds, len(paired)) if len(seconds) == len(reached) else None,
         reached=len(reached),
         runs=len(paired),
         by_seed=steps,
+        ratio=math.exp(fmean(ratios)) if complete else None,
+        ratio_interval=interval and [math.exp(limit) for limit in interval],
     )
+
+
+def _first_step(run: RunRecord, metric: str, sign: int, goal: float | None) -> int | None:
+    """The first evaluated step at which a run is as good as the goal."""
+    steps = (
+        entry["step"]
+        for entry in run.history
+        if goal is not None and is_number(entry.get(metric)) and sign * entry[metric] >= goal
+    )
+    return next(steps, None)
 
 
 def _median(finite: Sequence[float], count: int) -> float | None:

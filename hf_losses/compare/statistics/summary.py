@@ -22,7 +22,7 @@ from hf_losses.compare.statistics.power import (
     median_spread,
     seeds_needed,
 )
-from hf_losses.compare.statistics.speed import TimeToBaseline, time_to_baseline
+from hf_losses.compare.statistics.speed import MOST, TimeToBaseline, time_to_baseline
 from hf_losses.compare.statistics.tuned import TunedLoss, tuned_losses
 
 CALIBRATION = ("cross_entropy", "ece")
@@ -43,6 +43,7 @@ class LossResult:
         ece: Mean expected calibration error, under the same condition.
         time_to_baseline: When the loss reaches the baseline's best value; None without
             evaluations during training.
+        time_to_most: When it reaches 95 % of that value; None also if that is not positive.
         comparison: The comparison with the baseline; None for the baseline itself.
     """
 
@@ -55,6 +56,7 @@ class LossResult:
     cross_entropy: float | None
     ece: float | None
     time_to_baseline: TimeToBaseline | None
+    time_to_most: TimeToBaseline | None
     comparison: Comparison | None
 
 
@@ -175,10 +177,11 @@ def _stage(results: Results, stage: str) -> StageResult | None:
     for loss, loss_runs in by_loss.items():
         scores = list(values[loss].values())
         ended = {run.seed for run in loss_runs}
-        speed = None
+        speed, speed_to_most = None, None
         if metric:
-            reference = by_loss.get(plan.baseline, [])
-            speed = time_to_baseline(loss_runs, reference, metric.name, results.lower_is_better)
+            course = (loss_runs, by_loss.get(plan.baseline, []), metric.name)
+            speed = time_to_baseline(*course, results.lower_is_better)
+            speed_to_most = time_to_baseline(*course, results.lower_is_better, MOST)
         loss_results.append(
             LossResult(
                 loss=loss,
@@ -189,6 +192,7 @@ def _stage(results: Results, stage: str) -> StageResult | None:
                 missing=[seed for seed in seeds if seed not in ended],
                 **{name: _mean_of(loss_runs, metric, name) for name in CALIBRATION},
                 time_to_baseline=speed,
+                time_to_most=speed_to_most,
                 comparison=comparisons.get(loss),
             )
         )
