@@ -1,9 +1,17 @@
-"""The tuning of `hf-losses compare`: every loss gets the same number of Optuna's trials."""
+"""The tuning of `hf-losses compare`: every loss gets the same number of trials.
+
+The first ten are the same for all losses and spread evenly over the ranges (Halton's sequence: the
+middle, the quarters, the eighths …), since a handful of random points may lie together. Those that
+follow are chosen by Optuna's TPE.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from scipy.stats import qmc
 
 from hf_losses.compare.engines.run import Chain
 from hf_losses.compare.plan import TUNING_SEED, Plan, by_logarithm
@@ -11,13 +19,14 @@ from hf_losses.compare.runs import make_run
 from hf_losses.messages import MissingExtra
 
 STORE = "tuning.db"
+EVENLY_SPREAD = 10
 
 
 def trials(plan: Plan, folder: Path, loss: str) -> Chain:
-    """The trials of one loss, each chosen by the results of those before.
+    """The trials of one loss.
 
     A trial depends only on its number and on the earlier trials of the loss, so that a resumed
-    comparison makes the same trials; the first trials of all losses are the same.
+    comparison makes the same trials.
 
     Args:
         plan: The comparison's plan.
@@ -45,13 +54,15 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
     )
     for number in range(plan.trials):
         if number >= len(study.trials):
-            # The store lacks the state of a sampler: a seed for each trial makes it repeatable.
-            sampler = optuna.samplers.TPESampler(seed=number)
-            # Asked for in memory and stored as a whole: a kill within `ask` would leave a trial
-            # without parameters in the store.
-            draft = optuna.create_study(sampler=sampler)
-            draft.add_trials(study.trials)
-            params = draft.ask(space).params
+            params = spread_evenly(number, plan.tune)
+            if number >= EVENLY_SPREAD:
+                # The store lacks the state of a sampler: a seed for each trial makes it repeatable.
+                sampler = optuna.samplers.TPESampler(seed=number)
+                # Asked for in memory and stored as a whole: a kill within `ask` would leave a trial
+                # without parameters in the store.
+                draft = optuna.create_study(sampler=sampler)
+                draft.add_trials(study.trials)
+                params = draft.ask(space).params
             study.add_trial(
                 optuna.trial.create_trial(
                     state=TrialState.RUNNING, params=params, distributions=space
@@ -65,3 +76,19 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
                 study.tell(number, sign * record.value)
             else:
                 study.tell(number, state=TrialState.FAIL)
+
+
+def spread_evenly(number: int, ranges: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """A point of Halton's sequence in these ranges.
+
+    Args:
+        number: Which point, from 0; the first one is the middle of the first range.
+        ranges: Lowest and highest value by name.
+    """
+    sequence = qmc.Halton(len(ranges), scramble=False)
+    sequence.fast_forward(1 + number)  # Its first point is the lower end of every range.
+    shares = sequence.random(1)[0].tolist()
+    return {
+        name: low * (high / low) ** share if by_logarithm(low, high) else low + share * (high - low)
+        for (name, (low, high)), share in zip(ranges.items(), shares, strict=True)
+    }

@@ -1,6 +1,7 @@
 """`hf-losses compare`: paired runs that can be interrupted anywhere, and that fail one by one."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from comparing import refused, runs_still, wait_for
@@ -16,6 +18,7 @@ from filelock import FileLock
 
 import hf_losses
 from hf_losses.cli.main import main
+from hf_losses.compare import tuning
 from hf_losses.compare.engines import guard
 from hf_losses.compare.engines.local_pool import environments
 from hf_losses.compare.engines.pool import failure
@@ -23,7 +26,7 @@ from hf_losses.compare.experiment import best_losses
 from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
 from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
-from hf_losses.compare.tuning import trials
+from hf_losses.compare.tuning import spread_evenly, trials
 from hf_losses.files import strict
 
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))
@@ -221,7 +224,7 @@ def test_a_loss_that_failed_is_not_among_the_best():
     assert best_losses(plan, records) == ["cross_entropy", "strict_l"]  # Of mse, less is more.
 
 
-TUNE = ("--tune", "learning_rate=0.1:0.5", "--trials", "6", "--seeds", "1")
+TUNE = ("--tune", "learning_rate=0.1:0.5", "--trials", "11", "--seeds", "1")
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +238,7 @@ def test_every_loss_is_tuned_on_the_validation_set(tuned):
     comparison = results(tuned)
     for loss in LOSSES[:2]:
         trials = [run for run in runs(tuned, "tune") if run["loss"] == loss]
-        assert len(trials) == 6
+        assert len(trials) == 11
         assert {run["seed"] for run in trials} == {0}
         for run in trials:
             assert run["value"] == run["metrics"]["validation"]["accuracy"]
@@ -251,7 +254,21 @@ def test_every_loss_is_tuned_on_the_validation_set(tuned):
         assert abs(best["parameters"]["learning_rate"] - 0.3) < 0.1
     first = [r["parameters"] for r in runs(tuned, "tune") if r["loss"] == LOSSES[0]]
     other = [r["parameters"] for r in runs(tuned, "tune") if r["loss"] == LOSSES[1]]
-    assert first[0] == other[0]
+    assert first[:10] == other[:10]
+    assert [round(parameters["learning_rate"], 10) for parameters in first[:3]] == [0.3, 0.2, 0.4]
+    assert first[10] not in first[:10]  # TPE's.
+
+
+def test_the_first_trials_are_spread_evenly():
+    ranges = {"learning_rate": [1e-5, 1e-3], "weight_decay": [0.0, 0.3]}
+    points = [spread_evenly(number, ranges) for number in range(8)]
+    assert points[0] == pytest.approx({"learning_rate": 1e-4, "weight_decay": 0.1})
+    shares = np.array(
+        [[math.log10(p["learning_rate"] / 1e-5) / 2, p["weight_decay"] / 0.3] for p in points]
+    )
+    for column in shares.T:
+        # No gap between neighbours, or at an end, is wider than a quarter of the range.
+        assert max(np.diff([0, *sorted(column), 1])) <= 0.25 + 1e-9
 
 
 @pytest.mark.slow
@@ -271,6 +288,7 @@ def test_a_trial_that_was_killed_while_it_was_made_is_made_again_as_it_was(tmp_p
     plan = Plan("x.py", [], LOSSES, "cross_entropy", seeds=1, tune=ranges, trials=1)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
+    monkeypatch.setattr(tuning, "EVENLY_SPREAD", 0)
     expected = next(trials(plan, tmp_path / "whole", "strict_l")).settings
     sample = optuna.samplers.TPESampler.sample_independent
 
