@@ -11,8 +11,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scipy.stats import qmc
-
 from hf_losses.compare.engines.run import Chain
 from hf_losses.compare.plan import TUNING_SEED, Plan, by_logarithm
 from hf_losses.compare.runs import make_run
@@ -85,6 +83,8 @@ def spread_evenly(number: int, ranges: Mapping[str, Sequence[float]]) -> dict[st
         number: Which point, from 0; the first one is the middle of the first range.
         ranges: Lowest and highest value by name.
     """
+    from scipy.stats import qmc  # It would load torch for every command.
+
     sequence = qmc.Halton(len(ranges), scramble=False)
     sequence.fast_forward(1 + number)  # Its first point is the lower end of every range.
     shares = sequence.random(1)[0].tolist()
