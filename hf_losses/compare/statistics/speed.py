@@ -58,15 +58,16 @@ def time_to_baseline(
         share: What part of the best value is enough; an error may be greater by as much.
 
     Returns:
-        The times; None without evaluations during training, or if a best value that is to be
-        shared is not positive. A run that failed counts as one that
-        never reaches the value.
+        The times; None without evaluations during training, or if a share is asked for of a best
+        value that is not positive. A run that failed counts as one that never reaches the value.
     """
     sign = -1 if lower_is_better else 1
     goals = {}
     for run in baseline:
         scores = [sign * entry[metric] for entry in run.history if is_number(entry.get(metric))]
-        if scores and (share == 1 or sign * max(scores) > 0):
+        if scores:
+            if share != 1 and sign * max(scores) <= 0:
+                return None  # To leave out a seed that collapsed would be a selection.
             goals[run.seed] = max(scores) * share**sign
     own = {run.seed: _first_step(run, metric, sign, goals.get(run.seed)) for run in baseline}
     paired = [run for run in runs if run.seed in goals]

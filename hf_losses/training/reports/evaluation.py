@@ -13,7 +13,7 @@ from hf_losses.metrics.classes import class_counts
 from hf_losses.training.loss.choose import ActiveLoss
 from hf_losses.training.loss.items import Items, item_mask, sum_over_items
 
-MOST_CLASSES = 1000  # A vocabulary is not counted by class.
+MOST_CLASSES = 1000  # More of them would swell result.json.
 
 
 class EvaluationLosses:
@@ -100,7 +100,9 @@ class EvaluationLosses:
         return metrics
 
     def prediction_counts(self) -> dict[str, dict[str, list[float]]]:
-        """What a classifier's predictions are, over all processes, once `metrics` has been called.
+        """What a classifier predicts, over all processes, once `metrics` has been called.
+
+        Only where each row has one label: tokens and pixels are not counted.
 
         Returns:
             `calibration`: by bin of probability, the `count` of predictions, the sum of their
