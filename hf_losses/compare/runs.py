@@ -158,7 +158,8 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
     if plan.tune and not any(name.startswith("test") for name in sets):
         raise UsageError(
             f"result.json has metrics of {', '.join(sets)}, not test: --tune chooses values on the "
-            "validation set, so the losses must be compared on a test set apart from it"
+            "validation set, so the losses must be compared on a test set apart from it "
+            "(glue.py: --train_val_split 0.1)"
         )
     compared_set = compared_set or sets[0]
     if name not in metrics[compared_set]:
