@@ -176,7 +176,7 @@ def on_files(files: Files, config: Any) -> Files:
     add("index.md", readme.replace("](docs/", "]("))
     for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY"):
         add(f"{name}.md", (ROOT / f"{name}.md").read_text(encoding="utf-8"))
-    for path in sorted(ROOT.glob("results/which_loss/*/table.md")):
+    for path in sorted(ROOT.glob("results/*/*/table.md")):
         add(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
     for path in sorted(ROOT.glob("results/**/*.png")):
         add(str(path.relative_to(ROOT)), path.read_bytes())

@@ -1,6 +1,8 @@
 """How often the verdicts of `hf-losses compare` are false, and how often one is given: simulation.
 
-    python results/verdicts/run.py   # writes results.json beside this file, in about 15 minutes
+    python results/verdicts/run.py [PART]  # writes results.json beside this file, in 15 minutes
+
+With PART, only conditions with this in their name are simulated, and the others are kept.
 
 Every repetition is a whole comparison of several losses with a baseline: accuracies are drawn, and
 the package's own functions judge them. A comparison is false if any of its verdicts is. `null` has
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import zlib
 from collections.abc import Callable
 from itertools import product
@@ -112,19 +115,21 @@ def looks(
     seeds: int,
     losses: int,
     shift: float,
-    margin: float,
+    fixed_margin: float | None,
     added: int | None,
     most_looks: int,
 ) -> dict[str, bool]:
     """A comparison to which seeds are added while any loss is undecided.
 
-    As many as `added`, or else as the report itself asks for. An error at any look counts. `naive`
-    are those of somebody who looks as often, each time at 5 %.
+    As many as `added`, or else as the report itself asks for. Without a margin, every look has the
+    default one of its seeds. An error at any look counts. `naive` are those of somebody who looks
+    as often, each time at 5 %.
     """
     values = accuracies(rng, law, range(1, seeds + 1), losses, shift)
     wrong: dict[str, bool] = {}
     for look in range(1, most_looks + 1):
         count = len(values["loss0"])
+        margin = fixed_margin or seed_spread(values, "loss0")
         found = compare(values, "loss0", range(1, count + 1), margin=margin, look=look)
         now = errors(found, shift, margin)
         if shift == 0:
@@ -181,6 +186,7 @@ def conditions() -> dict[str, tuple[Callable[..., dict[str, bool]], tuple[Any, .
             narrow = spread(law)  # So that it takes several looks.
             named[f"null; {title}"] = looks, (law, 7, 2, 0.0, narrow, added, most)
             named[f"edge; {title}"] = looks, (law, 7, 2, narrow, narrow, added, most)
+            named[f"edge, default margin; {title}"] = looks, (law, 7, 2, narrow, None, added, most)
     for law in ASYMMETRIC:
         for seeds, (side, way) in product((7, 12), ((1, "up"), (-1, "down"))):
             title = f"{law}, {way}; {seeds} seeds; 1 loss"
@@ -204,18 +210,23 @@ def rates(name: str, repetitions: int) -> dict[str, float]:
     return {kind: float(np.mean([outcome[kind] for outcome in outcomes])) for kind in outcomes[0]}
 
 
-def main() -> None:
-    """Runs every condition."""
+def main(part: str = "") -> None:
+    """Runs the conditions with this in their name."""
+    path = Path(__file__).with_name("results.json")
+    stored = json.loads(path.read_text())["conditions"] if part else {}
     rates(next(iter(conditions())), 1)
     gc.freeze()  # statsmodels collects garbage in every correction.
     found = {}
     for name, (function, _) in conditions().items():
+        if part not in name:
+            found[name] = stored[name]
+            continue
         repetitions = REPETITIONS[function]
         found[name] = {"repetitions": repetitions, **rates(name, repetitions)}
         print(name, found[name], flush=True)
     content = {"alpha": ALPHA, "conditions": found}
-    Path(__file__).with_name("results.json").write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

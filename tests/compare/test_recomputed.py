@@ -9,7 +9,7 @@ from scipy import stats
 
 import hf_losses
 
-COMMITTED = Path(hf_losses.__file__).parents[1] / "results" / "which_loss"
+COMMITTED = Path(hf_losses.__file__).parents[1] / "results" / "untuned"
 STEP = 1e-7  # Beside a limit of an interval.
 
 

@@ -19,7 +19,7 @@ from hf_losses.compare.results import (
 )
 from hf_losses.compare.statistics.summary import statistics
 
-COMMITTED = Path(hf_losses.__file__).parents[1] / "results" / "which_loss"
+COMMITTED = Path(hf_losses.__file__).parents[1] / "results" / "untuned"
 FOLDERS = sorted(path.parent for path in COMMITTED.glob("*/results.json"))
 
 
