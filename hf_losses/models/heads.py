@@ -123,7 +123,6 @@ class Targets:
     def __init__(
         self, model: Any, label_names: list[str], *, shifts: bool, virtual_tokens: int = 0
     ) -> None:
-        """See the class."""
         self.model, self.label_names = model, label_names
         self.shifts, self.virtual_tokens = shifts, virtual_tokens
         self.kind = loss_type(model)

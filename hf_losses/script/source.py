@@ -98,7 +98,7 @@ def _names(tree: ast.Module) -> Iterator[str]:
             case ast.alias(name=module) | ast.ImportFrom(module=str(module)):
                 yield from module.split(".")
             case ast.Attribute(attr=text) | ast.Constant(value=str(text)):
-                # Not `model.eval()`, nor a sentence.
+                # `model.eval` looks nothing up, unlike `eval`; a sentence is no name.
                 if "Trainer" in text and not text.strip().count(" "):
                     yield text
 

@@ -58,9 +58,8 @@ def time_to_baseline(
         share: What part of the best value is enough; an error may be greater by as much.
 
     Returns:
-        The times; None without evaluations during training, or if a best value that is to be
-        shared is not positive. A run that failed counts as one that
-        never reaches the value.
+        The times; None without evaluations during training, or, unless `share` is 1, without a
+        positive best value. A run that failed counts as one that never reaches the value.
     """
     sign = -1 if lower_is_better else 1
     goals = {}
@@ -68,7 +67,9 @@ def time_to_baseline(
         scores = [sign * entry[metric] for entry in run.history if is_number(entry.get(metric))]
         if scores and (share == 1 or sign * max(scores) > 0):
             goals[run.seed] = max(scores) * share**sign
-    own = {run.seed: _first_step(run, metric, sign, goals.get(run.seed)) for run in baseline}
+    baseline_steps = {
+        run.seed: _first_step(run, metric, sign, goals.get(run.seed)) for run in baseline
+    }
     paired = [run for run in runs if run.seed in goals]
     if not paired:
         return None
@@ -78,7 +79,7 @@ def time_to_baseline(
         steps[str(run.seed)] = step
         if step and run.seconds and run.steps:
             seconds.append(run.seconds * step / run.steps)
-        if step and (baseline_step := own[run.seed]):
+        if step and (baseline_step := baseline_steps[run.seed]):
             ratios.append(math.log(step / baseline_step))
     reached = [step for step in steps.values() if step is not None]
     complete = len(ratios) == len(paired)

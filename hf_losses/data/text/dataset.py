@@ -219,17 +219,17 @@ class TextData:
             ValueError: If there is a validation set and a labelled test set already, or just one
                 row.
         """
-        given, tests = self.sets("validation"), self.sets("test")
+        validation, tests = self.sets("validation"), self.sets("test")
         labelled = [name for name, split in tests.items() if "label" in split.column_names]
-        if given and labelled:
+        if validation and labelled:
             raise UsageError(
-                f"there are {next(iter(given))} and {labelled[0]} sets with labels already; leave "
-                "out --train_val_split"
+                f"there are {next(iter(validation))} and {labelled[0]} sets with labels already; "
+                "leave out --train_val_split"
             )
         if len(self.splits["train"]) < 2:
             raise UsageError("one training row cannot be split; leave out --train_val_split")
         parts = self.splits["train"].train_test_split(share, seed=0)
-        sources = {name.replace("validation", "test", 1): name for name in given}
+        sources = {name.replace("validation", "test", 1): name for name in validation}
         sources = sources or {name: name for name in tests}
         others = {name: self.splits[source] for name, source in sources.items()}
         self.splits = DatasetDict({"train": parts["train"], "validation": parts["test"]} | others)
