@@ -111,7 +111,7 @@ def check_head(model: Any, label_names: list[str]) -> None:
 class Targets:
     """Takes the labels out of a batch, and finds the logits that belong to them.
 
-    Labels that do not count become -100, whatever value the model itself has for them.
+    Ignored labels become -100, whatever value the model's own loss ignores.
 
     Args:
         model: The model without wrappers.
@@ -221,7 +221,7 @@ def shift_left(labels: Tensor, fill: float = IGNORE) -> Tensor:
 def without_loss(outputs: Any) -> Any:
     """The outputs of a model as a `ModelOutput`, a dict, or a tuple that begins with the logits."""
     if torch.is_tensor(outputs):
-        return (outputs,)  # As some users' modules return it.
+        return (outputs,)  # Some users' modules return nothing but the logits.
     if not isinstance(outputs, tuple):
         return outputs
     # Without labels some models return (None, logits), with labels (loss, logits).

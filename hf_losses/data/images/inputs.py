@@ -177,8 +177,8 @@ def build_augmentation(
             Kornia.
         size: Width and height of the model's images.
         resample: Pillow's number of the filter for resizing.
-        min_crop: The smallest part, as a share of the area, in (0, 1]; None: 0.8 for `crop`, else
-            0.08.
+        min_crop: The smallest part, as a share of the area, in (0, 1]; by default 0.8 for `crop`,
+            else 0.08.
 
     Returns:
         A function of an image and a random generator; None for `none`.

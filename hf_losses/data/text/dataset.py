@@ -236,7 +236,7 @@ class TextData:
         return {"train": "train", "validation": "train"} | sources
 
     def take(self, train: int | None, others: int | None) -> None:
-        """Cuts the splits to fixed random samples of at most so many rows.
+        """Cuts the splits to fixed random samples of at most the given sizes.
 
         Args:
             train: Rows of the training set; None for all.
@@ -284,7 +284,7 @@ def load_files(
     Args:
         files: Path by split: `train`, `validation` and perhaps `test`.
         label: Label column. Numbers with a decimal point mean regression, all else classes.
-        sentence1: Text column. None: the one or two columns of text that the file has.
+        sentence1: Text column; by default the one or two columns of text that the file has.
         sentence2: Second text column, for pairs.
 
     Returns:

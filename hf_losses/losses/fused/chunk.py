@@ -23,7 +23,7 @@ Rows = Callable[[Tensor], Tensor]
 
 @dataclass
 class Chunk:
-    """Rows of logits that are worked on together, and the memory that their gradients go to.
+    """Rows of logits that are processed together, and the memory for their gradients.
 
     Attributes:
         logits: `[N, C]`, of one of `DTYPES`.
@@ -60,7 +60,7 @@ class Kernel(Protocol):
 
 
 def chunk_rows(classes: int, device: torch.device) -> int:
-    """How many rows of logits are worked on together."""
+    """How many rows of logits are processed together."""
     return max(1, (CHUNK if device.type == "cpu" else CHUNK_ON_GPU) // classes)
 
 
