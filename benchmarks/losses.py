@@ -99,7 +99,7 @@ def of_logits(rows, classes, dtype):
     peers = {"F.cross_entropy": F.cross_entropy, "naive liberal_exp": naive_sparse}
     peers |= {"naive strict_m_full": naive_m_full, "naive strict_l_full": naive_l_full}
     if shutil.which("c++"):
-        peers["torch.compile of naive liberal_exp"] = lambda *given: compiled()(*given)
+        peers["torch.compile of naive liberal_exp"] = lambda *inputs: compiled()(*inputs)
     peers |= {name: get_loss(name) for name in losses}
     if logits.numel() > 10**6:
         over = get_loss("liberal_exp", overwrite_logits=True)
