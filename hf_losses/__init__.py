@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from hf_losses.losses.linear import linear_loss
     from hf_losses.losses.modules import ClassificationLoss, get_loss
     from hf_losses.losses.registry import (
+        IGNORE_INDEX,
         LossParameter,
         LossSpec,
         get_spec,
         list_losses,
+        neutral_loss,
         register_loss,
     )
+    from hf_losses.messages import UsageError
     from hf_losses.training.arguments import LossTrainingArguments
     from hf_losses.training.trainer import LossMixin, LossTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "IGNORE_INDEX",
     "ClassificationLoss",
     "CrossEncoderLoss",
     "LossMixin",
@@ -34,12 +38,14 @@ __all__ = [
     "LossTrainer",
     "LossTrainingArguments",
     "RegressionLoss",
+    "UsageError",
     "compute_loss_func",
     "get_loss",
     "get_spec",
     "linear_loss",
     "list_losses",
     "load_loss",
+    "neutral_loss",
     "register_loss",
 ]
 
@@ -47,6 +53,7 @@ __all__ = [
 # need only torch, and `hf-losses list` not even that.
 _MODULES = {
     "ClassificationLoss": "losses.modules",
+    "IGNORE_INDEX": "losses.registry",
     "CrossEncoderLoss": "integrations.cross_encoder",
     "LossMixin": "training.trainer",
     "LossParameter": "losses.registry",
@@ -54,12 +61,14 @@ _MODULES = {
     "LossTrainer": "training.trainer",
     "LossTrainingArguments": "training.arguments",
     "RegressionLoss": "losses.base",
+    "UsageError": "messages",
     "compute_loss_func": "integrations.compute_loss_func",
     "get_loss": "losses.modules",
     "get_spec": "losses.registry",
     "linear_loss": "losses.linear",
     "list_losses": "losses.registry",
     "load_loss": "hub.saved_run",
+    "neutral_loss": "losses.registry",
     "register_loss": "losses.registry",
 }
 

@@ -22,23 +22,22 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer
-from hf_losses.data.chats.dataset import DEFAULT, IGNORED, ChatArguments
-from hf_losses.messages import UsageError
-from hf_losses.models.generation import generate
-from hf_losses.models.limits import fit_tokenizer, loading, outline, usable_length
-from hf_losses.models.lora import LoraArguments, add_adapter
-from hf_losses.models.small_lm import small_model, small_tokenizer
+from hf_losses import IGNORE_INDEX, LossTrainer, UsageError, models
+from hf_losses.data import SENTIMENTS, ChatArguments
 from hf_losses.options import option
-from hf_losses.training import output_folder
-from hf_losses.training.loss.choose import loss_of_arguments
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
+from hf_losses.training import (
+    RecipeTrainingArguments,
+    check_loss,
+    loss_of_arguments,
+    output_folder,
+    parse,
+)
 
 METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.
 
 
 @dataclass
-class ModelArguments(LoraArguments):
+class ModelArguments(models.LoraArguments):
     """The model and its adapter."""
 
     model_name_or_path: str | None = option(
@@ -58,7 +57,7 @@ class CausalTrainingArguments(RecipeTrainingArguments):
 
 def load_tokenizer(path):
     if path is None:
-        return small_tokenizer()
+        return models.small_tokenizer()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     # Any ValueError: transformers has no class of its own for a tokenizer that it does not know or
@@ -68,7 +67,7 @@ def load_tokenizer(path):
         raise UsageError(f"cannot load the tokenizer of {path!r}: {text}") from error
     if tokenizer.eos_token is None:
         raise UsageError(f"the tokenizer of {path!r} has no EOS token, which ends a completion")
-    fit_tokenizer(tokenizer, outline(path), path)
+    models.fit_tokenizer(tokenizer, models.outline(path), path)
     return tokenizer
 
 
@@ -76,8 +75,8 @@ def load_model(path, options, tokenizer):
     if path is None:
         if options.lora:
             raise UsageError("--lora needs a pretrained model: --model_name_or_path")
-        return small_model(tokenizer)
-    with loading(path, "AutoModelForCausalLM"):
+        return models.small_model(tokenizer)
+    with models.loading(path, "AutoModelForCausalLM"):
         model, loading_info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype="float32",  # Half precision is what --bf16 is for: it keeps float32 weights.
@@ -85,7 +84,7 @@ def load_model(path, options, tokenizer):
         )
 
     model.config.pad_token_id = tokenizer.pad_token_id
-    return add_adapter(model, options, loading_info, "CAUSAL_LM") if options.lora else model
+    return models.add_adapter(model, options, loading_info, "CAUSAL_LM") if options.lora else model
 
 
 def reduce_logits(logits, labels):
@@ -94,7 +93,7 @@ def reduce_logits(logits, labels):
     logits, labels = logits[:, :-1], labels[:, 1:]
     # Row by row, so that logits in half precision are not copied to float32 as a whole.
     losses = [
-        cross_entropy(row.float(), row_labels, ignore_index=IGNORED, reduction="none")
+        cross_entropy(row.float(), row_labels, ignore_index=IGNORE_INDEX, reduction="none")
         for row, row_labels in zip(logits, labels, strict=True)
     ]
     return logits.argmax(-1), torch.stack(losses)
@@ -102,7 +101,7 @@ def reduce_logits(logits, labels):
 
 def compute_metrics(evaluation):
     (tokens, losses), labels = evaluation.predictions, evaluation.label_ids[:, 1:]
-    learned = labels != IGNORED
+    learned = labels != IGNORE_INDEX
     correct = tokens == labels
     with np.errstate(over="ignore"):  # A hopeless model's perplexity is infinite.
         perplexity = np.exp(losses[learned].mean(dtype=np.float64))
@@ -136,7 +135,7 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
             tokenizer = load_tokenizer(path)
-            length = usable_length(options.max_length, tokenizer, args)
+            length = models.usable_length(options.max_length, tokenizer, args)
             if args.do_predict and not 0 < options.max_new_tokens < length:
                 raise UsageError(f"--max_new_tokens must be above 0 and below {length} tokens")
             sets = data.encode(tokenizer, length)
@@ -158,7 +157,7 @@ def main(argv=None):
             args=args,
             train_dataset=sets["train"],
             eval_dataset=sets.get("validation"),
-            data_collator=DataCollatorForSeq2Seq(padded, label_pad_token_id=IGNORED),
+            data_collator=DataCollatorForSeq2Seq(padded, label_pad_token_id=IGNORE_INDEX),
             processing_class=tokenizer,
             preprocess_logits_for_metrics=reduce_logits,
             compute_metrics=compute_metrics,
@@ -178,10 +177,10 @@ def main(argv=None):
     for name in [name for name in sets if name != "train"]:
         metrics[name] = trainer.predict(sets[name], metric_key_prefix=name).metrics
     for name, test_prompts in prompts.items():
-        texts = generate(trainer, tokenizer, test_prompts, options.max_new_tokens)
+        texts = models.generate(trainer, tokenizer, test_prompts, options.max_new_tokens)
         if trainer.is_world_process_zero():
             output_folder.write_predictions(args, name, data.indices(name), texts, None)
-    card = {"language": "en"} if source.name == DEFAULT else {}
+    card = {"language": "en"} if source.name == SENTIMENTS else {}
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
         facts |= {"pipeline_tag": "text-generation", "dataset": output_folder.dataset_facts(data)}

@@ -12,18 +12,18 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer
+from hf_losses import LossTrainer, UsageError, neutral_loss
 from hf_losses.data import TextArguments
-from hf_losses.losses.registry import neutral_loss
-from hf_losses.messages import UsageError
-from hf_losses.metrics.tasks import METRICS, GlueMetric
-from hf_losses.models.limits import usable_length
-from hf_losses.models.lora import LoraArguments
-from hf_losses.models.pretrained import find_model, load_text_classifier
+from hf_losses.metrics import METRICS, GlueMetric
+from hf_losses.models import LoraArguments, find_model, load_text_classifier, usable_length
 from hf_losses.options import option
-from hf_losses.training import output_folder
-from hf_losses.training.loss.choose import loss_of_arguments
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
+from hf_losses.training import (
+    RecipeTrainingArguments,
+    check_loss,
+    loss_of_arguments,
+    output_folder,
+    parse,
+)
 
 
 @dataclass

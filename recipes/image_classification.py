@@ -18,23 +18,25 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer
-from hf_losses.data.images.dataset import DIGITS, ImageArguments
-from hf_losses.data.images.inputs import (
+from hf_losses import LossTrainer, UsageError
+from hf_losses.data import (
+    DIGITS,
     AugmentationArguments,
+    ImageArguments,
     ModelInputs,
     NewEpoch,
     training_inputs,
 )
-from hf_losses.messages import UsageError
-from hf_losses.metrics.tasks import METRICS, GlueMetric
-from hf_losses.models.limits import loading
-from hf_losses.models.lora import LoraArguments, add_adapter
-from hf_losses.models.scratch import build_config
+from hf_losses.metrics import METRICS, GlueMetric
+from hf_losses.models import LoraArguments, add_adapter, build_config, loading
 from hf_losses.options import CORES, option
-from hf_losses.training import output_folder
-from hf_losses.training.loss.choose import loss_of_arguments
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
+from hf_losses.training import (
+    RecipeTrainingArguments,
+    check_loss,
+    loss_of_arguments,
+    output_folder,
+    parse,
+)
 
 
 @dataclass

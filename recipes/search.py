@@ -22,19 +22,14 @@ from filelock import FileLock, Timeout
 from transformers import HfArgumentParser, PrinterCallback
 from transformers.utils import logging
 
-from hf_losses import LossTrainer
+from hf_losses import LossTrainer, UsageError, neutral_loss
 from hf_losses.data import TextArguments
-from hf_losses.losses.registry import neutral_loss
-from hf_losses.messages import UsageError
-from hf_losses.metrics.tasks import METRICS, GlueMetric
-from hf_losses.models.limits import usable_length
-from hf_losses.models.lora import LoraArguments
-from hf_losses.models.pretrained import find_model, load_text_classifier
+from hf_losses.metrics import METRICS, GlueMetric
+from hf_losses.models import LoraArguments, find_model, load_text_classifier, usable_length
 from hf_losses.options import option
+from hf_losses.search import SearchArguments
 from hf_losses.search import study as studies
-from hf_losses.search.space import SearchArguments
-from hf_losses.training.output_folder import check_folder, dataset_facts
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments, parse
+from hf_losses.training import RecipeTrainingArguments, check_folder, dataset_facts, parse
 
 
 @dataclass

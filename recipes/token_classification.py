@@ -19,19 +19,25 @@ from transformers import (
     set_seed,
 )
 
-from hf_losses import LossTrainer
-from hf_losses.data.tokens.conll import write_conll
-from hf_losses.data.tokens.dataset import CAPITALS, TokenArguments
-from hf_losses.data.tokens.windows import IGNORE, join_windows, make_windows
-from hf_losses.messages import UsageError
-from hf_losses.metrics.tasks import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
-from hf_losses.models.limits import fit_tokenizer, loading, usable_length
-from hf_losses.models.lora import LoraArguments, add_adapter
-from hf_losses.models.pretrained import find_model
+from hf_losses import IGNORE_INDEX, LossTrainer, UsageError
+from hf_losses.data import CAPITALS, TokenArguments, join_windows, make_windows, write_conll
+from hf_losses.metrics import ENTITY_METRICS, METRICS, EntityMetric, GlueMetric
+from hf_losses.models import (
+    LoraArguments,
+    add_adapter,
+    find_model,
+    fit_tokenizer,
+    loading,
+    usable_length,
+)
 from hf_losses.options import option
-from hf_losses.training import output_folder
-from hf_losses.training.loss.choose import loss_of_arguments
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
+from hf_losses.training import (
+    RecipeTrainingArguments,
+    check_loss,
+    loss_of_arguments,
+    output_folder,
+    parse,
+)
 
 
 @dataclass
@@ -77,7 +83,7 @@ def make_metrics(data):
 
     def compute_metrics(evaluation):
         predictions, labels = evaluation.predictions, evaluation.label_ids
-        words = labels != IGNORE
+        words = labels != IGNORE_INDEX
         if not data.entities:
             return metric.compute(predictions=predictions[words], references=labels[words])
         tags = [

@@ -103,6 +103,7 @@ def engine(request, monkeypatch):
         for module in (function, linear, modules):
             monkeypatch.setattr(module, "may_wait", lambda tensor: False)
     elif request.param == "triton":
+        pytest.importorskip("triton")
         monkeypatch.setattr(triton_launch, "is_enabled", lambda: True)
     # The interpreter computes with NumPy, which warns of what a GPU does in silence.
     with numpy.errstate(all="ignore"):

@@ -12,6 +12,7 @@ import pytest
 import hf_losses
 
 PACKAGE = Path(hf_losses.__file__).parent
+RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -31,6 +32,10 @@ MAY_IMPORT = {
     "search": {"losses", "training"},
     "cli": {"losses", "hub", "script", "compare"},
 }
+# What a recipe may import from, apart from names of their `__all__`.
+PUBLIC = ("hf_losses", "hf_losses.data", "hf_losses.models", "hf_losses.metrics")
+PUBLIC += ("hf_losses.options", "hf_losses.search", "hf_losses.training")
+MODULES_FOR_RECIPES = {"models", "output_folder", "study"}
 LINES = 400
 FILES_IN_A_PACKAGE = 12
 
@@ -76,6 +81,16 @@ def test_every_module_imports_what_its_package_may(module):
         assert external <= {"torch", "triton", "matplotlib", "rich"}
 
 
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.py")), ids=lambda path: path.name)
+def test_a_recipe_which_may_be_copied_imports_public_names_alone(recipe):
+    for node in ast.parse(recipe.read_text(encoding="utf-8")).body:
+        module = getattr(node, "module", None) or ""
+        if isinstance(node, ast.ImportFrom) and module.startswith("hf_losses"):
+            assert module in PUBLIC
+            public = getattr(importlib.import_module(module), "__all__", ("option", "CORES"))
+            assert {alias.name for alias in node.names} <= {*public, *MODULES_FOR_RECIPES}
+
+
 def test_nothing_lies_outside_the_packages_of_the_table():
     files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     folders = {path.relative_to(PACKAGE).parts[0] for path in files if path.parent != PACKAGE}
@@ -117,13 +132,16 @@ print(*sorted(after - before - sys.stdlib_module_names))
 
 def test_every_public_name_exists_and_no_other():
     for name in hf_losses.__all__:
-        assert getattr(hf_losses, name).__module__.startswith("hf_losses.")
+        assert getattr(getattr(hf_losses, name), "__module__", "hf_losses.").startswith(
+            "hf_losses."
+        )
     with pytest.raises(AttributeError, match="no attribute 'get_los'"):
         _ = hf_losses.get_los
 
 
-@pytest.mark.parametrize("package", ["data", "training"])
+@pytest.mark.parametrize("package", ["data", "metrics", "models", "search", "training"])
 def test_what_a_package_exports_exists(package):
     module = importlib.import_module(f"hf_losses.{package}")
     for name in module.__all__:
-        assert getattr(module, name).__module__.startswith(f"hf_losses.{package}.")
+        home = getattr(getattr(module, name), "__module__", module.__name__)  # Or a constant's.
+        assert f"{home}.".startswith(f"hf_losses.{package}.")

@@ -34,7 +34,8 @@ EXTRAS = {
 def third_party_imports():
     """Maps each distribution to the pairs (file, whether the import is at module level)."""
     imports = defaultdict(set)
-    for path in [*ROOT.glob("hf_losses/**/*.py"), *ROOT.glob("recipes/*.py")]:
+    patterns = ("hf_losses/**/*.py", "recipes/*.py", "docs/*.py")
+    for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
@@ -63,6 +64,9 @@ def test_every_import_is_declared(package):
     if package in BASE | BY_TORCH:
         return
     extras = {extra for extra, packages in EXTRAS.items() if package in packages}
+    if all(file.startswith("docs/") for file, _ in IMPORTS[package]):
+        assert "docs" in extras
+        return
     assert extras - {"dev", "docs"}, f"{package} is neither a dependency nor in an extra"
     # Optional packages are imported inside functions; reading images needs pillow in any case.
     at_module_level = {file for file, module_level in IMPORTS[package] if module_level}

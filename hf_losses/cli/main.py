@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from hf_losses import __version__
 from hf_losses.cli import compare, plot, publish, run
 from hf_losses.cli import list as list_
-from hf_losses.messages import nearest
+from hf_losses.messages import UsageError, nearest
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         remaining_work = arguments.run(arguments)
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except (ValueError, ImportError) as error:
+    except UsageError as error:
         parser.error(str(error))
-    # Outside the try block: errors of a user's script keep their traceback.
+    # Outside the try block: errors of a user's script keep their traceback, as bugs of ours do.
     return remaining_work() if remaining_work else 0

@@ -20,13 +20,19 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from hf_losses.compare.engines.run import Run, stored_record
 from hf_losses.compare.plan import TUNING_SEED, Plan, read_plan
 from hf_losses.compare.results import Facts, Metric, RunRecord, RunSettings
 from hf_losses.messages import UsageError, nearest
+
+# The counts of predictions that a script may report.
+COUNTS = {
+    "calibration": ("count", "probability", "right"),
+    "classes": ("true", "predicted", "right"),
+}
 
 
 def run_folder(folder: Path, loss: str, name: str) -> Path:
@@ -152,7 +158,8 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
     if plan.tune and not any(name.startswith("test") for name in sets):
         raise UsageError(
             f"result.json has metrics of {', '.join(sets)}, not test: --tune chooses values on the "
-            "validation set, so the losses must be compared on a test set apart from it"
+            "validation set, so the losses must be compared on a test set apart from it "
+            "(glue.py: --train_val_split 0.1)"
         )
     compared_set = compared_set or sets[0]
     if name not in metrics[compared_set]:
@@ -163,7 +170,8 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
         )
     value = metrics[compared_set][name]
     finite = isinstance(value, int | float) and math.isfinite(value)
-    training, predictions = result.get("training") or {}, result.get("predictions") or {}
+    training, classes = result.get("training") or {}, result.get("classes")
+    facts = {name: result.get(name) for name in ("task", "model", "versions", "hardware")}
     runtime = training.get("runtime")
     return RunRecord(
         **vars(settings),
@@ -176,6 +184,27 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
         steps=training.get("global_step"),
         seconds=runtime and round(runtime - (training.get("evaluation_runtime") or 0), 2),
         # Nobody looks at those of the trials.
-        predictions={} if settings.stage == "tune" else predictions.get(compared_set) or {},
-        facts=Facts(*(result.get(fact.name) for fact in fields(Facts))),
+        predictions={} if settings.stage == "tune" else _counts(result, compared_set),
+        facts=Facts(**facts, classes=classes if isinstance(classes, list) else None),
     )
+
+
+def _counts(result: Mapping[str, Any], compared_set: str) -> dict[str, dict[str, list[float]]]:
+    """The counts of the predictions on a set that can be drawn; a script may mean something else.
+
+    A model whose probabilities are NaN has none for the calibration.
+    """
+    predictions = result.get("predictions")
+    of_set = predictions.get(compared_set) if isinstance(predictions, dict) else None
+    counts = {}
+    for kind, names in COUNTS.items():
+        lists = of_set.get(kind) if isinstance(of_set, dict) else None
+        columns: list[Any] = [lists.get(n) for n in names] if isinstance(lists, dict) else []
+        if (
+            columns
+            and all(isinstance(column, list) for column in columns)
+            and len({len(column) for column in columns}) == 1
+            and all(isinstance(number, int | float) for column in columns for number in column)
+        ):
+            counts[kind] = dict(zip(names, columns, strict=True))
+    return counts

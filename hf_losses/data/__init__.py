@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from hf_losses.lazy import attributes
 
 if TYPE_CHECKING:
-    from hf_losses.data.chats.dataset import ChatArguments, Conversations
+    from hf_losses.data.chats.dataset import SENTIMENTS, ChatArguments, Conversations
     from hf_losses.data.images.dataset import ImageArguments, ImageData
+    from hf_losses.data.images.files import DIGITS
     from hf_losses.data.images.inputs import (
         AugmentationArguments,
         ModelInputs,
@@ -16,21 +17,25 @@ if TYPE_CHECKING:
         training_inputs,
     )
     from hf_losses.data.movie_reviews import load_movie_reviews
-    from hf_losses.data.text.dataset import TextArguments, TextData
+    from hf_losses.data.text.arguments import TextArguments
+    from hf_losses.data.text.dataset import TextData
     from hf_losses.data.tokens.conll import read_conll, write_conll
-    from hf_losses.data.tokens.dataset import TokenArguments, TokenData
+    from hf_losses.data.tokens.dataset import CAPITALS, TokenArguments, TokenData
     from hf_losses.data.tokens.windows import join_windows, make_windows
 
 # The module of each public name, imported with the first use of the name.
 _MODULES = {
     "AugmentationArguments": "data.images.inputs",
+    "CAPITALS": "data.tokens.dataset",
     "ChatArguments": "data.chats.dataset",
     "Conversations": "data.chats.dataset",
+    "DIGITS": "data.images.files",
     "ImageArguments": "data.images.dataset",
     "ImageData": "data.images.dataset",
     "ModelInputs": "data.images.inputs",
     "NewEpoch": "data.images.inputs",
-    "TextArguments": "data.text.dataset",
+    "SENTIMENTS": "data.chats.dataset",
+    "TextArguments": "data.text.arguments",
     "TextData": "data.text.dataset",
     "TokenArguments": "data.tokens.dataset",
     "TokenData": "data.tokens.dataset",
@@ -43,6 +48,9 @@ _MODULES = {
 }
 
 __all__ = [
+    "CAPITALS",
+    "DIGITS",
+    "SENTIMENTS",
     "AugmentationArguments",
     "ChatArguments",
     "Conversations",

@@ -14,6 +14,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hf_losses.messages import UsageError
 
 FILE = Path(__file__).parent / "movie_review_snippets.tsv.gz"
+ABOUT = (
+    "sentences of movie reviews (Pang and Lee, 2004), each rated by 15 or more people (Hutto and "
+    "Gilbert, 2014), in the copy that ships with hf_losses"
+)
 TASKS = ("movie_reviews", "movie_reviews_score", "movie_reviews_single_rater")
 CLASSES = ["negative", "positive"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     validate_repo_id,
 )
@@ -59,7 +60,10 @@ def publish(
         OSError: If the Hub cannot be reached. The errors of the Hub name the command that resumes.
     """
     check_run(run_dir)
-    validate_repo_id(repo)  # Its HFValidationError is a ValueError.
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError(str(error)) from error
     command = _command(run_dir, repo, private, revision, overwrite)
     then = f"The local files are whole; to resume: {command}"
     # Beside the run, weights can be hard links, and the folder outlives a deleted old checkpoint.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, get_loss
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
-from hf_losses.models.builtin import IGNORE, outputs_shift
+from hf_losses.models.builtin import outputs_shift
 from hf_losses.models.heads import REGRESSION, logits_of, shift_left
 from hf_losses.training.loss.items import fit, item_count, problem_of, sum_over_items
 from hf_losses.training.loss.targets import check_targets
@@ -86,7 +87,9 @@ def compute_loss_func(
             seen.append(True)
             check_targets(batch, loss)
         if items is not None and problem == REGRESSION:
-            items = items + (labels == IGNORE).sum()  # Trainer has left them out of the count.
+            items = (
+                items + (labels == IGNORE_INDEX).sum()
+            )  # Trainer has left them out of the count.
         elif items is not None and problem == SINGLE_LABEL and labels.is_floating_point():
             items = items / labels.shape[-1]  # Trainer has counted every number of a row.
         logits, labels, _ = batch

@@ -30,7 +30,7 @@ from hf_losses.losses.fused.chunk import DTYPES, Kernel, may_wait
 from hf_losses.losses.fused.function import Fused, headroom
 from hf_losses.losses.fused.torch_kernels import Full, Sparse
 from hf_losses.losses.margin import class_margin, class_margins, one_hot, propagate_nan
-from hf_losses.losses.registry import as_number, get_spec
+from hf_losses.losses.registry import IGNORE_INDEX, as_number, get_spec
 from hf_losses.messages import UsageError
 
 SINGLE_LABEL = "single_label_classification"
@@ -75,7 +75,7 @@ class ClassificationLoss(LossModule):
         name: str,
         *,
         reduction: str = "mean",
-        ignore_index: int = -100,
+        ignore_index: int = IGNORE_INDEX,
         weight: Tensor | Collection[float] | None = None,
         label_smoothing: float = 0.0,
         max_weight: float = 1e4,
@@ -126,7 +126,7 @@ class ClassificationLoss(LossModule):
 
     def _options(self) -> dict[str, Any]:
         options = super()._options()
-        if self.ignore_index != -100:
+        if self.ignore_index != IGNORE_INDEX:
             options["ignore_index"] = self.ignore_index
         if self.weight is not None:
             exact = self.weight.cpu()

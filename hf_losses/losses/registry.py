@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from hf_losses import citation
 from hf_losses.messages import UsageError, nearest
 
+IGNORE_INDEX = -100  # The label of what has no loss, as in PyTorch and transformers.
 KINDS = ("neutral", "strict", "liberal", "mixed", "robust")
 TASKS = ("classification", "regression")
 PAPER = f"Noel et al. 2023, {citation.PAPER}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_losses.models.builtin import IGNORE
+from hf_losses.losses.registry import IGNORE_INDEX
 
 BINS = 15
 
@@ -30,7 +30,7 @@ def calibration_bins(logits: Tensor, labels: Tensor) -> Tensor:
     bin_of = torch.ceil(probability * BINS).long().sub(1).clamp(0, BINS - 1)
     summands = torch.stack(
         [torch.ones_like(probability), probability, (predicted == labels).float()]
-    ).where(labels != IGNORE, 0.0)
+    ).where(labels != IGNORE_INDEX, 0.0)
     return summands.new_zeros(3, BINS).index_add_(1, bin_of, summands)
 
 

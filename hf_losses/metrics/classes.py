@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_losses.models.builtin import IGNORE
+from hf_losses.losses.registry import IGNORE_INDEX
 
 
 def class_counts(logits: Tensor, labels: Tensor) -> Tensor:
@@ -16,13 +16,13 @@ def class_counts(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: `[N, C]`, floating point.
-        labels: `[N]`, int64; rows with -100 are left out.
+        labels: `[N]`, of any integer dtype; rows with -100 are left out.
 
     Returns:
         `[3, C]`, float32: by class the rows of it, the predictions of it, and the right ones.
     """
-    predicted = logits.argmax(-1)
-    counted = (labels != IGNORE).float()
+    labels, predicted = labels.long(), logits.argmax(-1)  # index_add_ takes no narrow dtype.
+    counted = (labels != IGNORE_INDEX).float()
     counts = logits.new_zeros(3, logits.shape[-1], dtype=torch.float32)
     counts[0].index_add_(0, labels.clamp(min=0), counted)
     counts[1].index_add_(0, predicted, counted)

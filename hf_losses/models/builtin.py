@@ -17,9 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
-
-IGNORE = -100
 
 # Heads for which transformers names no loss, and the name of the loss that they compute.
 NAMELESS = {
@@ -104,7 +103,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "BlipForConditionalGeneration": ("label_smoothing", 0),
     "BlipTextLMHeadModel": ("label_smoothing", 0),
     "FlaubertWithLMHeadModel": ("asm", False),
-    "ModernBertForMaskedLM": ("sparse_pred_ignore_index", IGNORE),
+    "ModernBertForMaskedLM": ("sparse_pred_ignore_index", IGNORE_INDEX),
     "NllbMoeForConditionalGeneration": ("output_router_logits", False),
     "XLMWithLMHeadModel": ("asm", False),
 }
@@ -245,7 +244,7 @@ def counted_labels(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Ten
     for name in MASKED.keys() & _class_names(model):
         mask = inputs.get(MASKED[name])
         if mask is not None:
-            labels = labels.masked_fill(mask == 0, IGNORE)
+            labels = labels.masked_fill(mask == 0, IGNORE_INDEX)
     return labels
 
 

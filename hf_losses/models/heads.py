@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
-from hf_losses.models.builtin import IGNORE, check_builtin_loss, counted_labels, loss_type
+from hf_losses.models.builtin import check_builtin_loss, counted_labels, loss_type
 
 REGRESSION = "regression"
 
@@ -152,7 +153,7 @@ class Targets:
             # UperNet has another name for this field.
             name = "loss_ignore_index" if hasattr(config, "loss_ignore_index") else IGNORED_PIXELS
             ignored = getattr(config, name)
-            return [labels.long().masked_fill(labels == ignored, IGNORE)]
+            return [labels.long().masked_fill(labels == ignored, IGNORE_INDEX)]
         return [shift_left(labels) if self._shifts_labels else labels]
 
     @property
@@ -210,10 +211,10 @@ def _within(positions: Tensor, length: int) -> Tensor:
     """Positions of answers as transformers treats them: one beyond the text is no label."""
     if positions.dim() > 1:
         positions = positions.squeeze(-1)
-    return positions.clamp(min=0).masked_fill(positions >= length, IGNORE)
+    return positions.clamp(min=0).masked_fill(positions >= length, IGNORE_INDEX)
 
 
-def shift_left(labels: Tensor, fill: float = IGNORE) -> Tensor:
+def shift_left(labels: Tensor, fill: float = IGNORE_INDEX) -> Tensor:
     """Labels of the next token; shifting the logits instead would copy them."""
     return F.pad(labels, (0, 1), value=fill)[..., 1:].contiguous()
 

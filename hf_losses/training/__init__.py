@@ -8,16 +8,21 @@ from hf_losses.lazy import attributes
 
 if TYPE_CHECKING:
     from hf_losses.training.arguments import LossTrainingArguments
+    from hf_losses.training.loss.choose import loss_of_arguments
+    from hf_losses.training.output_folder import check_folder, dataset_facts
     from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
     from hf_losses.training.trainer import LossMixin, LossTrainer
 
-# The module of each public name, imported when the name is first used.
+# The module of each public name, imported with the first use of the name.
 _MODULES = {
     "LossMixin": "training.trainer",
     "LossTrainer": "training.trainer",
     "LossTrainingArguments": "training.arguments",
     "RecipeTrainingArguments": "training.recipe_arguments",
+    "check_folder": "training.output_folder",
     "check_loss": "training.recipe_arguments",
+    "dataset_facts": "training.output_folder",
+    "loss_of_arguments": "training.loss.choose",
     "parse": "training.recipe_arguments",
 }
 
@@ -26,7 +31,10 @@ __all__ = [
     "LossTrainer",
     "LossTrainingArguments",
     "RecipeTrainingArguments",
+    "check_folder",
     "check_loss",
+    "dataset_facts",
+    "loss_of_arguments",
     "parse",
 ]
 

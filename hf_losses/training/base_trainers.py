@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
-from hf_losses.models.builtin import IGNORE
 from hf_losses.models.heads import logits_of, shift_left
 
 SFT = "trl.trainer.sft_trainer.SFTTrainer"
@@ -116,7 +116,7 @@ class SFTLog:
         if labels is None:
             # PEFT's prompt tuning puts virtual tokens in front.
             virtual = states.shape[1] - inputs["labels"].shape[1]
-            labels = shift_left(F.pad(inputs["labels"], (virtual, 0), value=IGNORE))
+            labels = shift_left(F.pad(inputs["labels"], (virtual, 0), value=IGNORE_INDEX))
         gather = self.trainer.accelerator.gather_for_metrics
         sums = token_sums(states, labels, head)
         if self.trainer.model.training:
@@ -177,7 +177,7 @@ def token_sums(states: Tensor, labels: Tensor, head: Any = None) -> tuple[Tensor
         number of all targets.
     """
     rows, targets = states.flatten(0, 1), labels.flatten()
-    counted = targets != IGNORE
+    counted = targets != IGNORE_INDEX
     positions = torch.arange(len(targets), device=states.device)
     if counted.is_cpu:  # A GPU would have to be waited for.
         positions = positions[counted]

@@ -1,4 +1,4 @@
-"""The members of `transformers.Trainer` used here that are private or could be renamed.
+"""The members of `transformers.Trainer`, and of others, that are private or could be renamed.
 
 A test compares this list with the code and with the installed transformers.
 """
@@ -27,4 +27,13 @@ ATTRIBUTES = {
     "current_gradient_accumulation_steps": "set: micro-batches of the current optimizer step",
     "push_in_progress": "set and read: the uploads that are under way",
     "hub_model_id": "set and read: the repository on the Hub",
+    "_signature_columns": "extended: the column loss_weight is kept though no model has it",
+}
+# Private attributes of other libraries, by the module that defines them.
+OTHERS = {
+    "_VALID_DICT_FIELDS": "transformers.training_args",
+    "_metrics": "trl.trainer.sft_trainer",
+    "_orig_mod": "torch._dynamo.eval_frame",
+    "_total_train_tokens": "trl.trainer.sft_trainer",
+    "_Loss": "torch.nn.modules.loss",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from hf_losses.hub.saved_run import COUNT_KEY, STATE_KEY
 from hf_losses.losses.linear import HeadOutput, linear_of_head
 from hf_losses.losses.registry import get_spec
 from hf_losses.messages import UsageError
@@ -27,16 +25,13 @@ from hf_losses.training.loss.items import Items, SumFunction, divisors, fit, ite
 from hf_losses.training.loss.targets import FirstTargets
 from hf_losses.training.loss.warmup import warmup_share
 from hf_losses.training.publishing import PublishingMixin
-from hf_losses.training.reports.empty_steps import EmptySteps
-from hf_losses.training.reports.evaluation import EvaluationLosses, rows_of_last_batch
-from hf_losses.training.reports.item_stats import LossStats, stats_due
-from hf_losses.training.reports.nonfinite import NonfiniteSteps
+from hf_losses.training.reports.evaluation import EvaluationMixin
+from hf_losses.training.reports.item_stats import stats_due
+from hf_losses.training.reports.steps import StepReportsMixin
 from hf_losses.training.wrapped_model import WrappedModel
 
-logger = logging.getLogger(__name__)
 
-
-class LossMixin(PublishingMixin):
+class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
     """Gives any `Trainer` subclass a loss: `class MyTrainer(LossMixin, SFTTrainer)`.
 
     Args:
@@ -70,17 +65,9 @@ class LossMixin(PublishingMixin):
         self._wrapped = WrappedModel(self)
         self._sft = SFTLog(self)
         self._fused_head: Any = None  # Set while a step is computed without logits.
-        self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
-        self.prediction_counts: dict[str, Any] = {}  # Of the last evaluation by metric_key_prefix.
-        self._batch_has_loss = False
-        self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
         self._first_targets = FirstTargets()
         # Labels and attention mask of the last batch that the model was run on.
         self._adapter_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
-        self._empty_steps = EmptySteps()
-        self._nonfinite = NonfiniteSteps()
-        self._stats = LossStats()
-        self._stats_to_log: dict[str, float] = {}
         super().__init__(*args, **kwargs)
         self._check_trainer()
         # Trainer counts the items of a step only for a loss function that is set here.
@@ -228,21 +215,14 @@ class LossMixin(PublishingMixin):
             for z, target, weight in zip(logits, labels, weights, strict=True)
         ]
         self._first_targets.add(batches, self.criterion, self.model.training, self._fused_head)
-        if self._evaluation is not None:
-            rows = rows_of_last_batch(
-                self.accelerator, len(labels[0]), tensor_parallel=self.get_tp_size() > 1
-            )
-            loss = self._evaluation.add(self._active, [batch.rows(rows) for batch in batches])
-        else:
-            of_each = divisors(self, [b.labels for b in batches], num_items_in_batch, problem)
-            losses = [self._loss_of_step(*pair) for pair in zip(batches, of_each, strict=True)]
-            loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         self._batch_has_loss = True
         auxiliary = self._auxiliary(outputs)
-        if self._evaluation is not None and torch.is_tensor(auxiliary):
-            self._evaluation.add_term(auxiliary, len(labels[0]))
-        total: Tensor = loss + auxiliary
-        return total
+        if self._evaluation is not None:
+            return self._loss_of_evaluation(batches, auxiliary)
+        of_each = divisors(self, [b.labels for b in batches], num_items_in_batch, problem)
+        losses = [self._loss_of_step(*pair) for pair in zip(batches, of_each, strict=True)]
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        return loss + auxiliary
 
     def _divided(self, loss: tuple[Any, SumFunction], batch: Items, divisor: Any) -> Tensor:
         criterion, summed = loss
@@ -298,97 +278,6 @@ class LossMixin(PublishingMixin):
             )
         # An optimizer step gets the mean over its micro-batches.
         return added / (self.current_gradient_accumulation_steps if self.model.training else 1)
-
-    # ---- Gradients that are not finite -------------------------------------------------------
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        """Starts as Trainer does; a resumed training goes on counting its non-finite steps."""
-        trained = super()._init_training_state(*args, **kwargs)
-        record = self.state.stateful_callbacks.get(STATE_KEY, {})
-        self._nonfinite = NonfiniteSteps(record.get("attributes", {}).get(COUNT_KEY, 0))
-        self._stats = LossStats()
-        return trained
-
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's gradient norm of an optimizer step; counts those that are not finite."""
-        self._first_targets.read()  # Before the first step is made.
-        norm = super()._get_grad_norm(*args, **kwargs)
-        # Only DeepSpeed has made the step by now; its norm does not show an overflow of fp16.
-        skipped = self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped
-        self._nonfinite.add(norm, skipped)
-        return norm
-
-    # ---- Logging -----------------------------------------------------------------------------
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Does Trainer's work after a step, and logs the figures of `loss_stats_steps`."""
-        self._stats_to_log = self._stats.take(self.criterion, self.accelerator)
-        if self._stats_to_log and not self.control.should_log:
-            self.log({})
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs as Trainer does; the last line of a training gets `train_nonfinite_grad_steps`.
-
-        With a loss warm-up, `loss_warmup` is the target loss's share in the step before the line.
-        The figures of `loss_stats_steps` are in the line of their step, or in one of their own.
-        """
-        if "train_runtime" in logs:
-            logs[f"train_{COUNT_KEY}"] = self._nonfinite.count
-            if self._nonfinite.count and self.is_world_process_zero():
-                # A fused optimizer skips the step itself, and accelerate does not notice.
-                skipped = self.accelerator.scaler or self.accelerator.optimizer_step_was_skipped
-                logger.warning(self._nonfinite.warning(self.state.global_step, bool(skipped)))
-        if {"loss", "train_runtime"} & logs.keys():
-            self._empty_steps.warn(self.is_world_process_zero())
-        share = warmup_share(self.args, self.state.global_step - 1, self.state.max_steps)
-        if "loss" in logs and share is not None:
-            logs["loss_warmup"] = share
-        logs.update(self._stats_to_log)
-        self._sft.read()
-        self._stats_to_log = {}
-        super().log(logs, *args, **kwargs)
-
-    # ---- Evaluation --------------------------------------------------------------------------
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates as Trainer does, and reports the task's baseline, such as `eval_cross_entropy`.
-
-        For a classifier it also reports `eval_ece`; see `expected_calibration_error`.
-        """
-        self._evaluation = EvaluationLosses()
-        try:
-            output = super().evaluation_loop(*args, **kwargs)
-            self._first_targets.read()
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            finite_only = self.args.logging_nan_inf_filter
-            losses = self._evaluation.metrics(self.accelerator, finite_only=finite_only)
-            if losses:
-                # Trainer's mean weighs batches by their rows, however many items they have.
-                output.metrics[f"{prefix}_loss"] = losses["loss"]
-                output.metrics[f"{prefix}_{self._active.baseline_name}"] = losses["baseline"]
-            if "ece" in losses:
-                output.metrics.setdefault(f"{prefix}_ece", losses["ece"])
-            self.prediction_counts[prefix] = self._evaluation.prediction_counts()
-        finally:
-            self._evaluation = None
-        return output
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """Trainer's step, with this trainer's loss even where a base class takes another."""
-        self._batch_has_loss = False
-        # The model, which may generate from the batch or have no labels, must not see the weights.
-        inputs = dict(inputs)
-        self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT, None)
-        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if loss is not None and not self._batch_has_loss:
-            # Seq2SeqTrainer takes the model's built-in loss when it generates.
-            with torch.no_grad(), self.compute_loss_context_manager():
-                loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
-        self._weight_of_evaluation = None
-        return loss, logits, labels
 
 
 class LossTrainer(LossMixin, Trainer):  # type: ignore[misc]

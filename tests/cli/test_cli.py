@@ -10,6 +10,7 @@ import pytest
 
 import hf_losses
 from hf_losses import get_spec, list_losses
+from hf_losses.cli import list as list_command
 from hf_losses.cli.main import main
 
 
@@ -192,3 +193,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, ar
     assert captured.err.count("\n") == 1
     assert all(text in captured.err for text in says), captured.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("a bug of a library")
+
+    monkeypatch.setattr(list_command, "match_losses", broken)
+    with pytest.raises(ValueError, match="a bug of a library"):
+        main(["list", "strict_m"])

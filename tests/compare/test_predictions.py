@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 from test_report import FOUND, make_results
 
+from hf_losses.compare.plan import Plan
 from hf_losses.compare.report.files import write_report
 from hf_losses.compare.report.pictures.predictions import calibration_figure, classes_figure
-from hf_losses.compare.results import Results
+from hf_losses.compare.results import Results, RunSettings
+from hf_losses.compare.runs import read_result
 from hf_losses.compare.statistics.summary import statistics
 
 CLASSES = [f"intent {i}" for i in range(15)]
@@ -83,6 +86,51 @@ def test_nothing_is_drawn_without_the_baselines_predictions():
     results = Results.from_json(make_results(FOUND))
     assert calibration_figure(results, statistics(results)) is None
     assert classes_figure(results, statistics(results)) is None
+
+
+@pytest.mark.parametrize(
+    ("predictions", "kept"),
+    [
+        ([0, 1, 1], {}),
+        ({"test": [0, 1]}, {}),
+        ({"test": {"classes": [0, 1]}}, {}),
+        ({"validation": {"classes": {"true": [1], "predicted": [1], "right": [1]}}}, {}),
+        ({"test": {"classes": {"true": [1, 2], "predicted": [3], "right": [1]}}}, {}),
+        # NaN probabilities are null in the file; the counts by class are still true.
+        (
+            {
+                "test": {
+                    "calibration": {"count": [2], "probability": [None], "right": [1]},
+                    "classes": {"true": [1], "predicted": [1], "right": [1], "more": 0},
+                }
+            },
+            {"classes": {"true": [1], "predicted": [1], "right": [1]}},
+        ),
+    ],
+)
+def test_what_a_script_means_otherwise_is_left_out(tmp_path, predictions, kept):
+    result = {"metric": "accuracy", "metrics": {"test": {"accuracy": 0.5}}, "classes": 2}
+    (tmp_path / "result.json").write_text(json.dumps(result | {"predictions": predictions}))
+    plan = Plan("x.py", [], ["a", "b"], "a", seeds=1)
+    run = read_result(tmp_path, RunSettings("a", "main", 1, {}), plan)
+    assert run.predictions == kept
+    assert run.facts.classes is None
+
+
+def test_losses_whose_counts_cannot_be_drawn_are_left_out():
+    content, *_ = with_predictions()
+    for run in content["runs"]:
+        if run["loss"] == "strict_l":  # No prediction at all; and other classes in one run.
+            run["predictions"]["calibration"]["count"] = [0.0] * 15
+            if run["seed"] == 2:
+                run["predictions"]["classes"] = {
+                    name: [1.0] * 3 for name in ("true", "predicted", "right")
+                }
+    results = Results.from_json(content)
+    for figure in (calibration_figure, classes_figure):
+        titles = [axes.get_title() for axes in figure(results, statistics(results)).axes]
+        assert titles
+        assert "strict_l" not in titles
 
 
 def test_the_report_has_both(tmp_path):

@@ -440,7 +440,7 @@ def test_most_of_an_error_and_of_what_is_not_positive():
     assert times.by_seed == {"1": 20}
     few = times.ratio, times.ratio_interval
     assert few == (1.0, None)
-    correlation = [run(1, [-0.1, 0.0])]
+    correlation = [run(1, [-0.1, 0.0]), run(2, [0.5, 0.6])]  # A seed collapsed.
     assert time_to_baseline(loss, correlation, "accuracy", False, 0.95) is None
     assert time_to_baseline(loss, correlation, "accuracy", False) is not None
 

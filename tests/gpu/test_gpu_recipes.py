@@ -14,7 +14,9 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("recipe", ["glue", "causal_lm", "image_classification"])
+@pytest.mark.parametrize(
+    "recipe", ["glue", "causal_lm", "image_classification", "token_classification"]
+)
 def test_a_recipe_trains(recipe, precision, device, tmp_path):
     subprocess.run(
         [

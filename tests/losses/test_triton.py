@@ -17,6 +17,8 @@ from hf_losses import get_loss, linear_loss, list_losses, register_loss
 from hf_losses.losses import registry
 from hf_losses.losses.fused import triton_launch, triton_source
 
+pytest.importorskip("triton")  # It exists for Linux alone.
+
 LOSSES = list_losses(task="classification")
 EVERY = pytest.mark.parametrize("name", LOSSES)
 
@@ -44,6 +46,46 @@ def test_every_row_is_the_plain_paths(name, launched):
     assert len(launched) == 1
     assert_near(value, exact, z)
     assert_near(gradient, exact_gradient, z)
+
+
+# Wrong signs and a wrong limit, each in one place of the kernels.
+SLIPS = {
+    "z_true - highest - tl.log(total)": "z_true - highest + tl.log(total)",
+    "per_share = -slope / total": "per_share = slope / total",
+    "rest = highest - shared + tl.log(total)": "rest = highest - shared - tl.log(total)",
+    "summed -= tl.sum": "summed += tl.sum",
+    "of_true -= summed": "of_true += summed",
+    "of_top = -top_slope -": "of_top = top_slope -",
+    "per_share += summed * tl.exp(rest - every)": "per_share -= summed * tl.exp(rest - every)",
+    "of_class = -slope_of_wrong": "of_class = slope_of_wrong",
+    "x > -0.4": "x > 0.4",
+    "tl.where(x < 0, x, 0.0) - log": "tl.where(x < 0, x, 0.0) + log",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("right", SLIPS)
+def test_a_slip_in_a_kernel_would_be_noticed(right, launched, monkeypatch, tmp_path):
+    text = triton_launch.KERNELS.read_text(encoding="utf-8")
+    assert text.count(right) >= 1
+    slip = tmp_path / "kernels.py"
+    slip.write_text(text.replace(right, SLIPS[right]), encoding="utf-8")
+    monkeypatch.setattr(triton_launch, "KERNELS", slip)
+    monkeypatch.setattr(triton_launch, "_MODULES", {})
+    triton_launch._kernels.cache_clear()
+
+    def compare():
+        for name in ("liberal_exp", "strict_m", "strict_l_full"):
+            z, target = example()
+            value, gradient, exact, exact_gradient = both(name, z, target, reduction="none")
+            assert_near(value, exact, z)
+            assert_near(gradient, exact_gradient, z)
+
+    try:
+        with pytest.raises(AssertionError):
+            compare()
+    finally:
+        triton_launch._kernels.cache_clear()
 
 
 @pytest.mark.parametrize("classes", [2, 3, 17, 64, 65])

@@ -1,6 +1,7 @@
 """Predictions by class: against scikit-learn, and in an evaluation."""
 
 import numpy as np
+import pytest
 import tiny
 import torch
 from sklearn.metrics import confusion_matrix
@@ -25,6 +26,13 @@ def test_they_are_the_margins_and_the_diagonal_of_the_confusion_matrix():
     assert class_counts(logits, labels).tolist() == expected
     parts = zip(logits.split(13), labels.split(13), strict=True)
     assert sum(class_counts(*part) for part in parts).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_a_narrow_dtype_are_counted_and_evaluated(tmp_path, dtype):
+    labels = torch.tensor([0, 1, 1])
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert torch.equal(class_counts(logits, labels.to(dtype)), class_counts(logits, labels))
 
 
 def test_the_trainer_keeps_the_counts_of_each_evaluated_set(tmp_path, monkeypatch):

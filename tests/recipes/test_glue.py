@@ -37,8 +37,10 @@ sys.path.insert(0, str(RECIPES))
 
 import glue  # noqa: E402
 
+from hf_losses.data import TextArguments  # noqa: E402
 from hf_losses.data.text import dataset as text_data  # noqa: E402
 from hf_losses.data.text import tables  # noqa: E402
+from hf_losses.messages import UsageError  # noqa: E402
 from hf_losses.models import limits, pretrained  # noqa: E402
 from hf_losses.training import output_folder as output  # noqa: E402
 
@@ -441,8 +443,8 @@ def test_local_folder_of_every_glue_task(run, tmp_path, task):
 def test_choices_are_made_on_a_part_of_the_training_set(run, tmp_path, task):
     folder, names = glue_folder(tmp_path / "glue", task)
     arguments = ("--task_name", task, "--dataset_name", folder)
-    expected = text_data.TextArguments(task_name=task, dataset_name=folder).load().splits
-    data = text_data.TextArguments(task_name=task, dataset_name=folder, train_val_split=0.25).load()
+    expected = TextArguments(task_name=task, dataset_name=folder).load().splits
+    data = TextArguments(task_name=task, dataset_name=folder, train_val_split=0.25).load()
     tests = [name.replace("validation", "test") for name in names if "validation" in name]
     assert list(data.splits) == ["train", "validation", *tests]
     assert [len(split) for split in data.splits.values()] == [12, 4, *(16 for _ in tests)]
@@ -455,7 +457,7 @@ def test_choices_are_made_on_a_part_of_the_training_set(run, tmp_path, task):
     assert first["dataset"]["partial"] == ["train", "validation"]
     for test in tests:
         assert len((out / f"predictions_{test}.tsv").read_text().splitlines()) == 17
-    again = text_data.TextArguments(task_name=task, dataset_name=folder, train_val_split=0.25)
+    again = TextArguments(task_name=task, dataset_name=folder, train_val_split=0.25)
     assert again.load().splits["validation"].to_list() == data.splits["validation"].to_list()
 
 
@@ -481,10 +483,13 @@ def test_files_without_a_validation_set_are_split(run, files, tmp_path):
     rows_of = result["dataset"]["rows"]
     assert list(rows_of) == ["train", "validation"]
     assert rows_of["validation"] == (rows_of["train"] + rows_of["validation"]) / 4
-    data = text_data.load_files({"train": files[1]}, "label")
-    data.splits["train"] = data.splits["train"].select([0])
-    with pytest.raises(ValueError, match="one training row cannot be split"):
-        data.hold_out(0.5)
+    arguments = {"train_file": files[1], "train_val_split": 0.99}
+    with pytest.raises(UsageError, match=r"--train_val_split 0.99 of 64 training rows leaves none"):
+        TextArguments(**arguments).load()
+    unlabelled = write(tmp_path / "test.csv", [{"sentence": "the film"}])
+    arguments |= {"validation_file": files[3], "test_file": unlabelled, "train_val_split": 0.5}
+    with pytest.raises(UsageError, match="makes the validation file the test set; leave out"):
+        TextArguments(**arguments).load()
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -932,7 +937,7 @@ def test_result_json_says_whose_data_they_are(tmp_path, monkeypatch, task, limit
     if on_hub:
         splits = text_data._glue_splits(task, glue_folder(tmp_path / "glue", task)[0])
         monkeypatch.setattr(text_data, "load_dataset", lambda *_: splits)
-    data = text_data.TextArguments(task_name=task, max_eval_samples=limit).load()
+    data = TextArguments(task_name=task, max_eval_samples=limit).load()
     facts = output.dataset_facts(data)
     assert (facts["id"], facts["config"]) == (("nyu-mll/glue", task) if on_hub else (None, None))
     names = [name for name in data.splits if name != "train"]

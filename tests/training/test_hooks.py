@@ -1,7 +1,9 @@
 """Every private part of Trainer that is used is listed, and transformers still has it so."""
 
 import ast
+import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,26 @@ def calls(name):
 def test_every_private_method_that_is_used_is_listed_and_no_other():
     private = {name for name in hooks.METHODS if name.startswith("_")}
     assert used() == private
+
+
+def test_every_private_attribute_that_is_used_is_listed_and_no_other():
+    used = {node.attr for node in NODES if isinstance(node, ast.Attribute)}
+    own = {node.name for node in NODES if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assigned = [node.targets for node in NODES if isinstance(node, ast.Assign)]
+    assigned += [[node.target] for node in NODES if isinstance(node, ast.AnnAssign)]
+    for targets in assigned:
+        inner = [node for target in targets for node in ast.walk(target)]
+        own |= {node.attr for node in inner if isinstance(node, ast.Attribute)}
+    private = {name for name in used - own if name.startswith("_") and not name.startswith("__")}
+    listed = {*hooks.METHODS, *hooks.ATTRIBUTES, *hooks.OTHERS}
+    assert private == {name for name in listed - own if name.startswith("_")}
+
+
+@pytest.mark.parametrize(("name", "module"), hooks.OTHERS.items())
+def test_other_libraries_still_have_it(name, module):
+    pytest.importorskip(module.partition(".")[0])
+    source = inspect.getsource(importlib.import_module(module))
+    assert re.search(rf"(self\.|class |^ +){name}\b", source, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", CALLED)

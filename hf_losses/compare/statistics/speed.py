@@ -58,14 +58,16 @@ def time_to_baseline(
         share: What part of the best value is enough; an error may be greater by as much.
 
     Returns:
-        The times; None without evaluations during training, or, unless `share` is 1, without a
-        positive best value. A run that failed counts as one that never reaches the value.
+        The times; None without evaluations during training, or if `share` is not 1 and a best value
+        of the baseline is not positive. A run that failed counts as one that never reaches it.
     """
     sign = -1 if lower_is_better else 1
     goals = {}
     for run in baseline:
         scores = [sign * entry[metric] for entry in run.history if is_number(entry.get(metric))]
-        if scores and (share == 1 or sign * max(scores) > 0):
+        if scores:
+            if share != 1 and sign * max(scores) <= 0:
+                return None  # Leaving out a collapsed seed would bias the rest.
             goals[run.seed] = max(scores) * share**sign
     baseline_steps = {
         run.seed: _first_step(run, metric, sign, goals.get(run.seed)) for run in baseline

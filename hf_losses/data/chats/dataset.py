@@ -13,18 +13,18 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_losses.data.chats.encoding import IGNORED, prompt_tokens, row_tokens
+from hf_losses.data import movie_reviews
+from hf_losses.data.chats.encoding import prompt_tokens, row_tokens
 from hf_losses.data.chats.rows import TABLES, check_quotes, check_rows
-from hf_losses.data.movie_reviews import load_movie_reviews
 from hf_losses.data.splits import UNREADABLE, check_recognised, files_and_folders
-from hf_losses.data.text.dataset import MOVIE_REVIEWS
 from hf_losses.data.text.tables import FORMATS, read_rows, sample
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
 from hf_losses.options import option
 
-DEFAULT = "movie_review_sentiments"
+SENTIMENTS = "movie_review_sentiments"
 
-ABOUT_DEFAULT = f"{MOVIE_REVIEWS}; the completion is the sign of the mean rating in a word"
+ABOUT_DEFAULT = f"{movie_reviews.ABOUT}; the completion is the sign of the mean rating in a word"
 
 HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation"}
 
@@ -38,7 +38,7 @@ class ChatArguments:
     """The data: a dataset, or files of one's own."""
 
     dataset_name: str | None = option(
-        None, f"Hub name such as trl-lib/Capybara, or a folder of files; without one: {DEFAULT}"
+        None, f"Hub name such as trl-lib/Capybara, or a folder of files; without one: {SENTIMENTS}"
     )
     dataset_config_name: str | None = option(None, "configuration of the dataset, if it has some")
     train_file: str | None = option(None, "csv, tsv, json, jsonl or parquet, instead of a dataset")
@@ -65,7 +65,7 @@ class ChatArguments:
         if not 0 <= self.train_val_split < 1:
             raise UsageError(f"--train_val_split must be in [0, 1), got {self.train_val_split}")
         if not files:
-            self.dataset_name = self.dataset_name or DEFAULT
+            self.dataset_name = self.dataset_name or SENTIMENTS
 
     @property
     def name(self) -> str:
@@ -82,9 +82,9 @@ class ChatArguments:
             ValueError: If it cannot be read, or a row or column does not fit.
         """
         origin: dict[str, Any] = {"name": self.name}
-        if self.dataset_name == DEFAULT:
+        if self.dataset_name == SENTIMENTS:
             stored = _movie_review_prompts()
-            where = {name: f"{DEFAULT}, {name} set" for name in stored}
+            where = {name: f"{SENTIMENTS}, {name} set" for name in stored}
             columns = ["prompt", "completion"]
             origin["about"] = ABOUT_DEFAULT
         else:
@@ -226,7 +226,8 @@ class Conversations:
                 return empty | {"fits": False, "cut": False, "idle": True}
             ids, weights = row_tokens(row, tokenizer, f"{where}, row {row['row']}")
             labels = [
-                token if weight else IGNORED for token, weight in zip(ids, weights, strict=True)
+                token if weight else IGNORE_INDEX
+                for token, weight in zip(ids, weights, strict=True)
             ]
             excess = len(ids) - max_length
             # Where the completion or the last turn starts.
@@ -310,7 +311,7 @@ class Conversations:
 
 def _movie_review_prompts() -> dict[str, Dataset]:
     """Movie reviews as prompts, each with its sentiment as the completion."""
-    splits = load_movie_reviews("movie_reviews")
+    splits = movie_reviews.load_movie_reviews("movie_reviews")
     words = splits["train"].features["label"].names
 
     def as_prompt(row: dict[str, Any]) -> dict[str, str]:

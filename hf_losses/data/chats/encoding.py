@@ -11,8 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_losses.messages import UsageError
 
-IGNORED = -100  # As a label: no loss for this token.
-
 MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 

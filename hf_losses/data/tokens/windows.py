@@ -15,9 +15,9 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
 
-IGNORE = -100
 OVERLAP = 4  # A window shares at most 1 / OVERLAP of its sub-tokens with the one before.
 
 
@@ -69,7 +69,7 @@ def make_windows(
                 first_position.setdefault(word, position)
             starts.append([first_position[word - offset] for word in counting])
             if "tags" in batch:
-                labels.append([IGNORE] * len(encoded["input_ids"][index]))
+                labels.append([IGNORE_INDEX] * len(encoded["input_ids"][index]))
                 for word, position in zip(counting, starts[-1], strict=True):
                     labels[-1][position] = batch["tags"][row][word]
         return {**encoded, "starts": starts} | ({"labels": labels} if "tags" in batch else {})

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss
-from hf_losses.losses.registry import parse_loss_kwargs
+from hf_losses.losses.registry import IGNORE_INDEX, parse_loss_kwargs
 from hf_losses.messages import UsageError, nearest
-from hf_losses.models.builtin import IGNORE, loss_type
+from hf_losses.models.builtin import loss_type
 from hf_losses.models.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, is_classifier
 
 # transformers and datasets are imported where they are used: `hf-losses run` checks its arguments
@@ -221,14 +221,14 @@ def _counted_weights(
     weight: str, dataset: Any, columns: list[str], classes: int, ids: dict[str, int]
 ) -> list[float]:
     labels = _labels(weight, dataset, columns)
-    outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
+    outside = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))]
     if len(outside):
         raise UsageError(
             f"labels must lie in [0, {classes}) for {classes} classes, the training data have "
             f"{np.unique(outside).tolist()[:10]}; check num_labels, or mark items to leave out "
-            f"with {IGNORE}"
+            f"with {IGNORE_INDEX}"
         )
-    counts = np.bincount(labels[labels != IGNORE], minlength=classes)
+    counts = np.bincount(labels[labels != IGNORE_INDEX], minlength=classes)
     names = {index: name for name, index in ids.items()}
     missing = [str(names.get(index, index)) for index in np.flatnonzero(counts == 0).tolist()]
     if missing:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLoss
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
-from hf_losses.models.builtin import IGNORE
 from hf_losses.models.heads import LOSS_WEIGHT, REGRESSION
 
 # Takes logits, labels, the number to divide the sum by and the items' weights.
@@ -86,7 +86,7 @@ def items_of(labels: Tensor, problem: str | None) -> Tensor:
 
 def item_mask(labels: Tensor, problem: str | None) -> Tensor:
     """A mask of the items that count; see `items_of`."""
-    return items_of(labels, problem) != IGNORE
+    return items_of(labels, problem) != IGNORE_INDEX
 
 
 def fit(logits: Tensor, labels: Tensor, problem: str | None, weight: Tensor | None = None) -> Items:
@@ -156,10 +156,10 @@ def sum_over_items(loss: Callable[..., Tensor], problem: str | None) -> SumFunct
             "the Trainer sums and divides by the number of items itself: "
             "give the loss reduction='mean' (or 'none')"
         )
-    if getattr(loss, "ignore_index", IGNORE) != IGNORE:
+    if getattr(loss, "ignore_index", IGNORE_INDEX) != IGNORE_INDEX:
         raise UsageError(
             f"ignore_index is {getattr(loss, 'ignore_index', None)}, but Trainer counts the items "
-            f"whose label is not {IGNORE}: mark those to leave out with {IGNORE}"
+            f"whose label is not {IGNORE_INDEX}: mark those to leave out with {IGNORE_INDEX}"
         )
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
         raise UsageError(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hf_losses.losses.base import check_item_weight_values
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
-from hf_losses.models.builtin import IGNORE
 from hf_losses.training.loss.items import Items, item_mask
 
 HINT = "for numbers name a regression loss, such as loss='mse'"
@@ -97,7 +97,7 @@ def _check_values(labels: Tensor, weight: Tensor | None, loss: Any, classes: int
         expected = "yes/no labels" if multi_label else "probabilities of the classes"
         raise UsageError(
             f"labels from {low:g} to {high:g} are no {expected}, which lie in [0, 1] "
-            f"(or are {IGNORE}, to be left out); {HINT}"
+            f"(or are {IGNORE_INDEX}, to be left out); {HINT}"
         )
     if not multi_label:
         sums = values.sum(-1)

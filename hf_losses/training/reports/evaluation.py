@@ -1,19 +1,23 @@
-"""The losses that an evaluation reports: means over all of its items, however they are batched."""
+"""What an evaluation reports: means over all of its items, however they are batched."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import Trainer
 
 from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
 from hf_losses.metrics.classes import class_counts
+from hf_losses.models.heads import LOSS_WEIGHT
 from hf_losses.training.loss.choose import ActiveLoss
 from hf_losses.training.loss.items import Items, item_mask, sum_over_items
 
-MOST_CLASSES = 1000  # A vocabulary is not counted by class.
+# Any trainer class may stand below; the type checker sees the stock one.
+_Base: Any = Trainer if TYPE_CHECKING else object
+MOST_CLASSES = 1000  # More of them would swell result.json.
 
 
 class EvaluationLosses:
@@ -100,7 +104,9 @@ class EvaluationLosses:
         return metrics
 
     def prediction_counts(self) -> dict[str, dict[str, list[float]]]:
-        """What a classifier's predictions are, over all processes, once `metrics` has been called.
+        """What a classifier predicts, over all processes, once `metrics` has been called.
+
+        Only where each row has one label: tokens and pixels are not counted.
 
         Returns:
             `calibration`: by bin of probability, the `count` of predictions, the sum of their
@@ -151,3 +157,70 @@ def rows_of_last_batch(accelerator: Any, size: int, *, tensor_parallel: bool) ->
     ):
         return None
     return int(max(0, state.remainder - accelerator.process_index * size))
+
+
+class EvaluationMixin(_Base):  # type: ignore[misc]
+    """Evaluates with the loss of the trainer, and reports the task's baseline beside it.
+
+    Attributes:
+        prediction_counts: What a classifier predicted in the last evaluation, by its
+            `metric_key_prefix`; see `EvaluationLosses.prediction_counts`.
+    """
+
+    prediction_counts: dict[str, dict[str, dict[str, list[float]]]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.prediction_counts = {}
+        self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
+        self._batch_has_loss = False
+        self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
+        super().__init__(*args, **kwargs)
+
+    def _loss_of_evaluation(self, batches: Sequence[Items], auxiliary: Tensor | float) -> Tensor:
+        """Adds a batch, and the term that the model adds to its loss; returns their sum."""
+        assert self._evaluation is not None
+        size = len(batches[0].labels)
+        rows = rows_of_last_batch(self.accelerator, size, tensor_parallel=self.get_tp_size() > 1)
+        loss = self._evaluation.add(self._active, [batch.rows(rows) for batch in batches])
+        if torch.is_tensor(auxiliary):
+            self._evaluation.add_term(auxiliary, size)
+        return loss + auxiliary
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates as Trainer does, and reports the task's baseline, such as `eval_cross_entropy`.
+
+        For a classifier it also reports `eval_ece`; see `expected_calibration_error`.
+        """
+        self._evaluation = EvaluationLosses()
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+            self._first_targets.read()
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            finite_only = self.args.logging_nan_inf_filter
+            losses = self._evaluation.metrics(self.accelerator, finite_only=finite_only)
+            if losses:
+                # Trainer's mean weighs batches by their rows, however many items they have.
+                output.metrics[f"{prefix}_loss"] = losses["loss"]
+                output.metrics[f"{prefix}_{self._active.baseline_name}"] = losses["baseline"]
+            if "ece" in losses:
+                output.metrics.setdefault(f"{prefix}_ece", losses["ece"])
+            self.prediction_counts[prefix] = self._evaluation.prediction_counts()
+        finally:
+            self._evaluation = None
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Trainer's step, with this trainer's loss even where a base class takes another."""
+        self._batch_has_loss = False
+        # The model, which may generate from the batch or have no labels, must not see the weights.
+        inputs = dict(inputs)
+        self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT, None)
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None and not self._batch_has_loss:
+            # Seq2SeqTrainer takes the model's built-in loss when it generates.
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
+        self._weight_of_evaluation = None
+        return loss, logits, labels

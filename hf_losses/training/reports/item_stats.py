@@ -17,8 +17,8 @@ from torch import Tensor
 from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.margin import class_margin_of_rows, gradient_weight
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
-from hf_losses.models.builtin import IGNORE
 from hf_losses.training.loss.items import Items
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -154,7 +154,7 @@ def item_stats(
         margin = torch.where(target >= 0.5, z, -z)
         gradient, baseline_gradient = _gradients(criterion, z, target)
         items = _stack(criterion, margin, _ratio(gradient, baseline_gradient))
-        return _marked(items, target != IGNORE)
+        return _marked(items, target != IGNORE_INDEX)
     soft = labels.is_floating_point()
     classes = logits.shape[-1]
     rows = max(1, CHUNK // classes)
@@ -163,7 +163,7 @@ def item_stats(
     parts = []
     for start in range(0, len(flat), rows):
         z, target = matrix[start : start + rows].float(), flat[start : start + rows]
-        keep = (target[:, 0] if soft else target) != IGNORE
+        keep = (target[:, 0] if soft else target) != IGNORE_INDEX
         true = target.argmax(-1) if soft else target.where(keep, 0)
         margin = class_margin_of_rows(z, true)
         if soft or criterion.label_smoothing:

@@ -35,7 +35,11 @@ def calibration_figure(results: Results, statistics: Statistics) -> Any:
         A figure of the last stage, with the predictions of all seeds together; None unless the
         baseline and another loss report theirs.
     """
-    counts = _counts(results, statistics, "calibration")
+    counts = {
+        loss: counts
+        for loss, counts in _counts(results, statistics, "calibration").items()
+        if counts["count"].sum() > 0
+    }
     baseline = counts.pop(results.plan.baseline, None)
     if baseline is None or not counts:
         return None
@@ -126,7 +130,7 @@ def _counts(results: Results, statistics: Statistics, kind: str) -> dict[str, Co
             if stage and (run.stage, run.loss) == (stage.stage, entry.loss) and run.finished
             if kind in run.predictions
         ]
-        if runs:
+        if runs and len({len(run[name]) for run in runs for name in run}) == 1:
             counts[entry.loss] = {name: np.array([run[name] for run in runs]) for name in runs[0]}
     return counts
 
