@@ -117,7 +117,7 @@ class TextData:
             raise UsageError(
                 f"--train_val_split {share:g} of {rows} training rows leaves none to train on"
             )
-        if given and tests and self.metric not in GLUE:
+        if validation and tests and self.metric not in GLUE:
             raise UsageError(
                 "--train_val_split makes the validation file the test set; leave out --test_file"
             )
