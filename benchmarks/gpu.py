@@ -6,7 +6,9 @@ Time: forward and backward of the mean loss by CUDA events, every peer in turns,
 quartiles. Memory: the peak of what PyTorch's allocator hands out beyond the inputs. Every case runs
 twice, each time in a process of its own: with PyTorch's operations, and with `HF_LOSSES_TRITON=1`,
 where only ours and `F.cross_entropy` are measured, to which both are relative. Liger's kernels are
-peers where `liger_kernel` is installed. Weights are random; nothing is downloaded. Writes
+peers where `liger_kernel` is installed. The case `sft` is dynamic fine-tuning: a step of TRL's
+`SFTTrainer` by TRL and by us, and Liger's fused last layer with token scaling in no trainer; what
+could not run there has the reason in its place. Weights are random; nothing is downloaded. Writes
 gpu_CARD.json. `--tiny` shrinks every case, and needs no GPU with `--device cpu`: it shows that the
 script runs, and measures nothing of interest.
 """
@@ -39,13 +41,28 @@ CASES = (
     *(f"{rows}x{classes}-{dtype}" for rows, classes in SHAPES for dtype in DTYPES),
     *(f"linear-{r}x{c}-{dtype}" for r, c in SHAPES if c in WIDTHS for dtype in DTYPES),
     *STEPS,
+    "sft",
 )
 LOSSES = list_losses(task="classification")
-REFERENCE = {"F.cross_entropy", "F.linear + F.cross_entropy", "Trainer"}
-FOREIGN = ("F.", "naive", "torch.compile", "Liger", "Trainer")  # Triton of ours changes nothing.
+TRL_DFT = "SFTTrainer, loss_type='dft'"
+REFERENCE = {"F.cross_entropy", "F.linear + F.cross_entropy", "Trainer", TRL_DFT}
+# Triton of ours changes nothing there.
+FOREIGN = ("F.", "naive", "torch.compile", "Liger", "Trainer", "SFTTrainer")
 ROUNDS = 9  # Fewest.
 SECONDS = 0.3  # Of measuring per peer.
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
+LLAMA = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "intermediate_size": 5632,
+}
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 
 
 def of_logits(rows, classes, dtype, device, tiny):
@@ -116,23 +133,11 @@ def of_trainings(case, device, tiny):
         LlamaForCausalLM,
     )
 
-    small = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
     if case == "bert-base":
-        model = BertForSequenceClassification(BertConfig(**(small if tiny else {})))
+        model = BertForSequenceClassification(BertConfig(**(TINY if tiny else {})))
         length, more = 128, {}
     else:
-        shape = {
-            "hidden_size": 2048,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 16,
-            "intermediate_size": 5632,
-        }
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **(small if tiny else shape)))
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **(TINY if tiny else LLAMA)))
         length = 1024
         more = {
             "LossTrainer, cross_entropy": {"loss": "cross_entropy"},
@@ -156,7 +161,41 @@ def of_trainings(case, device, tiny):
     )
 
 
+def of_sft(device, tiny):
+    """A step of dynamic fine-tuning in bfloat16, forward and backward; else why it cannot run."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=32000, **(TINY if tiny else LLAMA))
+    batch, length = (2, 8) if tiny else (8, 1024)
+    if importlib.util.find_spec("trl") is None:
+        peers = {TRL_DFT: "trl is not installed"}
+    else:
+        from training_steps import of_sft as trainers
+
+        peers = trainers(config, batch, length, device, torch.bfloat16)
+    name = "Liger fused linear cross-entropy, token scaling"
+    if not HAS_LIGER:
+        return peers | {name: "liger-kernel is not installed"}
+    if device == "cpu":
+        return peers | {name: "Liger's kernels need a GPU"}
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(use_token_scaling=True)
+    model = LlamaForCausalLM(config).to(device, torch.bfloat16).train()
+    ids = torch.randint(3, config.vocab_size, (batch, length), device=device)
+
+    def run():
+        model.zero_grad(set_to_none=True)
+        hidden = model.model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        hidden = hidden[:, :-1].flatten(0, 1)
+        loss(model.lm_head.weight, hidden, ids[:, 1:].flatten()).backward()
+
+    return peers | {name: run}
+
+
 def peers_of(case, device, tiny):
+    if case == "sft":
+        return of_sft(device, tiny)
     if case in STEPS:
         return of_trainings(case, device, tiny)
     shape, dtype = case.removeprefix("linear-").split("-")
@@ -189,12 +228,15 @@ def peak_bytes(run):
 
 
 def measure(case, device, tiny, triton):
-    """Time and memory of every peer; null for one whose memory did not suffice."""
+    """Time and memory of every peer; null, or in words why, for one that did not run."""
     peers = peers_of(case, device, tiny)
     if triton:
         peers = {n: r for n, r in peers.items() if n in REFERENCE or not n.startswith(FOREIGN)}
     peak, fit = {}, {}
+    absent = {name: why for name, why in peers.items() if isinstance(why, str)}
     for name, run in peers.items():
+        if name in absent:
+            continue
         try:
             run()  # Compiles.
             peak[name] = peak_bytes(run) if device == "cuda" else None
@@ -203,8 +245,8 @@ def measure(case, device, tiny, triton):
             continue  # Reported as null.
     clock = seconds_by_events if device == "cuda" and case not in STEPS else seconds_of
     budget, fewest = (0.0, 2) if tiny else (SECONDS, ROUNDS)
-    times = in_turns(fit, fewest=fewest, clock=clock, budget=budget)
-    return {n: times[n] | {"peak_bytes": peak[n]} if n in fit else None for n in peers}
+    times = in_turns(fit, fewest=fewest, clock=clock, budget=budget) if fit else {}
+    return {n: times[n] | {"peak_bytes": peak[n]} if n in fit else absent.get(n) for n in peers}
 
 
 def child(triton):
@@ -222,7 +264,7 @@ def child(triton):
 
 def machine(device):
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for name in ("torch", "triton", "liger-kernel", "transformers", "hf-losses"):
+    for name in ("torch", "triton", "liger-kernel", "transformers", "trl", "hf-losses"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -251,7 +293,7 @@ def main(options):
         for result in child(triton):
             case, peers = result["case"], result["peers"]
             cases.setdefault(case, {})[way] = peers
-            ratios = {name: peer and peer["ratio"] for name, peer in peers.items()}
+            ratios = {n: p["ratio"] if isinstance(p, dict) else p for n, p in peers.items()}
             print(case, way, ratios, flush=True)
             # After every case: a later one may fail.
             path.write_text(json.dumps(facts | {"cases": cases}, indent=1) + "\n", encoding="utf-8")

@@ -61,8 +61,8 @@ def of_causal_lm(words):
     }
 
 
-def of_sft(words):
-    """The same step through TRL's SFTTrainer: its own DFT, and the loss `dft`."""
+def of_sft(config, batch=8, length=128, device="cpu", dtype=torch.float32):
+    """A step of that model through TRL's SFTTrainer: its own DFT, and the loss `dft`."""
     import trl
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -72,27 +72,29 @@ def of_sft(words):
         pass
 
     Config = dataclass(type("Config", (trl.SFTConfig, LossTrainingArguments), {}))
-    vocabulary = {f"w{i}": i for i in range(words)}
+    vocabulary = {f"w{i}": i for i in range(config.vocab_size)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="w0")),
         eos_token="w1",
         pad_token="w2",
     )
     torch.manual_seed(0)
-    ids = torch.randint(3, words, (8, 128))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    ids = torch.randint(3, config.vocab_size, (batch, length))
     rows = Dataset.from_dict({"input_ids": ids.tolist()})
-    count = torch.tensor(8 * 127)
-    folder = tempfile.mkdtemp()
+    ids = ids.to(device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    count = torch.tensor(batch * (length - 1), device=device)
+    common = {"output_dir": tempfile.mkdtemp(), "bf16": False, "report_to": []}
+    common["use_cpu"] = device == "cpu"
 
     def step(cls, **settings):
-        model = LlamaForCausalLM(small_llama(words)).train()
-        args = Config(output_dir=folder, use_cpu=True, bf16=False, report_to=[], **settings)
+        model = LlamaForCausalLM(config).to(device, dtype).train()
+        args = Config(**common, **settings)
         trainer = cls(model, args, train_dataset=rows, processing_class=tokenizer)
 
         def run():
             model.zero_grad(set_to_none=True)
-            trainer.compute_loss(model, dict(batch), num_items_in_batch=count).backward()
+            trainer.compute_loss(model, dict(inputs), num_items_in_batch=count).backward()
 
         return run
 
@@ -166,4 +168,4 @@ def trainings(model, rows, *, more=None, steps=10, batch=32, **common):
 def peers_of(case):
     if case == "causal-lm-step":
         return of_causal_lm(32000)
-    return of_sft(32000) if case == "sft-step" else of_trainers(case)
+    return of_sft(small_llama(32000)) if case == "sft-step" else of_trainers(case)

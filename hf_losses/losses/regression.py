@@ -21,8 +21,10 @@ else:
     formula="e**2",
     task="regression",
     reference="squared error",
-    use="The baseline: begin with it.",
-    avoid="With outliers: an error pulls in proportion to its size.",
+    use="The baseline, for errors that are close to normal: by its formula the best prediction is "
+    "the mean of the targets.",
+    avoid="With outliers: by its formula an error pulls in proportion to its size, and outliers "
+    "spoil a mean (Huber 1964, doi:10.1214/aoms/1177703732).",
 )
 def mse(e: Tensor) -> tuple[Tensor, Tensor]:
     """e²."""
@@ -35,9 +37,10 @@ def mse(e: Tensor) -> tuple[Tensor, Tensor]:
     formula="abs(e)",
     task="regression",
     reference="Laplace 1774",
-    use="For targets with outliers of any size: every error pulls equally.",
-    avoid="Near the target it pulls as hard as far from it, so that training does not "
-    "settle without a falling learning rate.",
+    use="For targets with outliers of any size: by its formula every error pulls equally, and the "
+    "best prediction is the median of the targets.",
+    avoid="By its formula it pulls as hard near the target as far from it, so that training "
+    "oscillates there unless the learning rate falls (Noel et al. 2026, arXiv:2606.22068v1).",
 )
 def mae(e: Tensor) -> tuple[Tensor, Tensor]:
     """|e|."""
@@ -51,8 +54,10 @@ def mae(e: Tensor) -> tuple[Tensor, Tensor]:
     task="regression",
     parameters={"delta": LossParameter(1.0, above=0.0, help="error at which e²/2 turns linear")},
     reference="Huber 1964, doi:10.1214/aoms/1177703732",
-    use="For targets with outliers; delta is the error from which they stop pulling harder.",
-    avoid="Where delta does not fit the scale of the targets: scale them, or set it.",
+    use="For errors that are close to normal but for some outliers: delta is the error from which "
+    "they stop pulling harder (Huber 1964, doi:10.1214/aoms/1177703732).",
+    avoid="Where delta does not fit the scale of the targets: by its formula it is half of mse if "
+    "all errors are below delta, and delta times mae, but for a constant, if all are above.",
 )
 def huber(e: Tensor, *, delta: float) -> tuple[Tensor, Tensor]:
     """e²/2 up to delta, linear beyond: c(|e| - c/2) with c = min(|e|, delta)."""
@@ -66,8 +71,11 @@ def huber(e: Tensor, *, delta: float) -> tuple[Tensor, Tensor]:
     formula="log(cosh(e))",
     task="regression",
     reference="log cosh error",
-    use="For targets with outliers, like huber with delta 1, and smooth everywhere.",
-    avoid="Where the scale of the targets is far from 1: scale them.",
+    use="For targets with outliers, like huber with delta 1, and smooth everywhere: by its formula "
+    "nearly e²/2 for small errors, and nearly mae − ln 2 for large ones (Saleh and Saleh 2022, "
+    "arXiv:2208.04564).",
+    avoid="Where the scale of the targets is far from 1: by its formula it turns from a square to "
+    "a line at errors of about 1, and no parameter moves that.",
 )
 def log_cosh(e: Tensor) -> tuple[Tensor, Tensor]:
     """Ln cosh e."""
@@ -84,8 +92,10 @@ def log_cosh(e: Tensor) -> tuple[Tensor, Tensor]:
     formula="e*tanh(e/2)",
     task="regression",
     reference="smooth mean absolute error, a later version of arXiv:2303.09935",
-    use="For targets with outliers, like mae, and smooth at 0.",
-    avoid="Where the scale of the targets is far from 1: scale them.",
+    use="For targets with many outliers: it is closer to mae than huber and log_cosh are, and "
+    "smooth at 0 (Noel et al. 2023, arXiv:2303.09935).",
+    avoid="Where the scale of the targets is far from 1: by its formula it turns from a square to "
+    "a line at errors of about 1, and no parameter moves that.",
 )
 def smae(e: Tensor) -> tuple[Tensor, Tensor]:
     """e·tanh(e/2)."""

@@ -14,7 +14,9 @@ CASES = {
     "4096x32000-bfloat16": {"F.cross_entropy", *list_losses(task="classification")},
     "linear-16384x50257-float32": {"F.linear + F.cross_entropy", "linear_loss liberal_exp"},
     "llama": {"Trainer", "LossTrainer, liberal_exp, fused_linear"},
+    "sft": {"SFTTrainer, loss_type='dft'", "LossMixin, dft", "LossMixin, dft, fused_linear"},
 }
+LIGER = "Liger fused linear cross-entropy, token scaling"
 
 
 @pytest.mark.slow
@@ -26,6 +28,8 @@ def test_every_peer_is_measured_with_and_without_triton(tmp_path):
     found = json.loads((tmp_path / "gpu_none.json").read_text())
     assert {"torch", "transformers"} <= found["versions"].keys()
     assert found["cases"].keys() == CASES.keys()
+    why = found["cases"]["sft"]["torch"].pop(LIGER)
+    assert why in ("liger-kernel is not installed", "Liger's kernels need a GPU")
     for case, names in CASES.items():
         assert found["cases"][case].keys() == {"torch", "HF_LOSSES_TRITON=1"}
         for peers in found["cases"][case].values():

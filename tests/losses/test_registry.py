@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from hf_losses import (
     register_loss,
 )
 
+ROOT = Path(__file__).parents[2]
 MULTI_LABEL = "multi_label_classification"
 OPTIONS = "reduction, ignore_index, weight, label_smoothing, max_weight, problem_type"
 
@@ -221,8 +223,17 @@ def test_a_record_is_complete_and_frozen(name):
         assert parameter.allows(parameter.default)
         assert parameter.bound
         assert parameter.help
-    assert spec.use.endswith(".")
-    assert spec.avoid.endswith(".")
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_what_it_is_for_and_where_it_fails_is_a_sentence_with_a_source(name):
+    for text in (get_spec(name).use, get_spec(name).avoid):
+        assert re.findall(r"[.!?](?=\s|$)", text.replace("et al.", "")) == ["."]
+        assert text.endswith(".")
+        results = re.findall(r"results/[\w/.-]*\w", text)
+        assert results or re.search(r"arXiv:\d{4}\.\d{5}|doi:10\.\d+/|[Bb]y its formula\b", text)
+        for path in results:
+            assert (ROOT / path).exists()
 
 
 def test_the_paper_has_eight_losses():
