@@ -108,16 +108,16 @@ def main(path):
         }
         plain = ModelInputs(data.splits["train"], processor)
         cached = [plain[i] for i in range(len(plain))]
-        found = {name: [] for name in ("cached", *kinds)}
+        seconds = {name: [] for name in ("cached", *kinds)}
         for round_ in range(ROUNDS):
-            found["cached"].append(seconds_per_step(model, cached, folder, 0))
+            seconds["cached"].append(seconds_per_step(model, cached, folder, 0))
             for name, inputs in kinds.items():
-                found[name].append(seconds_per_step(model, inputs, folder, workers))
-            print(round_ + 1, {name: round(times[-1], 3) for name, times in found.items()})
-    medians = {name: statistics.median(times) for name, times in found.items()}
+                seconds[name].append(seconds_per_step(model, inputs, folder, workers))
+            print(round_ + 1, {name: round(times[-1], 3) for name, times in seconds.items()})
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     result = {
         "what": f"ViT-tiny, 224 × 224, batch {BATCH}, {STEPS} steps a measurement, {ROUNDS} rounds",
-        "seconds_per_step": {name: [round(t, 4) for t in times] for name, times in found.items()},
+        "seconds_per_step": {name: [round(t, 4) for t in times] for name, times in seconds.items()},
         "median": {name: round(value, 4) for name, value in medians.items()},
         "speed_relative_to_cached": {
             name: round(medians["cached"] / value, 4) for name, value in medians.items()

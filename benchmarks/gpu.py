@@ -275,8 +275,8 @@ def machine(device):
     hardware = {"gpu": facts.name, "memory_bytes": facts.total_memory, "driver": None}
     if smi := shutil.which("nvidia-smi"):
         query = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-        hardware["driver"] = found.splitlines()[0]
+        output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        hardware["driver"] = output.splitlines()[0]
     return {"hardware": hardware, "versions": versions}
 
 
@@ -290,8 +290,8 @@ def main(options):
         cases = json.loads(path.read_text())["cases"]
     for triton in (False, True):
         way = "HF_LOSSES_TRITON=1" if triton else "torch"
-        for found in child(triton):
-            case, peers = found["case"], found["peers"]
+        for result in child(triton):
+            case, peers = result["case"], result["peers"]
             cases.setdefault(case, {})[way] = peers
             ratios = {n: p["ratio"] if isinstance(p, dict) else p for n, p in peers.items()}
             print(case, way, ratios, flush=True)
@@ -312,6 +312,6 @@ if __name__ == "__main__":
     else:
         for case in options.cases:
             triton = options.child == "triton"
-            found = measure(case, options.device, options.tiny, triton)
-            print(json.dumps({"case": case, "peers": found}), flush=True)
+            peers = measure(case, options.device, options.tiny, triton)
+            print(json.dumps({"case": case, "peers": peers}), flush=True)
             torch._dynamo.reset()

@@ -123,7 +123,7 @@ def main(path):
     logging.set_verbosity_error()
     torch.set_num_threads(os.cpu_count())
     set_seed(0)
-    load, found = os.getloadavg()[0], {}
+    load, by_model = os.getloadavg()[0], {}
     for name, build, classes in (("bert", bert, 2), ("causal_lm", causal_lm, 0)):
         data = rows(classes)
         with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +136,7 @@ def main(path):
         off = statistics.median(seconds["off"] + seconds["off_again"]) / BLOCK
         alone = collection(trainer, data)
         share = alone["median"] / 1e6 / off
-        found[name] = {
+        by_model[name] = {
             "parameters": trainer.model.num_parameters(),
             "seconds_per_step_off": round(off, 4),
             "ratio_over_off": {
@@ -153,13 +153,13 @@ def main(path):
             },
             "seconds_per_block": {s: [round(t, 3) for t in times] for s, times in seconds.items()},
         }
-        print(name, json.dumps({k: v for k, v in found[name].items() if "block" not in k}))
+        print(name, json.dumps({k: v for k, v in by_model[name].items() if "block" not in k}))
     result = {
         "what": f"loss {LOSS}, batch {BATCH} × {LENGTH} tokens, {BLOCK} steps a block, settings "
         f"in turns, {ROUNDS} rounds; off_again is off once more: its ratio is the noise",
         "noise": "the machine had other work to do; load average at the start "
         f"{load:.1f} on {os.cpu_count()} processors",
-        **found,
+        **by_model,
         "cpu_count": os.cpu_count(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }

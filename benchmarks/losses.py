@@ -71,10 +71,10 @@ def compiled():
 
 def naive_full(logits, target, of_wrong, of_true):
     p = F.softmax(logits.float(), -1)
-    own = p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    p_true = p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     wrong = of_wrong(p)
     wrong = wrong.sum(-1) - wrong.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    return (of_true(own) + wrong).mean()
+    return (of_true(p_true) + wrong).mean()
 
 
 def naive_m_full(logits, target):
@@ -99,7 +99,7 @@ def of_logits(rows, classes, dtype):
     peers = {"F.cross_entropy": F.cross_entropy, "naive liberal_exp": naive_sparse}
     peers |= {"naive strict_m_full": naive_m_full, "naive strict_l_full": naive_l_full}
     if shutil.which("c++"):
-        peers["torch.compile of naive liberal_exp"] = lambda *given: compiled()(*given)
+        peers["torch.compile of naive liberal_exp"] = lambda *inputs: compiled()(*inputs)
     peers |= {name: get_loss(name) for name in losses}
     if logits.numel() > 10**6:
         over = get_loss("liberal_exp", overwrite_logits=True)
@@ -120,12 +120,12 @@ def of_hidden(rows, width, classes):
     hidden = torch.randn(rows, width, requires_grad=True)
     weight = (0.05 * torch.randn(classes, width)).requires_grad_()
     target = torch.randint(0, classes, (rows,))
-    own = get_loss("liberal_exp")
+    liberal_exp = get_loss("liberal_exp")
     peers = {
         "F.linear + F.cross_entropy": lambda: F.cross_entropy(F.linear(hidden, weight), target),
         "F.linear_cross_entropy": lambda: F.linear_cross_entropy(hidden, weight, target),
-        "F.linear + liberal_exp": lambda: own(F.linear(hidden, weight), target),
-        "linear_loss liberal_exp": lambda: linear_loss(hidden, weight, target, loss=own),
+        "F.linear + liberal_exp": lambda: liberal_exp(F.linear(hidden, weight), target),
+        "linear_loss liberal_exp": lambda: linear_loss(hidden, weight, target, loss=liberal_exp),
         "linear_loss cross_entropy": lambda: linear_loss(hidden, weight, target),
     }
 
@@ -186,15 +186,15 @@ def in_turns(peers, *, fewest, clock=seconds_of, budget=SECONDS):
     reference = statistics.median(seconds[next(iter(peers))])
     return {
         name: {
-            "milliseconds": round(1e3 * statistics.median(found), 4),
-            "ratio": round(statistics.median(found) / reference, 3),
+            "milliseconds": round(1e3 * statistics.median(times), 4),
+            "ratio": round(statistics.median(times) / reference, 3),
             "quartiles": [
                 round(q / reference, 3)
-                for q in statistics.quantiles(found, n=4, method="inclusive")[::2]
+                for q in statistics.quantiles(times, n=4, method="inclusive")[::2]
             ],
-            "rounds": len(found),
+            "rounds": len(times),
         }
-        for name, found in seconds.items()
+        for name, times in seconds.items()
     }
 
 
@@ -203,9 +203,9 @@ def measure_memory(case, name):
     run = peers_of(case)[name]
     if name.startswith("torch.compile"):
         run()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
-    events = found.profiler.kineto_results.events()
+    events = profiled.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return max(itertools.accumulate(change for _, change in changes))
 
@@ -244,12 +244,12 @@ def draw(results, path):
     for axes, case in zip(grid, cases, strict=False):
         peers = list(results["cases"][case]["warm"])
         for shift, condition, color in ((-0.15, "default", "#7b8794"), (0.15, "warm", "#0b5fa5")):
-            found = [results["cases"][case][condition][peer] for peer in peers]
+            timings = [results["cases"][case][condition][peer] for peer in peers]
             places = [place + shift for place in range(len(peers))]
-            low, high = zip(*(peer["quartiles"] for peer in found), strict=True)
+            low, high = zip(*(peer["quartiles"] for peer in timings), strict=True)
             axes.hlines(places, low, high, color=color, lw=1)
             label = f"{condition} allocator"
-            axes.plot([p["ratio"] for p in found], places, "o", color=color, ms=5, label=label)
+            axes.plot([p["ratio"] for p in timings], places, "o", color=color, ms=5, label=label)
         axes.axvline(1, color="#b3261e", lw=1)
         axes.set_yticks(range(len(peers)), peers, fontsize=8)
         axes.invert_yaxis()
@@ -272,23 +272,23 @@ def main(folder, *only):
     results = json.loads(path.read_text()) if only and path.exists() else {"cases": {}}
     cases = only or (*SHAPES, *LINEAR, *STEPS)
     for case in cases:
-        found = {"default": child("time", case)}
+        measured = {"default": child("time", case)}
         if case in SHAPES:
-            found["warm"] = child("time", case, warm=True)
+            measured["warm"] = child("time", case, warm=True)
         if case in COUNTED and shutil.which("valgrind"):
             peers = COUNTED[case]
-            found["instructions"] = {name: child("instructions", case, name) for name in peers}
+            measured["instructions"] = {name: child("instructions", case, name) for name in peers}
         if case not in (*SMALL, *STEPS[2:]):
-            peers = [name for name in found["default"] if name not in TIME_ONLY]
-            found["peak_bytes"] = {name: child("memory", case, name) for name in peers}
-        results["cases"][case] = found
+            peers = [name for name in measured["default"] if name not in TIME_ONLY]
+            measured["peak_bytes"] = {name: child("memory", case, name) for name in peers}
+        results["cases"][case] = measured
         for condition in ("default", "warm"):
-            if condition in found:
-                ratios = {name: peer["ratio"] for name, peer in found[condition].items()}
+            if condition in measured:
+                ratios = {name: peer["ratio"] for name, peer in measured[condition].items()}
                 print(case, condition, ratios, flush=True)
         for what in ("instructions", "peak_bytes"):
-            if what in found:
-                print(case, what, found[what], flush=True)
+            if what in measured:
+                print(case, what, measured[what], flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results | _machine(), indent=1) + "\n", encoding="utf-8")
     draw(results, path.with_suffix(".png"))

@@ -106,28 +106,29 @@ def ended_with(text, private):
 
 def named(output):
     """What a finished run says of its loss: saved model, last checkpoint, evaluation."""
-    found = {"saved": [], "eval": []}
+    names = {"saved": [], "eval": []}
     for name in ("", "checkpoint-2"):
         record = output / name / "hf_losses.json"
         config = json.loads((output / name / "config.json").read_text(encoding="utf-8"))
         if record.exists() and json.loads(record.read_text(encoding="utf-8"))["name"]:
-            found["saved"].append(f"{name}/hf_losses.json".lstrip("/"))
+            names["saved"].append(f"{name}/hf_losses.json".lstrip("/"))
         if config.get("hf_losses"):
-            found["saved"].append(f"{name}/config.json".lstrip("/"))
+            names["saved"].append(f"{name}/config.json".lstrip("/"))
     results = output / "eval_results.json"
     if results.exists():
         measured = json.loads(results.read_text(encoding="utf-8"))
         baselines = ("eval_loss", "eval_cross_entropy", "eval_mse")
-        found["eval"] = [name for name in baselines if name in measured]
-    return found
+        names["eval"] = [name for name in baselines if name in measured]
+    return names
 
 
 def complaint(case, stock, ours):
     """What is not as it must be, in a few words; empty if all is."""
+    refused = ours["outcome"] == "refused"
     if stock["outcome"] != "runs":
-        return "" if ours["outcome"] == "refused" and case.own else "does not run by itself"
-    if case.own:
-        return "" if ours["outcome"] == "refused" else "is not refused in one line"
+        return "" if case.special_loss and refused else "does not run by itself"
+    if case.special_loss:
+        return "" if refused else "is not refused in one line"
     if ours["outcome"] != "runs":
         return "does not run with another loss"
     missing = [] if len(ours["saved"]) == 4 else ["what is saved does not name the loss"]
@@ -148,8 +149,8 @@ def main(argv=None):
         parser.error(f"{options.folder} lacks {', '.join(missing)}; give examples/pytorch")
     before = {}
     if options.only and options.output.exists():
-        found = json.loads(options.output.read_text(encoding="utf-8"))["runs"]
-        before = {(run["script"], run["model"]): run for run in found}
+        earlier = json.loads(options.output.read_text(encoding="utf-8"))["runs"]
+        before = {(run["script"], run["model"]): run for run in earlier}
     repairs = repair_torchvision()
     runs = []
     with tempfile.TemporaryDirectory() as name:
@@ -167,7 +168,8 @@ def main(argv=None):
             )
             wrong = complaint(case, stock, ours)
             print(f"{title}: {wrong or ours['outcome']}", flush=True)
-            row = {"script": case.script, "model": case.title, "loss": case.loss, "own": case.own}
+            row = {"script": case.script, "model": case.title, "loss": case.loss}
+            row["own"] = case.special_loss
             row["repairs"] = [getattr(sitecustomize, name).__doc__ for name in case.repairs]
             runs.append(row | {"stock": stock, "ours": ours, "wrong": wrong})
     write_results(options.output, PACKAGES, runs=runs)

@@ -129,16 +129,16 @@ def outcomes(suite, folder, repairs, arguments=()):
     )
     if done.returncode not in (0, 1):
         raise SystemExit(f"pytest ended with {done.returncode}: {' '.join(command)}")
-    found = {}
+    by_name = {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname').rpartition('.')[2]}.{case.get('name')}"
         bad = next((e for e in case if e.tag in ("failure", "error", "skipped")), None)
         if bad is None:
-            found[name] = ("passed", "")
+            by_name[name] = ("passed", "")
         else:
             kind = "skipped" if bad.tag == "skipped" else "failed"
-            found[name] = (kind, (bad.get("message") or "").partition("\n")[0])
-    return found
+            by_name[name] = (kind, (bad.get("message") or "").partition("\n")[0])
+    return by_name
 
 
 def compared(suite, stock, ours, folder):

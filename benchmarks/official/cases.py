@@ -30,7 +30,8 @@ class Case:
         model: Key of `official.models.MODELS`.
         arguments: Its own, separated by spaces, besides `TRAIN`.
         loss: The loss it is run with.
-        own: What its loss is, where it is none of one item's logits and label; else empty.
+        special_loss: What its loss is, if it is no function of one item's logits and label; else
+            empty.
         repairs: Functions of `official/site/sitecustomize.py` without which it does not start.
         reports: The baseline that its evaluation must show; empty where it evaluates without loss.
     """
@@ -39,7 +40,7 @@ class Case:
     model: str
     arguments: str
     loss: str = "liberal_exp"
-    own: str = ""
+    special_loss: str = ""
     repairs: tuple = ()
     reports: str = "eval_cross_entropy"
 
@@ -172,52 +173,52 @@ CASES = (
         "CLIP",
         f"{files('captions')} --image_column image --caption_column caption --max_seq_length 64 "
         "--remove_unused_columns False",
-        own=PAIRS,
+        special_loss=PAIRS,
         repairs=("image_reading",),
     ),
     Case(
         "image-pretraining/run_mae.py",
         "ViT-MAE",
         "--dataset_name images --remove_unused_columns False",
-        own=PIXELS,
+        special_loss=PIXELS,
     ),
     Case(
         "image-pretraining/run_mim.py",
         "ViT",
         "--dataset_name images --mask_patch_size 16 --remove_unused_columns False",
-        own=PIXELS,
+        special_loss=PIXELS,
     ),
     Case(
         "instance-segmentation/run_instance_segmentation.py",
         "MaskFormer",
         "--dataset_name instances --image_height 32 --image_width 32 --remove_unused_columns False",
-        own=BOXES,
+        special_loss=BOXES,
     ),
     Case(
         "object-detection/run_object_detection.py",
         "YOLOS",
         "--dataset_name objects --image_square_size 32 --remove_unused_columns False "
         "--eval_do_concat_batches False --ignore_mismatched_sizes True",
-        own=BOXES,
+        special_loss=BOXES,
     ),
     Case(
         "question-answering/run_qa_beam_search.py",
         "XLNet",
         f"{files('questions')} --max_seq_length 32 --doc_stride 8",
-        own=BEAMS,
+        special_loss=BEAMS,
     ),
     Case(
         "speech-recognition/run_speech_recognition_ctc.py",
         "Wav2Vec2",
         f"{SOUND} {WORDS} --eval_split_name test",
-        own=CTC,
+        special_loss=CTC,
         repairs=("config_without_tokenizer_class",),
     ),
     Case(
         "speech-recognition/run_speech_recognition_ctc_adapter.py",
         "Wav2Vec2 with adapters",
         f"{SOUND} {WORDS} --eval_split_name test --target_language eng",
-        own=CTC,
+        special_loss=CTC,
         repairs=("config_without_tokenizer_class",),
     ),
 )

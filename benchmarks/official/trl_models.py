@@ -159,8 +159,8 @@ def write_data(folder, scripts):
             repo = f"{OWNER}/{name.replace('_', '-')}"
             make(test_size=0.1, push_to_hub=True, repo_id=repo)
             path = Path(folder, repo)
-            found = sorted(part.name for part in path.iterdir())
-            lines = "".join(f"- config_name: {one}\n  data_dir: {one}\n" for one in found)
+            configs = sorted(part.name for part in path.iterdir())
+            lines = "".join(f"- config_name: {one}\n  data_dir: {one}\n" for one in configs)
             (path / "README.md").write_text(f"---\nconfigs:\n{lines}---\n", encoding="utf-8")
     finally:
         datasets.DatasetDict.push_to_hub = upload

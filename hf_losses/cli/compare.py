@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hf_losses.compare.engines.local_pool import LocalPool
@@ -309,7 +308,6 @@ class Display:
     """
 
     def __init__(self, plan: Plan, folder: Path, jobs: int) -> None:
-        """See the class."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeElapsedColumn as Elapsed
@@ -333,12 +331,7 @@ class Display:
         self.progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._say_kept()
         self.progress.stop()
 

@@ -31,7 +31,7 @@ def outage(error: BaseException) -> BaseException | None:
     Args:
         error: What `hf_hub_download` raised.
     """
-    # It raises this error if the file is not in the cache either.
+    # With no connection and no cached file it raises this error, caused by that of the connection.
     reason = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
     if reason is None or not (isinstance(reason, OfflineModeIsEnabled) or is_temporary(reason)):
         return None

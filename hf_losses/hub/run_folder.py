@@ -22,7 +22,7 @@ OTHERS = (".safetensors", ".png", ".svg", ".model", ".spm", ".tiktoken")
 
 PRIVATE = ("checkpoint-*", "_*", ".*", "runs", "wandb", "mlruns")
 
-# The files that training resumes from, which `hub_strategy="checkpoint"` publishes, too.
+# The files that training resumes from; only `hub_strategy="checkpoint"` publishes them.
 STATE = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "*_states.pt", "latest")
 
 
@@ -111,7 +111,7 @@ def copy_files(run_dir: Path, into: Path, wanted: Callable[[str], bool]) -> None
     Args:
         run_dir: The folder of the run.
         into: The folder for the copies; made where needed.
-        wanted: Says of a file's name whether it is copied; private files never are.
+        wanted: Whether to copy a file of a given name; private files are never copied.
     """
     scrub = Scrub(run_dir)
     for source in sorted(run_dir.rglob("*")):
@@ -126,8 +126,9 @@ def copy_files(run_dir: Path, into: Path, wanted: Callable[[str], bool]) -> None
         else:
             try:
                 os.link(source.resolve(), target)
-            except OSError:  # Another disk, or one without links.
+            except OSError:  # Another file system, or one without hard links.
                 shutil.copyfile(source, target)
-        # write_card reads README.md first: it recognises a path only while that is whole.
+        # README.md is cleaned only after write_card has read it: in the metadata, write_card leaves
+        # out local paths, which it recognises only while they are whole.
         if is_text(target) and target.name not in (*VOCABULARIES, "README.md"):
             scrub(target)

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 LOSS_FILE = "hf_losses.json"
 # Training arguments without secrets; training_args.bin is a pickle that holds tokens and paths.
 ARGUMENTS_FILE = "training_args.json"
-# The key in `stateful_callbacks` of trainer_state.json: "args" is the loss, "attributes" counts.
+# The key in `stateful_callbacks` of trainer_state.json. Below it "args" hold the loss and
+# "attributes" the count of steps with a gradient that was not finite.
 STATE_KEY = "hf_losses"
 COUNT_KEY = "nonfinite_grad_steps"
 

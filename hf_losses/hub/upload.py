@@ -28,7 +28,7 @@ T = TypeVar("T")
 # Seconds before each retry of requests that the Hub's client does not retry itself.
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
-# Seconds without a byte after which a connection counts as broken; the client alone would wait
+# Seconds without a byte after which a connection counts as broken; by default the client waits
 # for ever.
 TIMEOUT = 120.0
 

@@ -51,7 +51,6 @@ class CrossEncoderLoss(nn.Module):
     """
 
     def __init__(self, model: CrossEncoder, loss: str = "liberal_exp", **params: Any) -> None:
-        """See the class."""
         super().__init__()
         try:
             from sentence_transformers.cross_encoder import CrossEncoder

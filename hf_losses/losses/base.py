@@ -24,7 +24,7 @@ ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 class _Scalar(torch.autograd.Function):
     """An element-wise function with its declared derivative; twice differentiable through it."""
 
-    # Without a jvp of its own: torch.compile traces no Function that has one.
+    # It defines no jvp, since torch.compile cannot trace a Function that does.
 
     generate_vmap_rule = True
 
@@ -80,7 +80,8 @@ class Weighting:
     Attributes:
         classes: `[C]`, or None if all classes weigh the same.
         items: One number per item, or None if all items weigh the same.
-        count: Divisor of a mean; None: the loss counts for itself.
+        count: Divisor of a mean; None for the loss's default, the number of items that are not
+            ignored, or the sum of their class weights.
     """
 
     classes: Tensor | None
@@ -108,10 +109,11 @@ def checked_item_weight(weight: Any, shape: Sequence[int], like: Tensor) -> Tens
     Args:
         weight: One number per item, or per row of items; None.
         shape: That of the items.
-        like: A tensor on the device of the loss, in the dtype whose precision it is computed in.
+        like: A tensor on the device of the loss; its dtype, or float32 if that is half precision,
+            is the result's.
 
     Returns:
-        A tensor of that shape without a gradient; None for None.
+        A tensor of that shape without a gradient; None if `weight` is None.
 
     Raises:
         ValueError: If they are no numbers or the shapes do not fit, or if one on the CPU is
@@ -127,7 +129,7 @@ def checked_item_weight(weight: Any, shape: Sequence[int], like: Tensor) -> Tens
             f"item_weight of shape {tuple(numbers.shape)} does not fit items of shape "
             f"{tuple(shape)}: give one number for each"
         )
-    # A GPU would have to wait for the answer; within transforms there is none.
+    # On a GPU the check would wait for queued work; in transforms there are no values.
     plain = numbers.is_cpu and not torch.compiler.is_compiling()
     if plain and not torch._C._are_functorch_transforms_active():
         check_item_weight_values(numbers)
@@ -184,12 +186,14 @@ class LossModule(nn.Module):
     def _scalar(self, x: Tensor) -> Tensor:
         return differentiable(self._function, x)
 
-    def _reduce(self, losses: Tensor, own: Tensor, count: Tensor | float | None) -> Tensor:
+    def _reduce(
+        self, losses: Tensor, default_count: Tensor, count: Tensor | float | None
+    ) -> Tensor:
         if self.reduction == "none":
             return losses
         if self.reduction == "sum":
             return losses.sum()
-        return losses.sum() / (at_least_tiny(own) if count is None else count)
+        return losses.sum() / (at_least_tiny(default_count) if count is None else count)
 
     def extra_repr(self) -> str:
         """The configuration, for `print(loss)`."""
@@ -207,7 +211,7 @@ def upcast_dtype(x: Tensor) -> torch.dtype:
 
 
 def at_least_tiny(count: Tensor) -> Tensor:
-    """A count to divide by: where nothing counts, the sum is 0 too."""
+    """A count to divide by, which is never 0: a mean over no items is 0, since their sum is."""
     return count.clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -226,7 +230,6 @@ class RegressionLoss(LossModule):
     task = "regression"
 
     def __init__(self, name: str, *, reduction: str = "mean", **params: Any) -> None:
-        """See the class."""
         super().__init__(name, reduction, params)
 
     def forward(

@@ -25,7 +25,6 @@ class ExactWeights:
     """
 
     def __init__(self, weight: Any) -> None:
-        """See the class."""
         self.numbers = exact_class_weights(weight)
         self._moved = self.numbers
 
@@ -51,18 +50,18 @@ class ExactWeights:
 
 def exact_class_weights(weight: Any) -> Tensor:
     """Class weights in the precision they were given in: `[C]`, float64, on the CPU."""
-    given = as_json(weight)
+    values = as_json(weight)
     try:
-        numbers = torch.tensor(given, dtype=torch.float64)
+        numbers = torch.tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):  # Text, a dict, ragged rows, ….
         numbers = torch.full((), math.nan)
     else:
-        given = numbers.tolist()
+        values = numbers.tolist()
     if numbers.dim() == 1 and len(numbers) and ((numbers >= 0) & numbers.isfinite()).all():
         return numbers
     named = isinstance(weight, str | Mapping)
     raise UsageError(
         "weight must be one finite, non-negative number per class, as a list, an array or a "
-        f"tensor, got {reprlib.repr(given)}"
+        f"tensor, got {reprlib.repr(values)}"
         + ("; by label name, or 'balanced', it is for the loss_kwargs of a training" * named)
     )

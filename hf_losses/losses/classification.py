@@ -2,8 +2,8 @@
 
 Classification losses are functions of the true class's margin m, where p = sigmoid(m) is its
 probability and q = sigmoid(-m) = 1 - p. Their derivative is -w(p)·q with the gradient weight w:
-cross-entropy has w = 1. Beside it stands, for speed, the same as (value, w) of p and q where
-neither is tiny. Regression losses are functions of e = prediction - target.
+cross-entropy has w = 1. Most have a second, faster form, (value, w) as a function of p and q, which
+is used unless p or q is tiny. Regression losses are functions of e = prediction - target.
 
 The paper's eight come first, with the formulas of its authors' notebooks
 (github.com/arindam-ds/alternate_loss_functions); `liberal_exp` is this project's own, and after it

@@ -22,9 +22,9 @@ from hf_losses.losses.fused.function import multiply_
 from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.messages import UsageError
 
-# Rows that are projected together, at least and at most. Fewer take less memory, and more time for
-# the matrix products. In between, as many as hidden states are wide: their logits are then as large
-# as the gradient of the weight.
+# The fewest and the most rows that are projected together. Fewer take less memory, but more time
+# for the matrix products. In between it is the width of the hidden states: the logits are then as
+# large as the gradient of the weight.
 ROWS = (224, 512)
 
 
@@ -45,10 +45,10 @@ def _in_place(kernel: Kernel, whole: Chunk, scratch: Tensor | None, size: int) -
     """The losses `[N]` of logits, which are overwritten with their gradients.
 
     Args:
-        kernel: That of the loss.
-        whole: The logits, which are the memory of the gradients as well.
+        kernel: The kernel of the loss.
+        whole: The logits, in whose memory the gradients are made.
         scratch: `[size, C]`, float32, for logits of another dtype.
-        size: Rows that are worked on together.
+        size: Number of rows that are processed together.
     """
     values = whole.logits.new_empty(len(whole.logits), dtype=torch.float32)
     for start in range(0, len(values), size):
@@ -89,7 +89,7 @@ class _Linear(torch.autograd.Function):
         """The loss, and the gradients that backward will hand over."""
         needs = [differentiate and needed for needed in ctx.needs_input_grad[:3]]
         of_hidden = torch.empty_like(hidden) if needs[0] else None
-        # Half precision would lose what single chunks add.
+        # In half precision the sum over chunks would lose small addends.
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
         of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -104,8 +104,8 @@ class _Linear(torch.autograd.Function):
         if hidden.dtype != torch.float32 and not by_triton:
             scratch = hidden.new_empty(min(size, together), classes, dtype=torch.float32)
         spare: list[Tensor] = []
-        for first in range(0, count, together):
-            part = slice(first, first + together)
+        for start in range(0, count, together):
+            part = slice(start, start + together)
             rows = hidden[part]
             z = logits[: len(rows)]
             _project(rows, weight, bias, out=z)
@@ -130,7 +130,7 @@ class _Linear(torch.autograd.Function):
                 values = _in_place(kernel, whole, scratch, size)
             total += (values * scale[part]).sum()
             if of_hidden is not None:
-                torch.mm(z, weight, out=of_hidden[first : first + together])
+                torch.mm(z, weight, out=of_hidden[part])
             if of_weight is not None:
                 if z.dtype == torch.bfloat16:
                     of_weight += z.T @ rows
@@ -232,7 +232,9 @@ def linear_loss(
     items = checked_item_weight(item_weight, target.shape, hidden)
     items = items if items is None else items.flatten()
     counts = flat != criterion.ignore_index
-    if not may_wait(hidden):  # Nor for how many rows count; but 0 · NaN must not come in.
+    if not may_wait(hidden):
+        # To select the rows with a label, a GPU would wait for their number. So all are kept: the
+        # others as zeros, since their scale of 0 would not remove a NaN.
         rows = rows.where(counts.unsqueeze(-1), 0.0)
     elif not counts.all():
         rows, flat = rows[counts], flat[counts]
@@ -286,8 +288,10 @@ def plain_head(model: Any) -> Any:
             f"{type(head).__name__}: switch it off (with PEFT, adapt the body alone)"
         )
     outputs = []
-    # The version tells what was changed in place.
-    hook = head.register_forward_hook(lambda *given: outputs.append((given[2], given[2]._version)))
+    # The version counts changes in place.
+    hook = head.register_forward_hook(
+        lambda module, inputs, output: outputs.append((output, output._version))
+    )
     training = model.training
     try:
         model.eval()
@@ -314,9 +318,8 @@ class HeadOutput:
     """
 
     def __init__(self, head: Any, function: Callable[[Tensor], Tensor]) -> None:
-        """See the class."""
         self.head, self.function = head, function
-        self.before = head.__dict__.get("forward")  # As hooks of Accelerate put it there.
+        self.before = head.__dict__.get("forward")  # Accelerate's hooks set one on the instance.
 
     def __enter__(self) -> None:
         self.head.forward = self.function

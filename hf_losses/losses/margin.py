@@ -29,6 +29,26 @@ def class_margin(logits: Tensor, target: Tensor) -> Tensor:
     return of_class - _logsumexp(others) + propagate_nan(logits.amax(-1))
 
 
+def class_margin_of_rows(logits: Tensor, target: Tensor) -> Tensor:
+    """`class_margin` without a gradient: on a CPU it copies only those rows that need it.
+
+    Args:
+        logits: `[N, C]`, floating, C >= 2.
+        target: `[N]`, int64, class indices in [0, C).
+
+    Returns:
+        `[N]`, the dtype of the logits; see `class_margin`.
+    """
+    if not logits.is_cpu:  # A GPU would wait for the number of those rows.
+        return class_margin(logits, target)
+    log_p = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    margin = log_p - torch.log1p(-log_p.exp())
+    # From p = 1/2 on, 1 - p loses digits. NaN and infinite logits need class_margin too.
+    inaccurate = (~((log_p > -torch.inf) & (log_p < -0.7))).nonzero().squeeze(-1)
+    margin[inaccurate] = class_margin(logits[inaccurate], target[inaccurate])
+    return margin
+
+
 def class_margins(logits: Tensor) -> Tensor:
     """Margins of all classes.
 

@@ -83,7 +83,6 @@ class ClassificationLoss(LossModule):
         overwrite_logits: bool = False,
         **params: Any,
     ) -> None:
-        """See the class."""
         super().__init__(name, reduction, params)
         if problem_type not in PROBLEM_TYPES:
             raise UsageError(

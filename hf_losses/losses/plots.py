@@ -210,11 +210,11 @@ def _specs(names: Sequence[str]) -> list[LossSpec]:
     if not names:
         raise UsageError("there is no loss to draw: give at least one name")
     specs = [get_spec(name) for name in names]
-    first = {spec.task: spec.name for spec in specs}
-    if len(first) > 1:
+    name_by_task = {spec.task: spec.name for spec in specs}
+    if len(name_by_task) > 1:
         raise UsageError(
             "classification losses are functions of p and regression losses of e: draw "
-            f"{' and '.join(first.values())} in two pictures"
+            f"{' and '.join(name_by_task.values())} in two pictures"
         )
     once = dict.fromkeys([neutral_loss(specs[0].task), *names])
     return [get_spec(name) for name in once]

@@ -135,12 +135,12 @@ class LossSpec:
         """The formula with the wrong classes' share, as shown to people."""
         return f"{self.formula} + sum({self.wrong_class_formula})" if self.is_full else self.formula
 
-    def resolve(self, given: Mapping[str, Any], options: Iterable[str] = ()) -> dict[str, float]:
+    def resolve(self, params: Mapping[str, Any], options: Iterable[str] = ()) -> dict[str, float]:
         """Completes parameters with their defaults.
 
         Args:
-            given: Values by parameter name.
-            options: What else the caller takes, for the message about an unknown name.
+            params: Values by parameter name.
+            options: Names of the caller's other arguments, for the message about an unknown name.
 
         Returns:
             Every parameter of this loss as a float.
@@ -149,7 +149,7 @@ class LossSpec:
             ValueError: If a name is unknown or a value is out of range or not a number.
         """
         valid = [*self.parameters, *options]
-        for name in given:
+        for name in params:
             if name not in self.parameters:
                 takes = ", ".join(valid) or "no parameters"
                 raise UsageError(
@@ -158,7 +158,7 @@ class LossSpec:
                 )
         values = {}
         for name, parameter in self.parameters.items():
-            value = as_number(self.name, name, given.get(name, parameter.default))
+            value = as_number(self.name, name, params.get(name, parameter.default))
             if not parameter.allows(value):
                 limits = " and ".join(filter(None, ("finite", parameter.bound)))
                 raise UsageError(f"loss {self.name!r}: {name} must be {limits}, got {value!r}")
@@ -193,12 +193,12 @@ def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
             raise UsageError(_not_an_object(value)) from error
     if value is not None and not isinstance(value, dict):
         raise UsageError(_not_an_object(value))
-    found: dict[str, Any] = as_json(value or {})
+    params: dict[str, Any] = as_json(value or {})
     try:
-        json.dumps(found)
+        json.dumps(params)
     except TypeError as error:
         raise UsageError(f"{_not_an_object(value)}: {error}") from None
-    return found
+    return params
 
 
 def as_json(value: Any) -> Any:

@@ -59,7 +59,6 @@ class GlueMetric(evaluate.Metric):  # type: ignore[misc]
     """
 
     def __init__(self, config_name: str, **kwargs: Any) -> None:
-        """See the class."""
         if config_name not in METRICS:
             raise UsageError(
                 f"unknown metric configuration {config_name!r};{nearest(config_name, METRICS)} "
@@ -146,7 +145,6 @@ class EntityMetric(evaluate.Metric):  # type: ignore[misc]
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        """See the class."""
         if importlib.util.find_spec("seqeval") is None:
             raise MissingExtra("entities are counted by seqeval: pip install 'hf-losses[tokens]'")
         super().__init__(keep_in_memory=True, **kwargs)

@@ -85,7 +85,7 @@ def _orthogonality_term(tuner: Any) -> Tensor | float:
         rows_orthogonal = "lora_A" in path
         if name not in path or not (rows_orthogonal or "lora_B" in path):
             continue
-        with gather_params_ctx(factor, fwd_module=tuner):  # ZeRO-3 holds it in pieces.
+        with gather_params_ctx(factor, fwd_module=tuner):  # ZeRO-3 partitions it.
             products = factor @ factor.T if rows_orthogonal else factor.T @ factor
         ones = torch.eye(len(products), dtype=products.dtype, device=products.device)
         distances.append(torch.linalg.matrix_norm(products - ones))

@@ -1,4 +1,6 @@
-"""Which loss a model of transformers computes from its labels: a plain one, or another.
+"""Which loss a model of transformers computes from its labels.
+
+Only a plain loss, one function of the logits and the labels of a batch, can be replaced.
 
 The name of a model's class says which loss transformers gives it, but some classes compare other
 labels, add terms, or have another objective altogether. The tables here list all of those in
@@ -134,7 +136,8 @@ MASKED = {
     "YosoForTokenClassification": "attention_mask",
 }
 
-# Heads for which float labels mean nothing, or not what they mean for other heads of the kind.
+# Heads whose float labels this trainer refuses; and heads that take them for probabilities of the
+# classes, where others of their kind take them for several yes/no labels.
 CLASSES_ALONE = {
     "LukeForEntityClassification",
     "LukeForEntityPairClassification",
@@ -354,10 +357,11 @@ NEXT_TOKEN = (
     "Kosmos2_5ForConditionalGenerationModelOutput",
     "ReformerModelWithLMHeadOutput",
 )
-# GPT-2 and BART's decoder return the first, OpenAI GPT and models for CTC the second.
+# Output classes of models that shift and of models that do not: GPT-2 and BART's decoder return the
+# first, OpenAI GPT and models for CTC the second.
 UNCERTAIN = ("CausalLMOutputWithCrossAttentions", "CausalLMOutput")
-# CpmAnt returns the class that Llama returns, but does not shift. Its module is imported only
-# where one of its models is.
+# CpmAnt returns the same class as Llama, but does not shift. Its module is imported only if a
+# program uses it.
 UNSHIFTED_LOOKALIKE = "transformers.models.cpmant.modeling_cpmant"
 NOT_PLAIN = ("HiggsAudioV2", "VibeVoiceCausalLM")
 

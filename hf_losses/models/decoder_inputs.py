@@ -41,7 +41,7 @@ def decoder_inputs(model: Any, labels: Tensor) -> dict[str, Tensor]:
     reads_ids = any("decoder_input_ids" in forward.parameters for forward in forwards)
     if not reads_ids or not is_encoder_decoder(model):
         return {}
-    # BLIP-2 and its kin pass the labels to the encoder-decoder that they contain.
+    # BLIP-2 and its relatives pass the labels to the encoder-decoder that they contain.
     maker = getattr(model, "language_model", model)
     if hasattr(maker, "prepare_decoder_input_ids_from_labels"):
         ids = maker.prepare_decoder_input_ids_from_labels(labels=labels)

@@ -112,7 +112,7 @@ def check_head(model: Any, label_names: list[str]) -> None:
 class Targets:
     """Takes the labels out of a batch, and finds the logits that belong to them.
 
-    Labels that do not count become -100, whatever value the model itself has for them.
+    Ignored labels become -100, whatever value the model's own loss ignores.
 
     Args:
         model: The model without wrappers.
@@ -124,7 +124,6 @@ class Targets:
     def __init__(
         self, model: Any, label_names: list[str], *, shifts: bool, virtual_tokens: int = 0
     ) -> None:
-        """See the class."""
         self.model, self.label_names = model, label_names
         self.shifts, self.virtual_tokens = shifts, virtual_tokens
         self.kind = loss_type(model)
@@ -223,7 +222,7 @@ def shift_left(labels: Tensor, fill: float = IGNORE_INDEX) -> Tensor:
 def without_loss(outputs: Any) -> Any:
     """The outputs of a model as a `ModelOutput`, a dict, or a tuple that begins with the logits."""
     if torch.is_tensor(outputs):
-        return (outputs,)  # As some users' modules return it.
+        return (outputs,)  # Some users' modules return nothing but the logits.
     if not isinstance(outputs, tuple):
         return outputs
     # Without labels some models return (None, logits), with labels (loss, logits).

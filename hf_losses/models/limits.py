@@ -76,7 +76,7 @@ def longest(model: PreTrainedModel) -> int | None:
     if not any(map(TABLE.search, tensors)) and model.config.model_type != "ctrl":
         return None
     tables = [module for name, module in model.named_modules() if TABLE.search(name)]
-    # RoBERTa and its kin leave out the positions up to the id of the padding token.
+    # RoBERTa and its relatives do not use the positions up to the padding token's id.
     padding = [getattr(table, "padding_idx", None) for table in tables]
     unused = max((index + 1 for index in padding if index is not None), default=0)
     positions: int = model.config.get_text_config().max_position_embeddings

@@ -41,7 +41,7 @@ WITHOUT_TRAINER = {
     "wandb",
     "yaml",
 }
-# Functions and modules that look things up by name, so that the source does not show them.
+# Functions and modules that look up others by name, so that the source does not show which.
 BY_NAME = {
     "__import__",
     "eval",
@@ -58,7 +58,7 @@ BY_NAME = {
 def trains_without_trainer(script: Path, root: Path) -> bool:
     """Whether neither a script nor what it imports can build a `Trainer`.
 
-    In doubt the answer is False: if a name with "Trainer" in it occurs, a library is imported that
+    If in doubt it returns False: if a name with "Trainer" in it occurs, a library is imported that
     is not listed here, something is imported by name, or a file cannot be read as Python.
 
     Args:
@@ -87,7 +87,7 @@ def trains_without_trainer(script: Path, root: Path) -> bool:
 
 
 def _names(tree: ast.Module) -> Iterator[str]:
-    """The names in a source that may mean a Trainer, or find one: also texts for `getattr`."""
+    """Names and strings in a source that may stand for a Trainer, or for a way to look one up."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name) if name != "getattr":
@@ -98,7 +98,7 @@ def _names(tree: ast.Module) -> Iterator[str]:
             case ast.alias(name=module) | ast.ImportFrom(module=str(module)):
                 yield from module.split(".")
             case ast.Attribute(attr=text) | ast.Constant(value=str(text)):
-                # Not `model.eval()`, nor a sentence.
+                # `model.eval` looks nothing up, unlike `eval`; a sentence is no name.
                 if "Trainer" in text and not text.strip().count(" "):
                     yield text
 

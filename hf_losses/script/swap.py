@@ -64,19 +64,19 @@ class Swap:
             SystemExit: If `cls` computes a loss of its own.
         """
         if cls not in self._swapped:
-            below = next(
+            trainer = next(
                 base for base in cls.__mro__ if base in (LossMixin, Trainer) or _is_same(base)
             )
-            if below is Trainer and vars(Trainer)["compute_loss"] is not self.stock_loss:
+            if trainer is Trainer and vars(Trainer)["compute_loss"] is not self.stock_loss:
                 self.refuse_loss_of(cls, Trainer)
-            overriding = [base for base in _derived(cls, below) if "compute_loss" in vars(base)]
+            overriding = [base for base in _derived(cls, trainer) if "compute_loss" in vars(base)]
             for base in overriding:
                 if _never_calls_super(base):
                     self.refuse_loss_of(cls, base)
             bases: tuple[type, ...] = (_SwappedLoss, cls)
-            if overriding and below is not LossMixin:
-                # Python then looks in the script's class, in the loss, and in what is below both.
-                bases = (_ScriptsLoss, cls, type(below.__name__, (_LossBelow, below), {}))
+            if overriding and trainer is not LossMixin:
+                # Method resolution then goes from the script's class to the loss to the trainer.
+                bases = (_ScriptsLoss, cls, type(trainer.__name__, (_LossBelow, trainer), {}))
             attributes = {
                 "__module__": cls.__module__,
                 "__doc__": cls.__doc__,
@@ -192,14 +192,14 @@ class _SwappedLoss(LossMixin):
 
 
 class _ScriptsLoss(_SwappedLoss):
-    """Stands before the script's class, whose own `compute_loss` it calls."""
+    """Comes before the script's class in method resolution, and calls its `compute_loss`."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         return super(LossMixin, self).compute_loss(*args, **kwargs)
 
 
 class _LossBelow:
-    """Stands behind the script's class, whose `super().compute_loss` is the loss."""
+    """Comes after the script's class, so that its `super().compute_loss` is the loss."""
 
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
         return LossMixin.compute_loss(self, *args, **kwargs)

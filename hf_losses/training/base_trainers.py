@@ -83,7 +83,6 @@ class SFTLog:
     """
 
     def __init__(self, trainer: Any) -> None:
-        """See the class."""
         self.trainer = trainer
         self.is_sft = SFT in map(full_name, type(trainer).__mro__)
         # By batch: sums over its tokens, and the load-balancing loss.

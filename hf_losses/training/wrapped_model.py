@@ -24,7 +24,6 @@ class WrappedModel:
     """
 
     def __init__(self, trainer: Any) -> None:
-        """See the class."""
         self.trainer = trainer
         self._unwrapped: tuple[Any, Any] | None = None
         self._targets: Targets | None = None

@@ -92,7 +92,7 @@ FAILS = {"outcome": "fails", "why": "…"}
 
 
 @pytest.mark.parametrize(
-    ("own", "stock", "ours", "wrong"),
+    ("special_loss", "stock", "ours", "wrong"),
     [
         ("", RUNS, RUNS, ""),
         ("", RUNS, REFUSED, "does not run with another loss"),
@@ -106,11 +106,12 @@ FAILS = {"outcome": "fails", "why": "…"}
         ("its own", RUNS, FAILS, "is not refused in one line"),
     ],
 )
-def test_what_counts_as_wrong(own, stock, ours, wrong):
+def test_what_counts_as_wrong(special_loss, stock, ours, wrong):
     from official.cases import Case
     from official_scripts import complaint
 
-    assert complaint(Case("script.py", "BERT", "", own=own), stock, ours) == wrong
+    case = Case("script.py", "BERT", "", special_loss=special_loss)
+    assert complaint(case, stock, ours) == wrong
 
 
 def test_outcomes_of_tests_are_read_by_name(tmp_path):

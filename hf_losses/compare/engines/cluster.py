@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import hf_losses
@@ -27,8 +26,8 @@ from hf_losses.compare.plan import Plan
 from hf_losses.files import write_bytes
 from hf_losses.messages import MissingExtra, UsageError
 
-RETRIES = 3  # So often a run is made again after its node has died or was out of memory.
-ATTEMPTS = ".attempts"  # A folder there, for runs that have not ended.
+RETRIES = 3  # How often a run is repeated after its node died or ran out of memory.
+ATTEMPTS = ".attempts"  # Folder of the runs that have not ended, inside the comparison's.
 PAUSE = 5.0  # Seconds between attempts to connect.
 WAIT = 60.0  # Seconds that nodes get to answer.
 SILENCE = 20.0  # Seconds after which a head that does not answer is given up. Ray itself ends the
@@ -56,7 +55,6 @@ class Cluster:
         gpus: float | None = None,
         jobs: int | None = None,
     ) -> None:
-        """See the class."""
         self.address, self.jobs = address, jobs
         self.ray = connect(address)
         alive = [node for node in self.ray.nodes() if node["Alive"]]
@@ -83,12 +81,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.mark:
             self.mark.unlink(missing_ok=True)
         self.ray.shutdown()

@@ -1,8 +1,9 @@
 """Runs a command that must not outlive the process that started it.
 
 As a program, `guard.py COMMAND …` runs the command in a session of its own, and exits as it does.
-When the standard input closes, the command and its children are ended: the process at the other
-end wants it, or has ended in whatever way. This file is run by its path and imports none of ours.
+When its standard input closes, it ends the command and its children: the process that started it
+has closed the pipe, or has ended, even by SIGKILL. This file is run by its path and imports nothing
+else of this package.
 """
 
 from __future__ import annotations

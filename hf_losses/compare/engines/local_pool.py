@@ -24,7 +24,6 @@ class LocalPool:
     """
 
     def __init__(self, parallel: int) -> None:
-        """See the class."""
         self.parallel = parallel
         self.environments: list[dict[str, str]] = []
         self.running: dict[int, tuple[Run, subprocess.Popen[bytes], float]] = {}  # By slot.

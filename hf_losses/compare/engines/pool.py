@@ -19,9 +19,9 @@ from hf_losses.messages import UsageError
 
 LONGEST_REASON = 300
 ERROR = re.compile(r"[\w.]*(Error|Exception)\b|[\w. -]*error:")
-ALIKE = 3  # So many runs that fail for the same reason are no accident.
+ALIKE = 3  # This many failures for the same reason are the script's fault, not a run's.
 REFUSED = 2  # The exit code of a script that does not take its flags.
-AHEAD = 60.0  # Seconds after which a script has certainly read its flags.
+AHEAD = 60.0  # Seconds after which a script that still runs must have accepted its flags.
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
@@ -54,7 +54,6 @@ class Pool:
         say: Callable[[str], None],
         keep_models: bool,
     ) -> None:
-        """See the class."""
         self.engine, self.plan, self.read, self.done, self.say = engine, plan, read, done, say
         self.keep_models = keep_models
         self.refused: dict[str, str] = {}

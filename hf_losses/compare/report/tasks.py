@@ -138,13 +138,13 @@ def tasks_view(
         summary: What all tasks together show.
     """
     begun = {name: replace(task, task=name) for name, task in results.items() if task}
-    first = next(iter(begun.values()))
+    first_task = next(iter(begun.values()))
     sections = [[task.plan.script, *task.plan.arguments] for task in begun.values()]
-    command = command_lines(first.plan, first.metric, sections)
+    command = command_lines(first_task.plan, first_task.metric, sections)
     views = {name: view_of(task, statistics[name]) for name, task in begun.items()}
-    others = len(first.plan.losses) - 1
+    others = len(first_task.plan.losses) - 1
     count = f"{len(results)} tasks: {others} loss{'es' * (others > 1)} against {summary.baseline}"
-    lead = f"{', '.join(results)}; {first.plan.tested_seeds} seeds each"
+    lead = f"{', '.join(results)}; {first_task.plan.tested_seeds} seeds each"
     if waiting := [name for name in results if name not in begun]:
         lead += f"; not begun: {', '.join(waiting)}"
     return TasksView(
@@ -189,18 +189,18 @@ def _with_interval(value: float | None, interval: Sequence[float] | None, style:
 
 def _findings(summary: OverTasks) -> list[str]:
     """Which loss is better or worse on which task; and what is not averaged, and why."""
-    found = []
+    clauses = []
     for entry in summary.losses:
         if entry.verdicts is None:
             continue
         parts = []
         for verdict in VERDICTS:
-            tasks = [name for name, given in entry.verdicts.items() if given == verdict]
+            tasks = [name for name, outcome in entry.verdicts.items() if outcome == verdict]
             if tasks:
                 where = "all tasks" if len(tasks) == len(summary.tasks) else joined(tasks)
                 parts.append(f"{verdict} on {where}")
-        found.append(f"`{entry.loss}` is {joined(parts)}")
-    sentences = [f"Against `{summary.baseline}`: {'; '.join(found)}."]
+        clauses.append(f"`{entry.loss}` is {joined(parts)}")
+    sentences = [f"Against `{summary.baseline}`: {'; '.join(clauses)}."]
     if constant := [name for name, unit in summary.units.items() if unit is None]:
         sentences.append(
             f"There is no mean difference, since the spread of `{summary.baseline}` over the seeds "

@@ -12,7 +12,7 @@ import numpy as np
 from hf_losses.compare.statistics.p_values import ALPHA, share_of_look, smallest_p
 
 POWER = 0.8
-MOST_SEEDS = 100  # Beyond so many more seeds, no number is told.
+MOST_SEEDS = 100  # If more are needed, the report gives no number.
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from functools import cache
 
 import numpy as np
 
-EXACT = 16  # Up to so many seeds all subsets are tried, beyond it as many random ones.
-# Accuracies are counts of the same rows, so that many means are equal; rounding errors must not
-# tell them apart.
+EXACT = 16  # Up to this many seeds all 2^seeds subsets are used, above it 2^16 random ones.
+# Accuracies over the same rows take few values, so that many means are equal; a rounding error must
+# not make them differ.
 TOLERANCE = 1e-9  # Relative to the largest difference.
 
 

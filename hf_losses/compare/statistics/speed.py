@@ -58,8 +58,8 @@ def time_to_baseline(
         share: What part of the best value is enough; an error may be greater by as much.
 
     Returns:
-        The times; None without evaluations during training, or if a share is asked for of a best
-        value that is not positive. A run that failed counts as one that never reaches the value.
+        The times; None without evaluations during training, or if `share` is not 1 and a best value
+        of the baseline is not positive. A run that failed counts as one that never reaches it.
     """
     sign = -1 if lower_is_better else 1
     goals = {}
@@ -67,9 +67,11 @@ def time_to_baseline(
         scores = [sign * entry[metric] for entry in run.history if is_number(entry.get(metric))]
         if scores:
             if share != 1 and sign * max(scores) <= 0:
-                return None  # To leave out a seed that collapsed would be a selection.
+                return None  # Leaving out a collapsed seed would bias the rest.
             goals[run.seed] = max(scores) * share**sign
-    own = {run.seed: _first_step(run, metric, sign, goals.get(run.seed)) for run in baseline}
+    baseline_steps = {
+        run.seed: _first_step(run, metric, sign, goals.get(run.seed)) for run in baseline
+    }
     paired = [run for run in runs if run.seed in goals]
     if not paired:
         return None
@@ -79,7 +81,7 @@ def time_to_baseline(
         steps[str(run.seed)] = step
         if step and run.seconds and run.steps:
             seconds.append(run.seconds * step / run.steps)
-        if step and (baseline_step := own[run.seed]):
+        if step and (baseline_step := baseline_steps[run.seed]):
             ratios.append(math.log(step / baseline_step))
     reached = [step for step in steps.values() if step is not None]
     complete = len(ratios) == len(paired)

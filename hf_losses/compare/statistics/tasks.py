@@ -176,13 +176,15 @@ def _pairs(
     stage: StageResult, plan: Plan, task: Results, seeds: int
 ) -> Iterable[tuple[str, Comparison]]:
     """The differences of each loss on a task over the first seeds, without tests."""
-    first = stage.seeds[:seeds]
+    first_seeds = stage.seeds[:seeds]
     values = {
-        entry.loss: {int(seed): value for seed, value in entry.values.items() if int(seed) in first}
+        entry.loss: {
+            int(seed): value for seed, value in entry.values.items() if int(seed) in first_seeds
+        }
         for entry in stage.losses
     }
     lower = task.lower_is_better
-    return compare(values, plan.baseline, first, lower_is_better=lower, tested=False).items()
+    return compare(values, plan.baseline, first_seeds, lower_is_better=lower, tested=False).items()
 
 
 def _with_comparisons(

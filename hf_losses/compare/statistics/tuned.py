@@ -50,7 +50,7 @@ def tuned_losses(plan: Plan, runs: Sequence[RunRecord], lower_is_better: bool) -
     Returns:
         The losses that have a finished trial, in the order of the plan.
     """
-    found = []
+    tuned = []
     for loss in plan.losses:
         trials = [
             (run.value, run)
@@ -67,8 +67,8 @@ def tuned_losses(plan: Plan, runs: Sequence[RunRecord], lower_is_better: bool) -
             if not EDGE < _place(best.parameters[name], low, high) < 1 - EDGE
         ]
         spread = _spread_of_best([sign * trial for trial, _ in trials])
-        found.append(TunedLoss(loss, best.parameters, value, len(trials), at_edge, spread))
-    return found
+        tuned.append(TunedLoss(loss, best.parameters, value, len(trials), at_edge, spread))
+    return tuned
 
 
 def _place(value: float, low: float, high: float) -> float:

@@ -61,7 +61,6 @@ class ModelInputs(torch.utils.data.Dataset[dict[str, Any]]):
         mixing: Mixing | None = None,
         seed: int = 0,
     ) -> None:
-        """See the class."""
         self.images, self.processor = images, processor
         self.augment, self.mixing, self.seed = augment, mixing, seed
         # In shared memory, since loading processes may live longer than an epoch.
@@ -114,7 +113,6 @@ class NewEpoch(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, inputs: ModelInputs) -> None:
-        """See the class."""
         self.inputs = inputs
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -179,8 +177,8 @@ def build_augmentation(
             Kornia.
         size: Width and height of the model's images.
         resample: Pillow's number of the filter for resizing.
-        min_crop: The smallest part, as a share of the area, in (0, 1]; None: 0.8 for `crop`, else
-            0.08.
+        min_crop: The smallest part, as a share of the area, in (0, 1]; by default 0.8 for `crop`,
+            else 0.08.
 
     Returns:
         A function of an image and a random generator; None for `none`.
@@ -261,7 +259,6 @@ class Mixing:
     """
 
     def __init__(self, classes: int, mixup_alpha: float, cutmix_alpha: float) -> None:
-        """See the class."""
         for name, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)):
             if not 0 <= alpha < math.inf:
                 raise UsageError(f"--{name}_alpha must be 0 or more, and finite; got {alpha}")

@@ -29,7 +29,6 @@ class Stored(Sequence[PIL.Image.Image]):
     """
 
     def __init__(self, rows: datasets.Dataset, column: str, where: str) -> None:
-        """See the class."""
         self._rows = rows.select_columns([column])
         self._column, self._where = column, where
 
@@ -99,7 +98,6 @@ class Pixels(Sequence[PIL.Image.Image]):
     """
 
     def __init__(self, pixels: np.ndarray) -> None:
-        """See the class."""
         self._pixels = pixels
 
     def __len__(self) -> int:
@@ -144,7 +142,6 @@ class Images:
         rows: np.ndarray | None = None,
         skipped: Sequence[str] = (),
     ) -> None:
-        """See the class."""
         self.source, self.labels = source, labels
         self.rows = np.arange(len(source)) if rows is None else rows
         self.skipped = list(skipped)

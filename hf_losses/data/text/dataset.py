@@ -105,31 +105,31 @@ class TextData:
             ValueError: If there is a validation set and a labelled test set already, or a test file
                 would be left out, or no row to train on.
         """
-        given, tests = self.sets("validation"), self.sets("test")
+        validation, tests = self.sets("validation"), self.sets("test")
         labelled = [name for name, split in tests.items() if "label" in split.column_names]
-        if given and labelled:
+        if validation and labelled:
             raise UsageError(
-                f"there are {next(iter(given))} and {labelled[0]} sets with labels already; leave "
-                "out --train_val_split"
+                f"there are {next(iter(validation))} and {labelled[0]} sets with labels already; "
+                "leave out --train_val_split"
             )
         rows = len(self.splits["train"])
         if rows - math.ceil(share * rows) < 1:
             raise UsageError(
                 f"--train_val_split {share:g} of {rows} training rows leaves none to train on"
             )
-        if given and tests and self.metric not in GLUE:
+        if validation and tests and self.metric not in GLUE:
             raise UsageError(
                 "--train_val_split makes the validation file the test set; leave out --test_file"
             )
         parts = self.splits["train"].train_test_split(share, seed=0)
-        sources = {name.replace("validation", "test", 1): name for name in given}
+        sources = {name.replace("validation", "test", 1): name for name in validation}
         sources = sources or {name: name for name in tests}
         others = {name: self.splits[source] for name, source in sources.items()}
         self.splits = DatasetDict({"train": parts["train"], "validation": parts["test"]} | others)
         return {"train": "train", "validation": "train"} | sources
 
     def take(self, train: int | None, others: int | None) -> None:
-        """Cuts the splits to fixed random samples of at most so many rows.
+        """Cuts the splits to fixed random samples of at most the given sizes.
 
         Args:
             train: Rows of the training set; None for all.
@@ -177,7 +177,7 @@ def load_files(
     Args:
         files: Path by split: `train`, `validation` and perhaps `test`.
         label: Label column. Numbers with a decimal point mean regression, all else classes.
-        sentence1: Text column. None: the one or two columns of text that the file has.
+        sentence1: Text column; by default the one or two columns of text that the file has.
         sentence2: Second text column, for pairs.
 
     Returns:

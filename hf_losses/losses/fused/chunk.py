@@ -1,4 +1,4 @@
-"""Rows of logits that are worked on together: what a kernel takes."""
+"""Rows of logits that are processed together: what a kernel takes."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor
 
 from hf_losses.losses.bound import BoundedLoss
 
-# Numbers of the logits that are worked on together, so that they stay in the cache.
+# Logits that are processed together, few enough to stay in the CPU's cache.
 CHUNK = 2**20
-# A GPU has no use for small pieces; its scratch memory is what this limits.
+# On a GPU the limit is for the scratch memory; small chunks would only be slower.
 CHUNK_ON_GPU = 2**26
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Some rows' logits, by their indices.
+# From the indices of some rows to their logits.
 Rows = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Chunk:
-    """Rows of logits that are worked on together, and the memory that their gradients go to.
+    """Rows of logits that are processed together, and the memory for their gradients.
 
     Attributes:
         logits: `[N, C]`, of one of `DTYPES`.
-        gradient: `[N, C]`, float32; overwritten with the gradients, or with anything if there are
-            none. May be the logits themselves.
+        gradient: `[N, C]`, float32; overwritten with the gradients, or used as scratch memory if
+            none are made. May be the logits themselves.
         target: `[N]`, int64, in [0, C).
         scale: `[N]`, by which every row's gradient is multiplied; a row with 0 may hold anything.
             `[]` if it is the same number, and not 0, for all.
         differentiate: Whether to make gradients.
-        may_wait: Whether the device answers at once when a number is asked for; see `may_wait`.
+        may_wait: Whether Python may read numbers of these tensors; see `may_wait`.
         spare: Memory that the chunks of one loss share; empty for the first, which is the largest.
-        logits_of: Asked for the logits of some rows after `gradient` was overwritten.
+        logits_of: Returns the logits of some rows, also after `gradient` was overwritten.
     """
 
     logits: Tensor
@@ -60,10 +60,10 @@ class Kernel(Protocol):
 
 
 def chunk_rows(classes: int, device: torch.device) -> int:
-    """How many rows of logits are worked on together."""
+    """How many rows of logits are processed together."""
     return max(1, (CHUNK if device.type == "cpu" else CHUNK_ON_GPU) // classes)
 
 
 def may_wait(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers may steer Python: on any other device that would make it wait."""
+    """Whether Python may read numbers of a tensor: on a GPU it would wait for all queued work."""
     return tensor.is_cpu

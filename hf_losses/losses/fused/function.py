@@ -23,13 +23,14 @@ def multiply_(gradient: Tensor, factor: Tensor) -> None:
 
 
 def headroom(scale: Tensor, dtype: torch.dtype, steepest: float) -> Tensor | None:
-    """What gradients that are made in forward are multiplied by there, and divided by later.
+    """The factor that keeps float16 gradients, which are made in forward, from underflowing.
 
-    float16 would round a small share of a mean to 0, before a loss scaler can save it.
+    Divided by the count of a mean, they could round to 0 before a loss scaler multiplies them. So
+    they are made with this factor, and the loss is divided by it, which backward applies to them.
 
     Args:
-        scale: By which the items' gradients are multiplied.
-        dtype: That of the gradients.
+        scale: The factors by which the items' gradients are multiplied.
+        dtype: The dtype of the gradients.
         steepest: The largest gradient weight of an item.
 
     Returns:
@@ -57,13 +58,13 @@ class Fused(torch.autograd.Function):
         """Values, and the gradient that backward will hand over.
 
         Args:
-            ctx: PyTorch's.
+            ctx: The context that PyTorch passes.
             logits: `[..., C]`.
             target: `[...]`, int64, in [0, C).
             scale: `[...]`, or `[]` for one number that is not 0, float32.
             kernel: `Sparse` or `Full` of the loss.
-            plain: The same loss of logits, target and scale as PyTorch's own operations: the way
-                to second derivatives.
+            plain: The same loss of logits, target and scale by PyTorch's operations, for second
+                derivatives.
             options: Whether to sum, to make gradients, and to overwrite the logits with them.
         """
         summed, differentiate, overwrite = options
@@ -91,13 +92,13 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient made in forward, once; anything more goes the plain way."""
+        """The gradient made in forward, once; further ones are made by PyTorch's operations."""
         upstream, gradient = grads[0], ctx.gradient
         if gradient is None or torch.is_grad_enabled():
-            return _plainly(ctx, upstream), None, None, None, None, None
-        if torch._C._functorch.is_legacy_batchedtensor(upstream):  # Several of them, one gradient.
+            return _gradient_of_plain_loss(ctx, upstream), None, None, None, None, None
+        if torch._C._functorch.is_legacy_batchedtensor(upstream):  # Several upstream gradients.
             return gradient * upstream.unsqueeze(-1), None, None, None, None, None
-        ctx.gradient = None  # It is the engine's now, which may add to it.
+        ctx.gradient = None  # Autograd may now add to it in place.
         if ctx.summed:
             multiply_(gradient, upstream)
         else:
@@ -130,7 +131,8 @@ def _chunk_by_chunk(
     return values
 
 
-def _plainly(ctx: Any, upstream: Tensor) -> Tensor:
+def _gradient_of_plain_loss(ctx: Any, upstream: Tensor) -> Tensor:
+    """The gradient by PyTorch's operations, which is differentiable itself."""
     logits = ctx.logits()
     if logits is None or ctx.overwrite:
         raise RuntimeError(
@@ -148,5 +150,5 @@ def _plainly(ctx: Any, upstream: Tensor) -> Tensor:
     with torch.enable_grad():
         losses = ctx.plain(logits, target, scale)
         value = losses.sum() if ctx.summed else losses
-        found: Tensor = torch.autograd.grad(value, logits, upstream, create_graph=twice)[0]
-    return found
+        gradient: Tensor = torch.autograd.grad(value, logits, upstream, create_graph=twice)[0]
+    return gradient

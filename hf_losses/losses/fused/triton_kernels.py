@@ -59,7 +59,7 @@ def lowest_number(integer):
 
 @triton.jit
 def checked_margin(margin, true_logit, highest):
-    """The margin, NaN where a logit is infinite, or none is possible: this must not look normal."""
+    """The margin; NaN if a logit is +inf or all are -inf, lest a bounded loss hide that."""
     none = (true_logit == float("-inf")) & (highest <= LOWEST)
     return tl.where(none | (margin == float("inf")), float("nan"), margin)
 
@@ -194,7 +194,7 @@ def full_rows(
             total = total * tl.exp(highest - higher) + tl.exp(second - higher)
             total += tl.sum(tl.exp(z - higher), 0)
             highest = higher
-        # What all logits share would cost digits. NaN where no class is possible.
+        # A large offset that all logits share would cost digits. NaN if all of them are -inf.
         shared = tl.maximum(z_true, top) + numbers
         shared = tl.where(shared <= LOWEST, float("nan"), shared)
         rest = highest - shared + tl.log(total)

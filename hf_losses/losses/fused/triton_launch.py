@@ -28,7 +28,7 @@ from hf_losses.messages import UsageError
 
 VARIABLE = "HF_LOSSES_TRITON"
 KERNELS = Path(__file__).with_name("triton_kernels.py")
-# Classes that a program reads together, at most: the full forms hold more numbers for each.
+# The most classes that a Triton program reads at once; full forms keep more numbers per class.
 BLOCK, BLOCK_OF_FULL = 2**14, 2**12
 
 _LOGGER = logging.getLogger(__name__)
@@ -56,11 +56,11 @@ def serves(kernel: Kernel, rows: Tensor) -> bool:
     """Whether Triton makes the losses of these rows.
 
     Args:
-        kernel: That of PyTorch's operations, for its loss.
+        kernel: `Sparse` or `Full`, of which only the loss is used.
         rows: On the device of the logits.
 
     Returns:
-        False where no kernel was asked for, the device is another, or the loss does not translate.
+        False if no kernel was asked for, on other devices, or if the loss has no translation.
     """
     if not is_enabled() or not (rows.is_cuda or (rows.is_cpu and _interprets())):
         return False
@@ -75,12 +75,13 @@ def losses(
     """Losses and gradients of rows of logits, where a kernel `serves`.
 
     Args:
-        kernel: That of PyTorch's operations, for its loss.
+        kernel: `Sparse` or `Full`, of which only the loss is used.
         rows: `[N, C]`, float32, bfloat16 or float16.
         target: `[N]`, int64; a class that does not exist makes a row NaN.
         scale: `[N]` or `[]`, float32, by which gradients are multiplied; a row with 0 may hold
             anything.
-        gradient: Like the rows, which it may be; overwritten with the gradients. None: none.
+        gradient: Like the rows, which it may be; overwritten with the gradients. None to make
+            none.
 
     Returns:
         `[N]`, float32, not scaled.
@@ -142,7 +143,8 @@ def _kernels(source: str) -> types.ModuleType:
     """The kernels around the text of a loss."""
     text = f"{KERNELS.read_text(encoding='utf-8')}\n\n{source}"
     name = f"<hf_losses kernels {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
-    # Triton reads the source of its functions; None: not to be looked for in a file.
+    # Triton reads the source of its functions. None instead of a time stamp says that the text
+    # comes from no file, so that linecache keeps it.
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     module = types.ModuleType("hf_losses_kernels")
     exec(compile(text, name, "exec"), module.__dict__)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-# By name, less the underscore of what works in place. What is not of `tl` is in `triton_kernels`.
+# PyTorch's operations, in-place ones without their underscore, and their text in Triton. Functions
+# without the prefix `tl.` are defined in `triton_kernels`.
 OPERATIONS: dict[str, str] = {
     "add": "{0} + {1}",
     "sub": "{0} - {1}",
@@ -76,7 +77,8 @@ def triton_source(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> str:
         else:
             names[node] = f"v{len(lines)}"
             lines.append(f"    {names[node]} = {_expression(node, names)}")
-            if _operation(node).endswith("_"):  # What it worked on is the result, by any name.
+            if _operation(node).endswith("_"):
+                # In place: from here on all names of the changed tensor stand for the result.
                 before = names[node.args[0]]
                 names |= {one: names[node] for one, name in names.items() if name == before}
     return "\n".join(lines) + "\n"

@@ -159,7 +159,6 @@ class ActiveLoss:
     """
 
     def __init__(self, trainer: Any, loss: Any) -> None:
-        """See the class."""
         self.trainer = trainer
         self.loss = loss
         self._class_weights = ClassWeights()

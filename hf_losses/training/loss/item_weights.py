@@ -26,7 +26,6 @@ class WeightCollator:
     """
 
     def __init__(self, collator: Callable[[Sequence[Any]], Any]) -> None:
-        """See the class."""
         self.collator = collator
 
     def __call__(self, rows: Sequence[Any]) -> Any:

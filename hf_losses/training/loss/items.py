@@ -31,7 +31,7 @@ class Items(NamedTuple):
     Attributes:
         logits: `[..., C]`, or numbers.
         labels: `[...]` classes, or the logits' shape.
-        weight: One number per item, by which its loss is multiplied; None: all are 1.
+        weight: One number per item, by which its loss is multiplied; None if all are 1.
     """
 
     logits: Tensor
@@ -39,7 +39,7 @@ class Items(NamedTuple):
     weight: Tensor | None
 
     def rows(self, count: int | None) -> Items:
-        """The first `count` rows; None: all of them."""
+        """The first `count` rows, or all if `count` is None."""
         weight = None if self.weight is None else self.weight[:count]
         return Items(self.logits[:count], self.labels[:count], weight)
 

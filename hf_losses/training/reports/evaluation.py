@@ -113,14 +113,14 @@ class EvaluationLosses:
             `probability`, and how many are `right`. `classes`: by class, how often it is `true`,
             `predicted` and `right`. Empty for other tasks; without classes above 1,000 of them.
         """
-        found = {}
+        counts = {}
         if self._bins is not None:
             names = ("count", "probability", "right")
-            found["calibration"] = dict(zip(names, self._bins.tolist(), strict=True))
+            counts["calibration"] = dict(zip(names, self._bins.tolist(), strict=True))
         if self._classes is not None:
             names = ("true", "predicted", "right")
-            found["classes"] = dict(zip(names, self._classes.tolist(), strict=True))
-        return found
+            counts["classes"] = dict(zip(names, self._classes.tolist(), strict=True))
+        return counts
 
 
 def _summed_over_processes(sums: Tensor, accelerator: Any) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_losses.losses.base import RegressionLoss
-from hf_losses.losses.margin import class_margin, gradient_weight
+from hf_losses.losses.margin import class_margin_of_rows, gradient_weight
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss, get_loss
 from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
@@ -165,7 +165,7 @@ def item_stats(
         z, target = matrix[start : start + rows].float(), flat[start : start + rows]
         keep = (target[:, 0] if soft else target) != IGNORE_INDEX
         true = target.argmax(-1) if soft else target.where(keep, 0)
-        margin = _margin(z, true)
+        margin = class_margin_of_rows(z, true)
         if soft or criterion.label_smoothing:
             gradient, baseline_gradient = _gradients(criterion, z, target)
             weight = _ratio(gradient.norm(1, -1), baseline_gradient.norm(1, -1))
@@ -180,18 +180,6 @@ def item_stats(
                 weight = weight * criterion.weight[true]
         parts.append(_marked(_stack(criterion, margin, weight), keep))
     return torch.cat(parts)
-
-
-def _margin(z: Tensor, true: Tensor) -> Tensor:
-    """The same as `class_margin`, on a CPU with copies only of those logits that need them."""
-    if not z.is_cpu:  # Where it would have to be asked which these are.
-        return class_margin(z, true)
-    log_p = z.gather(-1, true.unsqueeze(-1)).squeeze(-1) - z.logsumexp(-1)
-    margin = log_p - torch.log1p(-log_p.exp())
-    # From p = 1/2 on, 1 - p loses digits. NaN and infinite logits need class_margin too.
-    rest = (~((log_p > -torch.inf) & (log_p < -0.7))).nonzero().squeeze(-1)
-    margin[rest] = class_margin(z[rest], true[rest])
-    return margin
 
 
 def _weight(criterion: ClassificationLoss, margin: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ class NonfiniteSteps:
     """
 
     def __init__(self, counted: int = 0) -> None:
-        """See the class."""
         self._counted: Any = counted
         self._last: Any = False
 

@@ -45,10 +45,10 @@ def calibration_figure(results: Results, statistics: Statistics) -> Any:
         return None
     figure, grid = panel_grid(len(counts), 2.3)
     reference = _reliability(baseline)
-    for axes, (loss, found) in zip(grid, counts.items(), strict=True):
+    for axes, (loss, loss_counts) in zip(grid, counts.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="#8C8C8C", linewidth=0.8)
         axes.plot(*reference[:2], **BASELINE)
-        probability, right, share = _reliability(found)
+        probability, right, share = _reliability(loss_counts)
         axes.plot(probability, right, color=LOSS_COLOR, linewidth=2)
         axes.scatter(probability, right, 120 * share, color=LOSS_COLOR, alpha=0.55, linewidth=0)
         axes.set_title(wrap(loss, LABEL_WIDTH), fontsize=9)
@@ -122,7 +122,7 @@ def classes_figure(results: Results, statistics: Statistics) -> Any:
 def _counts(results: Results, statistics: Statistics, kind: str) -> dict[str, Counts]:
     """The counts of all seeds of the last stage by loss, in the order of the tables."""
     stage = statistics.stages[-1] if statistics.stages else None
-    found = {}
+    counts = {}
     for entry in stage.losses if stage else ():
         runs: list[Mapping[str, Sequence[float]]] = [
             run.predictions[kind]
@@ -131,8 +131,8 @@ def _counts(results: Results, statistics: Statistics, kind: str) -> dict[str, Co
             if kind in run.predictions
         ]
         if runs and len({len(run[name]) for run in runs for name in run}) == 1:
-            found[entry.loss] = {name: np.array([run[name] for run in runs]) for name in runs[0]}
-    return found
+            counts[entry.loss] = {name: np.array([run[name] for run in runs]) for name in runs[0]}
+    return counts
 
 
 def _reliability(counts: Counts) -> tuple[npt.NDArray[np.float64], ...]:
