@@ -57,7 +57,6 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
     def __init__(
         self, *args: Any, loss: str | Callable[..., Tensor] | None = None, **kwargs: Any
     ) -> None:
-        """See the class."""
         if isinstance(loss, str):
             get_spec(loss)  # Before the trainer makes folders, or a repository on the Hub.
         self._check_base()
