@@ -338,6 +338,8 @@ def test_the_head_may_die_and_be_started_again(local, tmp_path, monkeypatch):
     wait_for(lambda: len(records(folder)) == 2 and len(starts(folder)) == 4)
     before = {path: path.stat().st_mtime_ns for path in records(folder)}
     port = int(first.address.rpartition(":")[2])
+    # Its processes by SIGKILL; the other node's are still there until they miss it.
+    first.remove_node(first.head_node, allow_graceful=False)
     first.shutdown()
     wait_for(lambda: not any(runs_still(int(pid)) for _, pid, _ in starts(folder)))
     go_on(2)

@@ -137,9 +137,10 @@ class Cluster:
             time.sleep(POLL)
             return []
         ready, _ = self.ray.wait([*self.running], num_returns=1, timeout=PERIOD)
-        if not self._head_is_gone():
-            self._write_logs()
-            with suppress(self.ray.exceptions.LocalRayletDiedError):  # With the head, mostly.
+        if not self._head_is_gone() and self._write_logs():
+            errors = self.ray.exceptions
+            # With the head, mostly, which the next call will notice.
+            with suppress(errors.LocalRayletDiedError, errors.GetTimeoutError):
                 return [self._collect(reference) for reference in ready]
         self._wait_for_head()
         return []
@@ -211,12 +212,20 @@ class Cluster:
             raise RunsRefused(f"no node of the cluster at {self.address} is left")
         return answers
 
-    def _write_logs(self) -> None:
-        """Adds to the logs what the runs have printed since the last call."""
-        try:
-            messages: list[Printed] = self.queue.get_nowait_batch(self.queue.size())
+    def _write_logs(self) -> bool:
+        """Adds to the logs what the runs have printed since the last call.
+
+        Returns:
+            Whether the queue on this node has answered. It does not if a head that was killed has
+            been started again before it was missed, and knows nothing of what was.
+        """
+        try:  # Not by the queue's own methods, which would wait for ever.
+            actor = self.queue.actor
+            count = self.ray.get(actor.qsize.remote(), timeout=SILENCE)
+            batch = actor.get_nowait_batch.remote(count)
+            messages: list[Printed] = self.ray.get(batch, timeout=SILENCE)
         except self.ray.exceptions.RayError:
-            return
+            return False
         going_on = {str(run.folder): (run, task) for task, run in self.running.items()}
         for message in messages:
             if message.name not in going_on:  # It has ended, and has its whole log.
@@ -238,12 +247,13 @@ class Cluster:
             if message.attempt == attempts[-1]:
                 with open(run.beside("log"), "ab") as log:
                     log.write(message.text)
+        return True
 
     def _collect(self, reference: Any) -> Ended:
         """Puts the files of a run into its folder."""
         errors, reason = self.ray.exceptions, ""
         try:
-            outcome: Outcome = self.ray.get(reference)
+            outcome: Outcome = self.ray.get(reference, timeout=WAIT)
         except (
             errors.NodeDiedError,
             errors.WorkerCrashedError,
