@@ -12,7 +12,7 @@ from scipy import stats
 from hf_losses.compare.plan import Plan
 from hf_losses.compare.results import Metric, Results, RunRecord
 from hf_losses.compare.statistics.comparison import compare, describe_spread, with_outlook
-from hf_losses.compare.statistics.p_values import holm, share_of_look, smallest_p
+from hf_losses.compare.statistics.p_values import SignFlips, holm, share_of_look, smallest_p
 from hf_losses.compare.statistics.power import (
     Outlook,
     describe_design,
@@ -21,7 +21,6 @@ from hf_losses.compare.statistics.power import (
     outlook,
     seeds_needed,
 )
-from hf_losses.compare.statistics.sign_flip import SignFlips
 from hf_losses.compare.statistics.speed import time_to_baseline
 from hf_losses.compare.statistics.summary import statistics
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TypeVar
 
-from hf_losses.compare.statistics.p_values import ALPHA, holm, share_of_look
+from hf_losses.compare.statistics.p_values import ALPHA, SignFlips, holm, share_of_look
 from hf_losses.compare.statistics.power import (
     Outlook,
     detectable_difference,
     median_spread,
     outlook,
 )
-from hf_losses.compare.statistics.sign_flip import SignFlips
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -9,8 +9,7 @@ from statistics import fmean, median
 from typing import Any
 
 from hf_losses.compare.results import RunRecord
-from hf_losses.compare.statistics.p_values import ALPHA
-from hf_losses.compare.statistics.sign_flip import SignFlips
+from hf_losses.compare.statistics.p_values import ALPHA, SignFlips
 
 MOST = 0.95  # The share of the baseline's best value that is "most of it".
 
