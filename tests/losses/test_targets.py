@@ -404,7 +404,7 @@ def test_focal_of_several_labels_is_torchvisions_sigmoid_focal_loss(gamma, alpha
 
 @pytest.mark.parametrize("epsilon", [-0.5, 1.0, 2.0])
 def test_poly1_of_several_labels_is_binary_cross_entropy_and_a_term(epsilon):
-    """BCE + epsilon·(1 - p_t): the paper's form, with a sigmoid in the place of the softmax."""
+    """BCE + epsilon·(1 - p_t): the paper's form with a sigmoid, as in timm's loss/poly_loss.py."""
     logits, target = yes_or_no()
     p = torch.sigmoid(logits)
     p_t = p * target + (1 - p) * (1 - target)
