@@ -108,23 +108,23 @@ def confirmed(group: str, metric: str) -> str:
 def glue_baseline() -> str:
     """The recipe's scores on GLUE beside published ones."""
     folder = RESULTS / "glue_baseline"
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     published = json.loads((folder / "published.json").read_text(encoding="utf-8"))
     header = ["task", "metric", "MiniLM by the recipe ± sd", "learning rate", "rows, epochs"]
-    header += [f"[{name}]({entry['source']})" for name, entry in published.items()]
+    header += [f"[{name}]({model['source']})" for name, model in published.items()]
     rows = []
-    for task, own in found.items():
-        for metric, values in own["metrics"].items():
+    for task, entry in content.items():
+        for metric, values in entry["metrics"].items():
             if metric not in METRICS[task]:
                 continue
-            cells = [entry.get(task, {}).get(metric) for entry in published.values()]
+            cells = [model.get(task, {}).get(metric) for model in published.values()]
             rows.append(
                 [
                     f"`{task}`",
                     metric,
                     f"{100 * fmean(values):.1f} ± {100 * stdev(values):.1f}",
-                    f"{own['learning_rate']:g}",
-                    f"{own['rows']['train']:,}, {own['epochs']:g}",
+                    f"{entry['learning_rate']:g}",
+                    f"{entry['rows']['train']:,}, {entry['epochs']:g}",
                     *("–" if score is None else f"{100 * score:.1f}" for score in cells),
                 ]
             )
@@ -179,11 +179,13 @@ def _simulated() -> dict[str, dict[str, float]]:
 
 def speed() -> str:
     """Time and peak memory of the fused paths relative to the first peer of each case."""
-    found = json.loads((RESULTS / "benchmarks" / "losses.json").read_text(encoding="utf-8"))
-    hardware, versions, cases = found["hardware"], found["versions"], found["cases"]
-    shapes = {case: own for case, own in cases.items() if "warm" in own}
-    large = {case: own for case, own in shapes.items() if "peak_bytes" in own}
-    counted = {case: own["instructions"] for case, own in cases.items() if "instructions" in own}
+    content = json.loads((RESULTS / "benchmarks" / "losses.json").read_text(encoding="utf-8"))
+    hardware, versions, cases = content["hardware"], content["versions"], content["cases"]
+    shapes = {case: entry for case, entry in cases.items() if "warm" in entry}
+    large = {case: entry for case, entry in shapes.items() if "peak_bytes" in entry}
+    counted = {
+        case: entry["instructions"] for case, entry in cases.items() if "instructions" in entry
+    }
     blocks = [
         f"Measured on {hardware['cpu']}, {hardware['threads']} threads, torch {versions['torch']}: "
         "forward and backward of the mean loss, medians, relative to `F.cross_entropy`; "
@@ -192,12 +194,12 @@ def speed() -> str:
         _matrix("peak memory", large, _peaks),
     ]
     header, rows = ["whole layers and steps", "time [quartiles]", "peak memory"], []
-    for case, own in cases.items():
+    for case, entry in cases.items():
         if case in shapes:
             continue
-        peaks = own.get("peak_bytes", {})
-        first = next(iter(own["default"]))
-        for name, peer in own["default"].items():
+        peaks = entry.get("peak_bytes", {})
+        first = next(iter(entry["default"]))
+        for name, peer in entry["default"].items():
             low, high = peer["quartiles"]
             ratio = f"{peer['ratio']:.2f} [{low:.2f}, {high:.2f}]"
             peak = f"{peaks[name] / peaks[first]:.2f}" if name in peaks else "–"
@@ -211,14 +213,14 @@ def speed() -> str:
 
 def _matrix(what: str, cases: dict[str, Any], cell: Callable[..., str]) -> str:
     """A table of peers by cases; losses that do the same work share a row."""
-    measured = {name for own in cases.values() for name in own["default"]}
+    measured = {name for entry in cases.values() for name in entry["default"]}
     alike = [name for name in list_losses() if name in measured and not get_spec(name).is_full]
     peers = {f"the {len(alike)} sparse losses": alike}
-    for own in cases.values():
-        peers |= {name: [name] for name in list(own["default"])[1:] if name not in alike}
+    for entry in cases.values():
+        peers |= {name: [name] for name in list(entry["default"])[1:] if name not in alike}
     rows = []
     for title, names in peers.items():
-        cells = [cell(own, names) for own in cases.values()]
+        cells = [cell(entry, names) for entry in cases.values()]
         if any(cells):
             rows.append([title, *(one or "–" for one in cells)])
     return markdown.table([what, *cases], rows, numbers=cases)
@@ -246,15 +248,15 @@ def _range(values: Sequence[float]) -> str:
 
 def official_scripts() -> str:
     """Which of transformers' own training scripts run with another loss."""
-    found = json.loads((RESULTS / "official" / "scripts.json").read_text(encoding="utf-8"))
+    content = json.loads((RESULTS / "official" / "scripts.json").read_text(encoding="utf-8"))
     scripts: dict[str, list[dict[str, Any]]] = {}
-    for run in found["runs"]:
+    for run in content["runs"]:
         scripts.setdefault(run["script"], []).append(run)
     of_labels = [runs for runs in scripts.values() if not runs[0]["own"]]
     good = sum(not any(run["wrong"] for run in runs) for runs in of_labels)
     summary = (
-        f"transformers {found['versions']['transformers']}: {good} of the {len(of_labels)} scripts "
-        "whose loss is one of logits and labels run with every model tried."
+        f"transformers {content['versions']['transformers']}: {good} of the {len(of_labels)} "
+        "scripts whose loss is one of logits and labels run with every model tried."
     )
     rows = []
     for script, runs in scripts.items():
@@ -281,11 +283,11 @@ def _outcome(run: dict[str, Any]) -> str:
 
 def official_tests() -> str:
     """Counts of the trainers' own tests, with and without a trainer of ours, and what differs."""
-    found = json.loads((RESULTS / "official" / "tests.json").read_text(encoding="utf-8"))
+    content = json.loads((RESULTS / "official" / "tests.json").read_text(encoding="utf-8"))
     kinds = ["passed", "failed", "skipped"]
     rows, different, lacking = [], [], []
-    for suite in found["suites"]:
-        package = f"{suite['package']} {found['versions'][suite['package']]}"
+    for suite in content["suites"]:
+        package = f"{suite['package']} {content['versions'][suite['package']]}"
         for side, title in (("stock", suite["trainer"]), ("ours", suite["ours_is"])):
             counts = [str(suite[side].get(kind, 0)) for kind in kinds]
             rows.append([f"{package}: `{suite['file']}`", f"`{title}`", *counts])

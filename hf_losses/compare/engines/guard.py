@@ -2,7 +2,8 @@
 
 As a program, `guard.py COMMAND …` runs the command in a session of its own, and exits as it does.
 When its standard input closes, it ends the command and its children: the process that started it
-has closed the pipe, or has ended, even by SIGKILL. This file is run by its path and imports nothing
+has closed the pipe, or has ended, even by SIGKILL. (`concurrent.futures` ends neither the children
+of its workers nor, if it is killed, the workers.) This file is run by its path and imports nothing
 else of this package.
 """
 
