@@ -12,13 +12,17 @@ to results.json when it is done.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hf_losses.metrics.tasks import METRICS
+import numpy as np
+
+from hf_losses.data.text.dataset import load_task
+from hf_losses.metrics import METRICS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -50,6 +54,28 @@ def train(task: str, name: str, folder: str, *flags: str) -> dict:
     found = json.loads(result.read_text(encoding="utf-8"))
     print(task, name, found["metrics"], f"{found['training']['runtime']:.0f} s", flush=True)
     return found
+
+
+def word_overlap(folder: str, task: str) -> dict[str, float]:
+    """The accuracies of a threshold on the share of the second text's words that the first has.
+
+    The threshold is fitted on the training set: what the simplest of all models would reach.
+    """
+    shares, labels = {}, {}
+    for name, split in load_task(task, folder).splits.items():
+        pairs = zip(split["sentence1"], split["sentence2"], strict=True)
+        words = [[re.findall(r"\w+", text.lower()) for text in pair] for pair in pairs]
+        shares[name] = np.array(
+            [np.mean([word in set(one) for word in other] or [0]) for one, other in words]
+        )
+        labels[name] = np.array(split["label"])
+    positive = 0 if task == "rte" else 1  # Entailment, or a paraphrase.
+
+    def accuracy(name: str, threshold: float) -> float:
+        return float(np.mean((shares[name] >= threshold) == (labels[name] == positive)))
+
+    best = max(np.linspace(0, 1, 41), key=lambda threshold: accuracy("train", threshold))
+    return {name: accuracy(name, best) for name in ("train", "validation")}
 
 
 def measure(task: str, folder: str, pool: ThreadPoolExecutor) -> dict:
@@ -84,6 +110,7 @@ def measure(task: str, folder: str, pool: ThreadPoolExecutor) -> dict:
             name: [result["metrics"]["validation"][name] for result in results]
             for name in results[0]["metrics"]["validation"]
         },
+        **({"word_overlap": word_overlap(folder, task)} if task in ("rte", "mrpc") else {}),
         "model": last["model"],
         "versions": last["versions"],
         "hardware": last["hardware"],

@@ -186,7 +186,8 @@ def conditions() -> dict[str, tuple[Callable[..., dict[str, bool]], tuple[Any, .
             narrow = spread(law)  # So that it takes several looks.
             named[f"null; {title}"] = looks, (law, 7, 2, 0.0, narrow, added, most)
             named[f"edge; {title}"] = looks, (law, 7, 2, narrow, narrow, added, most)
-            named[f"edge, default margin; {title}"] = looks, (law, 7, 2, narrow, None, added, most)
+            if added is None:
+                named[f"edge, default margin; {title}"] = looks, (law, 7, 2, narrow, None, None, 3)
     for law in ASYMMETRIC:
         for seeds, (side, way) in product((7, 12), ((1, "up"), (-1, "down"))):
             title = f"{law}, {way}; {seeds} seeds; 1 loss"

@@ -40,7 +40,7 @@ def test_no_committed_rate_of_false_verdicts_is_above_5_percent(name):
 def test_all_conditions_are_committed(simulation):
     assert list(COMMITTED) == list(simulation.conditions())
     for law in simulation.LAWS:
-        assert sum(law in name for name in JUDGED) == 13
+        assert sum(law in name for name in JUDGED) == 14
 
 
 def test_the_simulation_would_show_looks_that_nothing_allows_for():
