@@ -177,7 +177,10 @@ class LossModule(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Name and parameters as JSON; `get_loss(**loss.config)` builds the same loss again."""
+        """Name and parameters as JSON; `get_loss(**loss.config)` builds the same loss again.
+
+        Where gradients are written (`overwrite_logits`) is no part of a loss.
+        """
         return {"name": self.spec.name, **self.params, **self._options()}
 
     def _options(self) -> dict[str, Any]:

@@ -140,7 +140,6 @@ class ClassificationLoss(LossModule):
             options["max_weight"] = self.max_weight if math.isfinite(self.max_weight) else "inf"
         if self.problem_type != SINGLE_LABEL:
             options["problem_type"] = self.problem_type
-        # overwrite_logits is no part of the loss: it decides where gradients are written.
         return options
 
     def weight_for(self, logits: Tensor) -> Tensor | None:
@@ -376,9 +375,7 @@ def get_loss(name: str, **params: Any) -> ClassificationLoss | RegressionLoss:
     Args:
         name: A registered name; `list_losses()` has them all.
         **params: The loss's own parameters (`alpha` of `strict_m_power`, `delta` of `huber`) and
-            the options of `ClassificationLoss` (`reduction`, `ignore_index`, `weight`,
-            `label_smoothing`, `max_weight`, `problem_type`, `overwrite_logits`) or
-            `RegressionLoss` (`reduction`).
+            the options of `ClassificationLoss` or `RegressionLoss`.
 
     Returns:
         A module: `loss(logits, target)` or `loss(prediction, target)`.
