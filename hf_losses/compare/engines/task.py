@@ -19,6 +19,7 @@ from hf_losses.compare.plan import Plan
 from hf_losses.compare.results import RunSettings
 
 PERIOD = 0.5  # Seconds between two looks at what a run prints.
+ANNOUNCE = 10.0  # Seconds that the machine of the comparison gets to take notice of a start.
 MOST = 64 * 2**20  # Bytes of files, and of the log, that a run returns.
 RESULT = "result.json"
 
@@ -113,7 +114,7 @@ def make(task: Task, messages: Any) -> Outcome:
             )
         try:
             with open(log, "rb") as printed:
-                send(messages, Printed(task.name, attempt, node))
+                announce(messages, Printed(task.name, attempt, node))
                 while (code := wait(process)) is None:
                     if text := printed.read():
                         send(messages, Printed(task.name, attempt, node, text))
@@ -132,6 +133,14 @@ def wait(process: subprocess.Popen[bytes]) -> int | None:
     with suppress(subprocess.TimeoutExpired):
         return process.wait(PERIOD)
     return None
+
+
+def announce(messages: Any, message: Printed) -> None:
+    """Sends that a run has started, and waits for it to arrive, lest the run end before it does."""
+    import ray
+
+    with suppress(ray.exceptions.RayError):
+        ray.get(messages.actor.put_nowait.remote(message), timeout=ANNOUNCE)
 
 
 def send(messages: Any, message: Printed) -> None:

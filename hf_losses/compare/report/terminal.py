@@ -19,7 +19,6 @@ WIDE = (
     "steps to baseline",
     "seconds to baseline",
     "steps to 95 %",
-    "relative to baseline's",
     "NLL",
     "ECE",
 )

@@ -61,11 +61,10 @@ DEFINITIONS = {
     "steps to baseline": "median number of optimizer steps until a run reaches what the baseline "
     "reaches at its best on the validation set; in brackets, how many runs get there",
     "seconds to baseline": "the same in seconds of training",
-    "steps to 95 %": "median number of optimizer steps until a run reaches 95 % of that value (an "
-    "error: 1/0.95 of it)",
-    "relative to baseline's": "these steps relative to those of the baseline with the same seed: "
-    "geometric mean, and the interval of ratios that a sign-flip test does not reject at 5 %, "
-    "without correction",
+    "steps to 95 %": "optimizer steps until a run reaches 95 % of that value (an error: 1/0.95 of "
+    "it): the median, or behind × the ratio to the baseline's own with the same seed (geometric "
+    "mean, and the ratios that a sign-flip test does not reject at 5 %, without correction); and "
+    "how many runs get there",
     "NLL": "mean negative log-likelihood (cross-entropy) on the compared set",
     "ECE": "mean expected calibration error on the compared set, in 15 bins",
     "seed": "the script's --seed",
@@ -225,7 +224,7 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
     rows = []
     for result in stage.losses:
         comparison = result.comparison or NOT_COMPARED
-        time, most = result.time_to_baseline or NO_TIME, result.time_to_most or NO_TIME
+        time = result.time_to_baseline or NO_TIME
         typical = cost(results, stage.stage, result.loss)
         limits = ""
         if comparison.interval:
@@ -245,8 +244,7 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
             "P(better)": formatted(comparison.probability_better, ".2f"),
             "steps to baseline": formatted(time.steps, "g") + _reached(result.time_to_baseline),
             "seconds to baseline": formatted(time.seconds, ".1f"),
-            "steps to 95 %": formatted(most.steps, "g") + _reached(result.time_to_most),
-            "relative to baseline's": _ratio(result),
+            "steps to 95 %": _steps_to_most(result),
             "NLL": formatted(result.cross_entropy, ".4f"),
             "ECE": formatted(result.ece, ".4f"),
         }
@@ -260,13 +258,15 @@ def _reached(time: TimeToBaseline | None) -> str:
     return f" ({time.reached}/{time.runs})" if time else ""
 
 
-def _ratio(result: LossResult) -> str:
-    """The steps to most of the baseline's best value, relative to the baseline's."""
+def _steps_to_most(result: LossResult) -> str:
+    """The steps to most of the baseline's best value, or their ratio to the baseline's own."""
     time = result.time_to_most
-    if result.comparison is None or time is None or time.ratio is None:
+    if time is None:
         return NOTHING
+    if result.comparison is None or time.ratio is None:
+        return formatted(time.steps, "g") + _reached(time)
     limits = ", ".join(f"{limit:.2f}" for limit in time.ratio_interval or ())
-    return f"{time.ratio:.2f}" + (f" [{limits}]" if limits else "")
+    return f"×{time.ratio:.2f}" + (f" [{limits}]" if limits else "") + _reached(time)
 
 
 def _verdict(result: LossResult, stage: StageResult) -> str:
