@@ -6,6 +6,7 @@ The fields are those of the files, in the same order. Only this module reads and
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,11 @@ from hf_losses.messages import UsageError
 RESULTS = "results.json"
 # Only a run that wrote a valid result.json has these in its record.
 MEASURED = ("value", "metric", "metrics", "history", "steps", "seconds", "predictions", "facts")
+
+
+def is_number(value: Any) -> bool:
+    """Whether what a script reports is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 from hf_losses.compare.engines.run import Run, stored_record
 from hf_losses.compare.plan import TUNING_SEED, Plan, read_plan
-from hf_losses.compare.results import Facts, Metric, RunRecord, RunSettings
+from hf_losses.compare.results import Facts, Metric, RunRecord, RunSettings, is_number
 from hf_losses.messages import UsageError, nearest
 
 # The counts of predictions that a script may report.
@@ -169,7 +168,7 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
             f"{', '.join(valid)}"
         )
     value = metrics[compared_set][name]
-    finite = isinstance(value, int | float) and math.isfinite(value)
+    finite = is_number(value)
     training, classes = result.get("training") or {}, result.get("classes")
     facts = {name: result.get(name) for name in ("task", "model", "versions", "hardware")}
     runtime = training.get("runtime")
@@ -185,7 +184,9 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
         seconds=runtime and round(runtime - (training.get("evaluation_runtime") or 0), 2),
         # Nobody looks at those of the trials.
         predictions={} if settings.stage == "tune" else _counts(result, compared_set),
-        facts=Facts(**facts, classes=classes if isinstance(classes, list) else None),
+        facts=Facts(
+            **facts, classes=[str(name) for name in classes] if isinstance(classes, list) else None
+        ),
     )
 
 
@@ -204,7 +205,7 @@ def _counts(result: Mapping[str, Any], compared_set: str) -> dict[str, dict[str,
             columns
             and all(isinstance(column, list) for column in columns)
             and len({len(column) for column in columns}) == 1
-            and all(isinstance(number, int | float) for column in columns for number in column)
+            and all(is_number(number) for column in columns for number in column)
         ):
             counts[kind] = dict(zip(names, columns, strict=True))
     return counts

@@ -1,6 +1,7 @@
 """The pictures of what classifiers predict: calibration and F1 by class."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -96,6 +97,7 @@ def test_nothing_is_drawn_without_the_baselines_predictions():
         ({"test": {"classes": [0, 1]}}, {}),
         ({"validation": {"classes": {"true": [1], "predicted": [1], "right": [1]}}}, {}),
         ({"test": {"classes": {"true": [1, 2], "predicted": [3], "right": [1]}}}, {}),
+        ({"test": {"classes": {"true": [1], "predicted": [math.nan], "right": [1]}}}, {}),
         # NaN probabilities are null in the file; the counts by class are still true.
         (
             {
@@ -115,6 +117,28 @@ def test_what_a_script_means_otherwise_is_left_out(tmp_path, predictions, kept):
     run = read_result(tmp_path, RunSettings("a", "main", 1, {}), plan)
     assert run.predictions == kept
     assert run.facts.classes is None
+
+
+def test_classes_may_have_numbers_for_names(tmp_path):
+    result = {"metric": "accuracy", "metrics": {"test": {"accuracy": 0.5}}, "classes": [0, 1]}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    run = read_result(
+        tmp_path,
+        RunSettings("a", "main", 1, {}),
+        Plan("x.py", [], ["a", "b"], "a", seeds=1),
+    )
+    assert run.facts.classes == ["0", "1"]
+
+
+def test_a_baseline_with_other_classes_than_the_losses_is_not_drawn():
+    content, *_ = with_predictions()
+    for run in content["runs"]:
+        if run["loss"] == "cross_entropy":
+            run["predictions"]["classes"] = {
+                name: [1.0] * 3 for name in ("true", "predicted", "right")
+            }
+    results = Results.from_json(content)
+    assert classes_figure(results, statistics(results)) is None
 
 
 def test_losses_whose_counts_cannot_be_drawn_are_left_out():

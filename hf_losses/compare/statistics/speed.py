@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
 
-from hf_losses.compare.results import RunRecord
+from hf_losses.compare.results import RunRecord, is_number
 from hf_losses.compare.statistics.p_values import ALPHA, SignFlips
 
 MOST = 0.95  # The share of the baseline's best value that is "most of it".
@@ -110,8 +109,3 @@ def _median(finite: Sequence[float], count: int) -> float | None:
     """The median of `count` values, of which all but the `finite` ones are infinite."""
     value = median([*finite, *[math.inf] * (count - len(finite))])
     return value if math.isfinite(value) else None
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)

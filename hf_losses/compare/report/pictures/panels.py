@@ -20,8 +20,7 @@ from hf_losses.compare.report.pictures.style import (
     panel_grid,
     wrap,
 )
-from hf_losses.compare.results import Metric, Results
-from hf_losses.compare.statistics.speed import is_number
+from hf_losses.compare.results import Metric, Results, is_number
 from hf_losses.compare.statistics.summary import Statistics
 from hf_losses.compare.statistics.tuned import EDGE
 

@@ -83,7 +83,9 @@ def classes_figure(results: Results, statistics: Statistics) -> Any:
     """
     scores = {loss: _f1(counts) for loss, counts in _counts(results, statistics, "classes").items()}
     baseline = scores.pop(results.plan.baseline, None)
-    if baseline is None or not scores or len({f1.shape[1] for f1 in scores.values()}) > 1:
+    if baseline is None or not scores:
+        return None
+    if {f1.shape[1] for f1 in scores.values()} != {baseline.shape[1]}:
         return None
     reference = baseline.mean(0)
     spread = np.max([abs(f1.mean(0) - reference) for f1 in scores.values()], 0)
