@@ -107,6 +107,13 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--trials", type=int, default=0, metavar="N", help="of each loss")
     command.add_argument(
+        "--tuning_seeds",
+        type=int,
+        default=1,
+        metavar="K",
+        help="runs of each trial, which is judged by their mean; default: 1",
+    )
+    command.add_argument(
         "--launcher", default="", metavar="CMD", help="such as 'accelerate launch'; default: none"
     )
     command.add_argument(

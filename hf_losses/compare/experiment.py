@@ -16,7 +16,15 @@ from typing import cast
 from hf_losses.compare.engines.pool import Pool, has_flags
 from hf_losses.compare.engines.run import MARK, Engine, Run, single, stored_record
 from hf_losses.compare.plan import PLAN, Plan, read_plan
-from hf_losses.compare.results import Facts, Metric, Results, RunRecord, RunSettings, Tuning
+from hf_losses.compare.results import (
+    Facts,
+    Metric,
+    Results,
+    RunRecord,
+    RunSettings,
+    Tuning,
+    finished_trials,
+)
 from hf_losses.compare.runs import make_run, planned_runs, read_result
 from hf_losses.compare.tuning import STORE, trials
 
@@ -72,15 +80,13 @@ def best_trial(plan: Plan, loss: str, records: Iterable[RunRecord]) -> Tuning | 
     Returns:
         Its parameters and value; None if no trial of the loss finished.
     """
-    finished = [
-        record
-        for record in records
-        if record.stage == "tune" and record.loss == loss and record.finished
-    ]
+    records = list(records)
+    finished = finished_trials(plan, loss, records)
     if not finished:
         return None
-    best = max(finished, key=lambda trial: _score(plan, trial))
-    return Tuning(best.parameters, cast(float, best.value))
+    sign = -1 if plan.minimizes(next(r.metric.name for r in records if r.metric)) else 1
+    best = max(finished, key=lambda trial: sign * trial.mean)
+    return Tuning(best.parameters, best.mean)
 
 
 def best_losses(plan: Plan, records: Sequence[RunRecord]) -> list[str]:

@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from hf_losses.compare.ranges import parse_range
 from hf_losses.files import write_json
 from hf_losses.losses.registry import get_spec, list_losses, match_losses, neutral_loss
 from hf_losses.messages import UsageError
@@ -23,6 +24,7 @@ PLAN = "plan.json"
 RESERVED = ("loss", "seed", "output_dir")  # The flags that compare itself gives to the script.
 TUNING_SEED = 0  # Test results come from seeds 1, 2, …
 FIRST_SEED = 1
+FURTHER_TUNING_SEEDS = 1_000_000  # Far from the others, of which there may be more later.
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Plan:
         confirm: Number of runs on fresh seeds of the baseline and the best losses.
         top: Number of losses that are confirmed.
         tune: Lowest and highest value of each tuned flag.
-        trials: Number of tuning runs of each loss.
+        trials: Number of trials of each loss.
+        tuning_seeds: Number of runs of each trial, by whose mean it is judged.
         metric: The compared metric; None for the one that the script names.
         lower_is_better: Whether a smaller value is better; None lets the metric's name decide.
         threads: CPU threads of every run.
@@ -62,6 +65,7 @@ class Plan:
     top: int | None = None
     tune: dict[str, list[float]] = field(default_factory=dict)
     trials: int = 0
+    tuning_seeds: int = 1
     metric: str | None = None
     lower_is_better: bool | None = None
     threads: int = 1
@@ -112,6 +116,10 @@ class Plan:
             raise UsageError("--tune and --trials go together")
         if self.trials < 0:
             raise UsageError(f"--trials must be at least 1, got {self.trials}")
+        if self.tuning_seeds < 1:
+            raise UsageError(f"--tuning_seeds must be at least 1, got {self.tuning_seeds}")
+        if self.tuning_seeds > 1 and not self.tune:
+            raise UsageError("--tuning_seeds is for --tune")
         for name, (low, high) in self.tune.items():
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise UsageError(f"--tune {name}={low}:{high} is no range; give LOW:HIGH")
@@ -175,7 +183,10 @@ class Plan:
         return [*program, self.script, *self.arguments, "--loss", name, *flags]
 
     def seeds_of(self, stage: str) -> list[int]:
-        """The seeds of `main`, `screen` or `confirm`; `confirm` and `screen` share none."""
+        """The seeds of `tune`, `main`, `screen` or `confirm`; only `main` shares any."""
+        if stage == "tune":
+            further = range(FURTHER_TUNING_SEEDS, FURTHER_TUNING_SEEDS + self.tuning_seeds - 1)
+            return [TUNING_SEED, *further]
         start = FIRST_SEED + (self.screen or 0 if stage == "confirm" else 0)
         count = (self.screen or 0) if stage == "screen" else self.looks[-1]
         return list(range(start, start + count))
@@ -184,7 +195,7 @@ class Plan:
     def runs(self) -> int:
         """The number of all runs of this task."""
         tested = 1 + self.comparisons // self.tasks
-        chosen = len(self.losses) * ((self.screen or 0) + self.trials)
+        chosen = len(self.losses) * ((self.screen or 0) + self.trials * self.tuning_seeds)
         return tested * self.tested_seeds + chosen
 
 
@@ -264,34 +275,6 @@ def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]
     baseline = shlex.join(shlex.split(baseline))
     unique = list(dict.fromkeys(expanded))
     return sorted(unique, key=lambda loss: loss != baseline), baseline
-
-
-def parse_range(text: str) -> tuple[str, list[float]]:
-    """Reads `NAME=LOW:HIGH`; `learning_rate` alone has a default range.
-
-    Args:
-        text: An argument of `--tune`.
-
-    Raises:
-        ValueError: If the text is not of that form.
-    """
-    name, equals, limits = text.removeprefix("--").partition("=")
-    if name == "learning_rate" and not equals:
-        return name, [1e-5, 1e-2]
-    low, colon, high = limits.partition(":")
-    try:
-        if not (name and colon):
-            raise UsageError
-        return name, [float(low), float(high)]
-    except ValueError:
-        raise UsageError(
-            f"--tune takes NAME=LOW:HIGH, such as learning_rate=1e-5:1e-3, got {text!r}"
-        ) from None
-
-
-def by_logarithm(low: float, high: float) -> bool:
-    """Whether a tuned range is searched by the logarithm: it is positive, and tenfold or wider."""
-    return low > 0 and high >= 10 * low
 
 
 def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> Plan:

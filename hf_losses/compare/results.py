@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hf_losses.compare.plan import Plan
@@ -140,6 +141,40 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A finished trial of a loss.
+
+    Attributes:
+        parameters: Values of the tuned flags.
+        values: The compared metric on the validation set by tuning seed.
+    """
+
+    parameters: Mapping[str, float]
+    values: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        """What the trial is judged by."""
+        return fmean(self.values.values())
+
+
+def finished_trials(plan: Plan, loss: str, runs: Iterable[RunRecord]) -> list[Trial]:
+    """The trials of a loss that finished with every tuning seed.
+
+    Args:
+        plan: The plan.
+        loss: The loss.
+        runs: Any runs.
+    """
+    values: dict[tuple[tuple[str, float], ...], dict[int, float]] = {}
+    for run in runs:
+        if (run.stage, run.loss) == ("tune", loss) and run.value is not None:
+            values.setdefault(tuple(run.parameters.items()), {})[run.seed] = run.value
+    trials = [Trial(dict(parameters), by_seed) for parameters, by_seed in values.items()]
+    return [trial for trial in trials if len(trial.values) == plan.tuning_seeds]
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything that a comparison has measured so far.
 
@@ -177,6 +212,8 @@ class Results:
         plan = asdict(self.plan)
         if self.plan.tasks == 1:
             del plan["tasks"]
+        if self.plan.tuning_seeds == 1:
+            del plan["tuning_seeds"]
         classes = {"classes": self.classes} if self.classes else {}
         return {
             "plan": plan,

@@ -78,7 +78,10 @@ def make_run(
         parameters: Values of the tuned flags.
         trial: Number of the trial; None unless the stage is `tune`.
     """
-    output_dir = run_folder(folder, loss, f"seed-{seed}" if trial is None else f"trial-{trial}")
+    name = f"seed-{seed}"
+    if trial is not None:
+        name = f"trial-{trial}" if seed == TUNING_SEED else f"trial-{trial}-{name}"
+    output_dir = run_folder(folder, loss, name)
     settings = RunSettings(loss, stage, seed, dict(parameters))
     return Run(output_dir, plan.command(loss, seed, parameters, output_dir), settings)
 
@@ -91,9 +94,10 @@ def planned_runs(plan: Plan, folder: Path) -> list[Run]:
         folder: The comparison's folder.
     """
     runs = [
-        make_run(plan, folder, loss, "tune", TUNING_SEED, {}, trial)
+        make_run(plan, folder, loss, "tune", seed, {}, trial)
         for loss in plan.losses
         for trial in range(plan.trials)
+        for seed in plan.seeds_of("tune")
     ]
     for stage in plan.stages:
         seeds = plan.seeds_of(stage)

@@ -1,18 +1,20 @@
 """The tuning of `hf-losses compare`: every loss gets the same number of trials.
 
-The first ten are the same for all losses and spread evenly over the ranges (Halton's sequence: the
-middle, the quarters, the eighths …), since a handful of random points may lie together. Those that
-follow are chosen by Optuna's TPE.
+A trial is judged by the mean of its runs, one for each tuning seed. The first ten trials are the
+same for all losses and spread evenly over the ranges (Halton's sequence: the middle, the quarters,
+the eighths …), since a handful of random points may lie together. Those that follow are chosen by
+Optuna's TPE.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from hf_losses.compare.engines.run import Chain
-from hf_losses.compare.plan import TUNING_SEED, Plan, by_logarithm
+from hf_losses.compare.plan import Plan
+from hf_losses.compare.ranges import by_logarithm, spread_evenly
 from hf_losses.compare.runs import make_run
 from hf_losses.messages import MissingExtra
 
@@ -67,28 +69,16 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
                 )
             )
         trial = study.trials[number]
-        record = yield make_run(plan, folder, loss, "tune", TUNING_SEED, trial.params, number)
-        if trial.state == TrialState.RUNNING:  # Optuna may already know its value.
-            if record.value is not None:
-                sign = 1 if plan.minimizes(record.metric.name if record.metric else "") else -1
-                study.tell(number, sign * record.value)
-            else:
-                study.tell(number, state=TrialState.FAIL)
-
-
-def spread_evenly(number: int, ranges: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """A point of Halton's sequence in these ranges.
-
-    Args:
-        number: Which point, from 0; the first one is the middle of the first range.
-        ranges: Lowest and highest value by name.
-    """
-    from scipy.stats import qmc  # It would load torch for every command.
-
-    sequence = qmc.Halton(len(ranges), scramble=False)
-    sequence.fast_forward(1 + number)  # Its first point is the lower end of every range.
-    shares = sequence.random(1)[0].tolist()
-    return {
-        name: low * (high / low) ** share if by_logarithm(low, high) else low + share * (high - low)
-        for (name, (low, high)), share in zip(ranges.items(), shares, strict=True)
-    }
+        values: list[float] = []
+        for seed in plan.seeds_of("tune"):
+            record = yield make_run(plan, folder, loss, "tune", seed, trial.params, number)
+            if record.value is None:
+                break
+            values.append(record.value)
+        if trial.state != TrialState.RUNNING:  # Optuna already knows its value.
+            continue
+        if len(values) == plan.tuning_seeds:
+            sign = 1 if plan.minimizes(record.metric.name if record.metric else "") else -1
+            study.tell(number, sign * fmean(values))
+        else:
+            study.tell(number, state=TrialState.FAIL)

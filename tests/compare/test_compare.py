@@ -23,10 +23,11 @@ from hf_losses.compare.engines import guard
 from hf_losses.compare.engines.local_pool import environments
 from hf_losses.compare.engines.pool import failure
 from hf_losses.compare.experiment import best_losses
-from hf_losses.compare.plan import Plan, expand, make_plan, parse_range
+from hf_losses.compare.plan import Plan, expand, make_plan
+from hf_losses.compare.ranges import parse_range, spread_evenly
 from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
-from hf_losses.compare.tuning import spread_evenly, trials
+from hf_losses.compare.tuning import trials
 from hf_losses.files import strict
 
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))

@@ -1,6 +1,7 @@
 """Tuning is part of a comparison: where the best values lie, how sure they are, on which data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ RANGES = {"learning_rate": [1e-4, 1e-1], "weight_decay": [0.0, 0.2]}
 PLAN = Plan("x.py", [], ["b", "x"], "b", seeds=1, tune=RANGES, trials=4)
 
 
-def trial(rate, decay, value, loss="x"):
+def trial(rate, decay, value, loss="x", seed=0):
     parameters = {"learning_rate": rate, "weight_decay": decay}
     status = "failed" if value is None else "finished"
-    return RunRecord(loss, "tune", 0, parameters, status, value=value)
+    return RunRecord(loss, "tune", seed, parameters, status, value=value)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_the_edge_is_the_outer_tenth_of_the_range_as_searched(rate, decay, at_ed
 @pytest.mark.parametrize("lower_is_better", [False, True])
 def test_the_spread_of_the_best_is_that_of_trials_drawn_again(lower_is_better):
     values = np.random.default_rng(0).normal(0.8, 0.02, 8)
-    runs = [trial(1e-2, 0.1, float(value)) for value in values]
+    runs = [trial(1e-2, 0.02 * n, float(value)) for n, value in enumerate(values)]
     (tuned,) = tuned_losses(PLAN, runs, lower_is_better)
     draws = np.random.default_rng(1).choice(values, (200_000, 8))
     best = draws.min(axis=1) if lower_is_better else draws.max(axis=1)
@@ -55,6 +56,78 @@ def test_the_spread_of_the_best_is_that_of_trials_drawn_again(lower_is_better):
 def test_one_trial_has_no_spread_and_none_is_not_told():
     (tuned,) = tuned_losses(PLAN, [trial(1e-2, 0.1, 0.9), trial(1e-2, 0.1, None, "b")], False)
     assert (tuned.loss, tuned.spread) == ("x", None)
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+def test_the_spread_by_seed_is_that_of_the_trials_that_single_seeds_would_choose(lower_is_better):
+    sign = -1 if lower_is_better else 1
+    values = {  # By learning rate: of the seeds 0, 7 and 8.
+        1e-3: (0.80, 0.86, 0.77),
+        1e-2: (0.81, 0.84, 0.84),  # The best on average.
+        5e-2: (0.84, 0.78, 0.78),
+        8e-2: (0.99, 0.99, None),  # Not finished with every seed, so out of the question.
+    }
+    records = [
+        trial(rate, 0.1, score and sign * score, seed=seed)
+        for rate, scores in values.items()
+        for seed, score in zip((0, 7, 8), scores, strict=True)
+    ]
+    plan = replace(PLAN, tuning_seeds=3)
+    (tuned,) = tuned_losses(plan, records, lower_is_better)
+    assert tuned.parameters["learning_rate"] == 1e-2
+    assert (tuned.trials, tuned.value) == (3, pytest.approx(sign * 0.83))
+    # The seeds choose the third, the first and the second trial, which are worth these means.
+    assert tuned.seed_spread == pytest.approx(np.std([0.80, 0.81, 0.83], ddof=1))
+    (tuned,) = tuned_losses(PLAN, [run for run in records if run.seed == 0], lower_is_better)
+    assert tuned.seed_spread is None
+
+
+def test_a_trial_is_judged_by_the_mean_over_the_tuning_seeds(tmp_path, capsys):
+    folder = tmp_path / "x"
+    losses = ["cross_entropy", "strict_l"]
+    # One of the seeds fails for strict_l: it has no finished trial, and is told to be incomplete.
+    script = [SCRIPT, "--crash", "strict_l:1000001"]
+    flags = ["--seeds", "2", "--tune", "learning_rate=0.1:0.5", "--trials", "2"]
+    arguments = ["compare", "--losses", *losses, *flags, "--tuning_seeds", "3"]
+    assert main([*arguments, "--output_dir", str(folder), "--", *script]) == 0
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    runs = [(run["loss"], run["stage"], run["seed"], run["value"]) for run in content["runs"]]
+    tried = [run for run in runs if run[:2] == ("cross_entropy", "tune")]
+    assert [seed for _, _, seed, _ in tried] == [0, 1_000_000, 1_000_001] * 2
+    first, second = ([value for *_, value in trial] for trial in (tried[:3], tried[3:]))
+    assert content["plan"]["tuning_seeds"] == 3
+    assert list(content["tuned"]) == ["cross_entropy"]
+    best = content["tuned"]["cross_entropy"]
+    assert best["value"] == pytest.approx(max(np.mean(first), np.mean(second)))
+    assert best["parameters"]["learning_rate"] == pytest.approx(0.3)
+    assert not [run for run in runs if run[:2] == ("strict_l", "main")]
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    assert "Each loss was tuned with 3 seeds. Had one of them chosen alone" in text
+    assert "± sd by seed" in text
+    assert "--tuning_seeds 3" in text
+    assert "| `cross_entropy` | 0.3 | 1000000 |" in text
+    again = [*arguments[:-1], "2", "--output_dir", str(folder), "--", *script]
+    with pytest.raises(SystemExit):
+        main(again)
+    assert "tuning_seeds was 3 and is 2" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tuning_seeds", "2"], "--tuning_seeds is for --tune"),
+        (
+            ["--tune", "learning_rate", "--trials", "1", "--tuning_seeds", "0"],
+            "--tuning_seeds must be at least 1, got 0",
+        ),
+    ],
+)
+def test_tuning_seeds_that_make_no_sense_are_refused(tmp_path, capsys, flags, message):
+    arguments = ["compare", "--losses", "cross_entropy", "strict_l", "--seeds", "2", *flags]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--output_dir", str(tmp_path / "x"), "--", SCRIPT])
+    assert stopped.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("sets", [["validation"], ["validation", "dev"]])

@@ -185,10 +185,10 @@ def design_sentences(results: Results, statistics: Statistics, digits: str) -> l
             f"to {unseen:.0%} of a loss's runs."
         )
         sentences += _look_sentences(stage)
-    return sentences + _fairness_sentences(results, statistics)
+    return sentences + _fairness_sentences(results, statistics, digits)
 
 
-def _fairness_sentences(results: Results, statistics: Statistics) -> list[str]:
+def _fairness_sentences(results: Results, statistics: Statistics, digits: str) -> list[str]:
     """What tuning and a lacking test set leave open."""
     sentences = []
     if results.metric and not results.metric.set.startswith("test"):
@@ -196,10 +196,20 @@ def _fairness_sentences(results: Results, statistics: Statistics) -> list[str]:
             f"There is no test set: the losses are compared on the {results.metric.set} set, which "
             "says too much for a script that also chooses its checkpoint or its flags by it."
         )
-    if statistics.tuned:
+    spreads = {
+        tuned.loss: tuned.seed_spread for tuned in statistics.tuned if tuned.seed_spread is not None
+    }
+    if spreads:
+        most = max(spreads, key=spreads.__getitem__)
         sentences.append(
-            "Each loss was tuned once: what other trials would have chosen is not part of the "
-            "intervals."
+            f"Each loss was tuned with {results.plan.tuning_seeds} seeds. Had one of them chosen "
+            f"alone, the value on the validation set would vary with a standard deviation of up to "
+            f"{formatted(spreads[most], digits)} (`{most}`), which is not part of the intervals."
+        )
+    elif statistics.tuned:
+        sentences.append(
+            "Each loss was tuned with one seed: what another seed or other trials would have "
+            "chosen is not part of the intervals (--tuning_seeds 3 shows it)."
         )
     if at_edge := [f"`{tuned.loss}`" for tuned in statistics.tuned if tuned.at_edge]:
         verb = "have their best values" if len(at_edge) > 1 else "has its best value"

@@ -75,6 +75,8 @@ DEFINITIONS = {
     "validation": "the compared metric on the validation set",
     "± sd of the best": "standard deviation of the best value if as many trials were drawn again "
     "from these",
+    "± sd by seed": "what another tuning seed makes: the standard deviation of the values of "
+    "the trials that each tuning seed alone would have chosen",
     "at the edge": "flags whose best value lies in the outer tenth of the tuned range",
 }
 
@@ -174,6 +176,11 @@ def view_of(results: Results, statistics: Statistics) -> View:
                 **{name: f"{value:.4g}" for name, value in tuned.parameters.items()},
                 "validation": formatted(tuned.value, digits),
                 "± sd of the best": formatted(tuned.spread, digits),
+                **(
+                    {"± sd by seed": formatted(tuned.seed_spread, digits)}
+                    if plan.tuning_seeds > 1
+                    else {}
+                ),
                 "at the edge": ", ".join(tuned.at_edge) or "no",
             }
             for tuned in statistics.tuned
@@ -182,6 +189,7 @@ def view_of(results: Results, statistics: Statistics) -> View:
             {
                 "loss": run.loss,
                 **{name: f"{value:.4g}" for name, value in run.parameters.items()},
+                **({"seed": str(run.seed)} if plan.tuning_seeds > 1 else {}),
                 "validation": run.status if run.value is None else formatted(run.value, digits),
             }
             for run in results.runs
@@ -298,6 +306,8 @@ def command_lines(plan: Plan, metric: Metric | None, sections: Sequence[Sequence
     if plan.tune:
         ranges = [f"{name}={low!r}:{high!r}" for name, (low, high) in plan.tune.items()]
         words += ["--tune", *ranges, "--trials", str(plan.trials)]
+    if plan.tuning_seeds > 1:
+        words += ["--tuning_seeds", str(plan.tuning_seeds)]
     if plan.launcher:
         words += ["--launcher", shlex.join(plan.launcher)]
     words += ["--output_dir", "FOLDER"]

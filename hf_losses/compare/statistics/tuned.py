@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_losses.compare.plan import Plan, by_logarithm
-from hf_losses.compare.results import RunRecord
+from hf_losses.compare.plan import Plan
+from hf_losses.compare.ranges import by_logarithm
+from hf_losses.compare.results import RunRecord, Trial, finished_trials
 
 EDGE = 0.1  # The outer tenth of a range, at both ends.
 
@@ -21,7 +22,7 @@ class TunedLoss:
     Attributes:
         loss: The loss, perhaps with flags.
         parameters: The tuned flags of the best trial.
-        value: Its value on the validation set.
+        value: Its value on the validation set, the mean over the tuning seeds.
         trials: Number of trials that finished.
         at_edge: Flags whose best value lies in the outer tenth of its range, where a better one may
             lie beyond.
@@ -29,6 +30,8 @@ class TunedLoss:
             (the bootstrap of a maximum, as in Dodge et al. 2019, "Show your work"); None for fewer
             than two trials. It is no more than a rough one for trials that Optuna chose by the
             results of others, which begins with the eleventh.
+        seed_spread: Standard deviation that another tuning seed makes: of the values of the trials
+            that each tuning seed alone would have chosen; None with one tuning seed.
     """
 
     loss: str
@@ -37,6 +40,7 @@ class TunedLoss:
     trials: int
     at_edge: Sequence[str]
     spread: float | None
+    seed_spread: float | None
 
 
 def tuned_losses(plan: Plan, runs: Sequence[RunRecord], lower_is_better: bool) -> list[TunedLoss]:
@@ -52,22 +56,21 @@ def tuned_losses(plan: Plan, runs: Sequence[RunRecord], lower_is_better: bool) -
     """
     tuned = []
     for loss in plan.losses:
-        trials = [
-            (run.value, run)
-            for run in runs
-            if (run.stage, run.loss) == ("tune", loss) and run.value is not None
-        ]
+        trials = finished_trials(plan, loss, runs)
         if not trials:
             continue
         sign = -1 if lower_is_better else 1
-        value, best = max(trials, key=lambda trial: sign * trial[0])
+        best = max(trials, key=lambda trial: sign * trial.mean)
         at_edge = [
             name
             for name, (low, high) in plan.tune.items()
             if not EDGE < _place(best.parameters[name], low, high) < 1 - EDGE
         ]
-        spread = _spread_of_best([sign * trial for trial, _ in trials])
-        tuned.append(TunedLoss(loss, best.parameters, value, len(trials), at_edge, spread))
+        spread = _spread_of_best([sign * trial.mean for trial in trials])
+        seed_spread = _spread_by_seed(trials, sign)
+        tuned.append(
+            TunedLoss(loss, best.parameters, best.mean, len(trials), at_edge, spread, seed_spread)
+        )
     return tuned
 
 
@@ -88,3 +91,13 @@ def _spread_of_best(scores: Sequence[float]) -> float | None:
     ordered = np.sort(scores)
     mean = float(chances @ ordered)
     return math.sqrt(float(chances @ (ordered - mean) ** 2))
+
+
+def _spread_by_seed(trials: Sequence[Trial], sign: int) -> float | None:
+    """The standard deviation of the values of the trials that single seeds would choose."""
+    seeds = list(trials[0].values)
+    if len(seeds) < 2:
+        return None
+    scores = np.array([[sign * trial.values[seed] for seed in seeds] for trial in trials])
+    chosen = scores.argmax(axis=0)  # By each seed.
+    return float(np.std(scores.mean(axis=1)[chosen], ddof=1))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, cast
 
-from hf_losses.compare.plan import by_logarithm
+from hf_losses.compare.ranges import by_logarithm
 from hf_losses.compare.report.pictures.style import (
     BASELINE_COLOR,
     COLUMNS,
