@@ -43,6 +43,22 @@ def test_the_edge_is_the_outer_tenth_of_the_range_as_searched(rate, decay, at_ed
     assert (lowest.value, lowest.at_edge) == (0.5, [])
 
 
+@pytest.mark.parametrize(
+    ("best", "others", "at_edge"),
+    [
+        (3e-2, [(1e-2, 0.5), (1e-3, 0.4)], True),  # The highest that was tried.
+        (3e-4, [(1e-2, 0.5), (1e-3, 0.4)], True),
+        (3e-3, [(1e-2, 0.5), (1e-3, 0.4)], False),
+        (1e-2, [(3e-2, None), (1e-3, 0.4)], False),  # A higher one failed.
+        (1e-2, [(1e-3, 0.4)], False),  # Of two values each lies at an end.
+    ],
+)
+def test_the_edge_is_also_the_end_of_what_was_tried(best, others, at_edge):
+    runs = [trial(best, 0.1, 0.9), *(trial(rate, 0.1, value) for rate, value in others)]
+    (tuned,) = tuned_losses(PLAN, runs, lower_is_better=False)
+    assert tuned.at_edge == ["learning_rate"] * at_edge
+
+
 @pytest.mark.parametrize("lower_is_better", [False, True])
 def test_the_spread_of_the_best_is_that_of_trials_drawn_again(lower_is_better):
     values = np.random.default_rng(0).normal(0.8, 0.02, 8)

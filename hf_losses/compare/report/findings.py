@@ -214,8 +214,8 @@ def _fairness_sentences(results: Results, statistics: Statistics, digits: str) -
     if at_edge := [f"`{tuned.loss}`" for tuned in statistics.tuned if tuned.at_edge]:
         verb = "have their best values" if len(at_edge) > 1 else "has its best value"
         sentences.append(
-            f"{joined(at_edge)} {verb} at the edge of the tuned range, beyond which a better one "
-            "may lie: widen --tune."
+            f"{joined(at_edge)} {verb} at the edge of what was tried, beyond which a better one "
+            "may lie: widen --tune, or take more --trials."
         )
     return sentences
 

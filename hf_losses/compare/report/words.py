@@ -77,7 +77,8 @@ DEFINITIONS = {
     "from these",
     "± sd by seed": "what another tuning seed makes: the standard deviation of the values of "
     "the trials that each tuning seed alone would have chosen",
-    "at the edge": "flags whose best value lies in the outer tenth of the tuned range",
+    "at the edge": "flags whose best value is the lowest or the highest that was tried, or lies in "
+    "the outer tenth of the tuned range",
 }
 
 Row = Mapping[str, str]  # Text by column.

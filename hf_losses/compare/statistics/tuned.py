@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,8 @@ class TunedLoss:
         parameters: The tuned flags of the best trial.
         value: Its value on the validation set, the mean over the tuning seeds.
         trials: Number of trials that finished.
-        at_edge: Flags whose best value lies in the outer tenth of its range, where a better one may
-            lie beyond.
+        at_edge: Flags whose best value is the lowest or the highest of three or more that were
+            tried, or lies in the outer tenth of its range: a better one may lie beyond.
         spread: Standard deviation of the best value if as many trials were drawn again from these
             (the bootstrap of a maximum, as in Dodge et al. 2019, "Show your work"); None for fewer
             than two trials. It is no more than a rough one for trials that Optuna chose by the
@@ -61,10 +61,12 @@ def tuned_losses(plan: Plan, runs: Sequence[RunRecord], lower_is_better: bool) -
             continue
         sign = -1 if lower_is_better else 1
         best = max(trials, key=lambda trial: sign * trial.mean)
+        of_loss = [run for run in runs if (run.stage, run.loss) == ("tune", loss)]
+        tried = {name: {run.parameters[name] for run in of_loss} for name in plan.tune}
         at_edge = [
             name
-            for name, (low, high) in plan.tune.items()
-            if not EDGE < _place(best.parameters[name], low, high) < 1 - EDGE
+            for name in plan.tune
+            if _at_edge(best.parameters[name], tried[name], *plan.tune[name])
         ]
         spread = _spread_of_best([sign * trial.mean for trial in trials])
         seed_spread = _spread_by_seed(trials, sign)
@@ -72,6 +74,12 @@ def tuned_losses(plan: Plan, runs: Sequence[RunRecord], lower_is_better: bool) -
             TunedLoss(loss, best.parameters, best.mean, len(trials), at_edge, spread, seed_spread)
         )
     return tuned
+
+
+def _at_edge(value: float, tried: Collection[float], low: float, high: float) -> bool:
+    """Whether a better value may lie beyond; trials that failed were tried as well."""
+    outermost = len(tried) > 2 and value in (min(tried), max(tried))
+    return outermost or not EDGE < _place(value, low, high) < 1 - EDGE
 
 
 def _place(value: float, low: float, high: float) -> float:
