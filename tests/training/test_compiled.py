@@ -9,6 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from hf_losses import LossTrainer
 
+# transformers asks for it when it compiles an attention mask; torch 2.6 lacks it.
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"),
+    reason="transformers cannot compile with this torch",
+)
+
 
 def compiled(model):
     return torch.compile(model, backend="eager")
