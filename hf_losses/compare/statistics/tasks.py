@@ -87,12 +87,16 @@ class OverTasks:
     losses: Sequence[LossOverTasks]
 
 
-def over_tasks(results: Mapping[str, Results | None]) -> tuple[dict[str, Statistics], OverTasks]:
+def over_tasks(
+    results: Mapping[str, Results | None], units: Mapping[str, float | None] | None = None
+) -> tuple[dict[str, Statistics], OverTasks]:
     """What a comparison shows so far, on each task and over all of them.
 
     Args:
         results: The results by task, with the same losses and seeds in all; None for a task that
             has not begun. One at least must have begun.
+        units: The standard deviation that another seed makes to the baseline, by task, if it is
+            known from more seeds than these.
 
     Returns:
         The statistics of each task that has begun, with tests that allow for all losses on all
@@ -126,7 +130,7 @@ def over_tasks(results: Mapping[str, Results | None]) -> tuple[dict[str, Statist
         of_task = [{loss: seen[name, loss] for loss in others} for seen in looks]
         shown = _with_comparisons(stage, of_task, len(results))
         by_task[name] = replace(by_task[name], stages=[shown])
-    units = {
+    units = units or {
         name: (entries[name, plan.baseline].sd or None) if name in stages else None
         for name in results
     }
