@@ -243,7 +243,7 @@ def measure(case, device, tiny, triton):
             fit[name] = run
         except torch.OutOfMemoryError:
             continue  # Reported as null.
-    clock = seconds_by_events if device == "cuda" and case not in STEPS else seconds_of
+    clock = seconds_by_events if device == "cuda" else seconds_of
     budget, fewest = (0.0, 2) if tiny else (SECONDS, ROUNDS)
     times = in_turns(fit, fewest=fewest, clock=clock, budget=budget) if fit else {}
     return {n: times[n] | {"peak_bytes": peak[n]} if n in fit else absent.get(n) for n in peers}
