@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -485,6 +486,20 @@ def test_the_picture_shows_the_means_and_half_the_critical_difference(simulated)
             assert list(entry.differences.values()) in drawn
     results["a"] = None
     assert tasks_figure(over_tasks(results)[1]) is None
+
+
+def test_a_loss_at_chance_does_not_squash_the_picture_over_tasks(simulated):
+    summary = over_tasks({name: Results.from_json(task) for name, task in simulated.items()})[1]
+    *others, worst = [entry for entry in summary.losses if entry.difference is not None]
+    differences = {"a": -1.0, "b": -90.0, "c": -89.0}
+    lost = replace(worst, difference=-60.0, interval=[-61.0, -59.0], differences=differences)
+    losses = [lost if entry is worst else entry for entry in summary.losses]
+    axes, _ = tasks_figure(replace(summary, losses=losses)).axes
+    low, high = axes.get_xlim()
+    assert low > -30
+    assert all(low < entry.difference < high for entry in others)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["−60.0 [−61.0, −59.0]", "2 tasks to −90.0"]
 
 
 def test_the_report_says_what_the_ranks_can_show(simulated):

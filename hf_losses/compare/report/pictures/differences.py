@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +67,8 @@ def differences_figure(results: Results, statistics: Statistics, narrow: bool = 
         edge = 0.03 * (high - low)
         axes.set_xlim(low - edge, high + edge)
         for height, (_, comparison) in enumerate(rows):
-            row = _Row(axes, height, (low, high), f"+{number_format(results)}")
-            row.draw(comparison)
+            row = DifferenceRow(axes, height, (low, high), f"+{number_format(results)}")
+            row.draw(comparison, MARKERS[comparison.verdict])
             clipped |= row.clipped
         label_rows(axes, [loss for loss, _ in rows], above=narrow)
         axes.set_title(TITLES[stage.stage])
@@ -119,18 +119,33 @@ def axis_limits(rows: Sequence[Comparison], unit: float) -> tuple[float, float]:
 
 
 @dataclass
-class _Row:
-    """A row of the differences: what lies beyond the limits is an arrow with its number."""
+class DifferenceRow:
+    """A row of the differences: what lies beyond the limits is an arrow with its number.
+
+    Attributes:
+        axes: Where to draw.
+        height: The height of the row.
+        limits: The lowest and the highest value that is shown.
+        digits: The format of the numbers.
+        dot: What a faint dot stands for.
+        clipped: Whether anything lies beyond the limits.
+    """
 
     axes: Any
     height: float
     limits: tuple[float, float]
     digits: str
+    dot: str = "seed"
     clipped: bool = False
 
-    def draw(self, comparison: Comparison) -> None:
-        """Draws mean, interval and seeds."""
-        style = {key: v for key, v in MARKERS[comparison.verdict].items() if key != "label"}
+    def draw(self, comparison: Comparison, marker: Mapping[str, Any]) -> None:
+        """Draws mean, interval and a dot for each single difference.
+
+        Args:
+            comparison: The differences.
+            marker: Shape and colour.
+        """
+        style = {key: value for key, value in marker.items() if key != "label"}
         color, mean = style["color"], comparison.difference or 0.0
         ends = comparison.interval or ()
         if self._is_beyond(mean):
@@ -146,13 +161,14 @@ class _Row:
             for end in filter(self._is_beyond, ends):
                 text = f"interval to {formatted(end, self.digits)}"
                 self._arrow(end, text, self.height, color, ms=6, rise=8)
-        below, seeds = self.height - 0.26, list(comparison.differences.values())
-        inside = [seed for seed in seeds if not self._is_beyond(seed)]
+        below, single = self.height - 0.26, list(comparison.differences.values())
+        inside = [value for value in single if not self._is_beyond(value)]
         self.axes.plot(inside, [below] * len(inside), "o", color=color, alpha=0.5, ms=4, mew=0)
         for sign in (-1, 1):
-            if far := [seed for seed in seeds if self._is_beyond(seed) and sign * seed > 0]:
+            if far := [value for value in single if self._is_beyond(value) and sign * value > 0]:
                 text = formatted(max(far, key=abs), self.digits)
-                text = f"{len(far)} seeds to {text}" if len(far) > 1 else f"a seed at {text}"
+                many = len(far) > 1
+                text = f"{len(far)} {self.dot}s to {text}" if many else f"a {self.dot} at {text}"
                 self._arrow(far[0], text, below, color, ms=4)
 
     def _is_beyond(self, value: float) -> bool:

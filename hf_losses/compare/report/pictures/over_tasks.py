@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hf_losses.compare.report.pictures.differences import DifferenceRow, axis_limits
 from hf_losses.compare.report.pictures.draw import save
 from hf_losses.compare.report.pictures.style import (
     BASELINE_COLOR,
@@ -14,7 +15,8 @@ from hf_losses.compare.report.pictures.style import (
     WIDTH,
     wrap,
 )
-from hf_losses.compare.statistics.tasks import LossOverTasks, OverTasks
+from hf_losses.compare.statistics.comparison import Comparison
+from hf_losses.compare.statistics.tasks import OverTasks
 
 PICTURE = "over_tasks.png"
 
@@ -57,13 +59,22 @@ def tasks_figure(summary: OverTasks) -> Any:
     figure = Figure(figsize=(WIDTH, 1.3 + 0.45 * len(losses)), layout="constrained")
     difference, rank = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     difference.axvline(0, color=BASELINE_COLOR, linewidth=1.2)
+    compared = {}
+    for entry in losses:
+        if entry.difference is not None:
+            by_task = {task: d for task, d in (entry.differences or {}).items() if d is not None}
+            compared[entry.loss] = Comparison(
+                len(by_task), by_task, entry.difference, None, entry.interval
+            )
+    limits = axis_limits(list(compared.values()), 1.0)
+    edge = 0.03 * (limits[1] - limits[0])
+    difference.set_xlim(limits[0] - edge, limits[1] + edge)
     half = (summary.critical_difference or 0) / 2
     for height, entry in enumerate(losses):
         style = {"color": BASELINE_COLOR if entry.loss == summary.baseline else LOSS_COLOR}
-        if entry.difference is not None:
-            difference.plot(entry.interval, [height] * 2, linewidth=2.2, **style)
-            difference.plot(entry.difference, height, "o", markersize=8, **style)
-            _dots(difference, entry, height)
+        if entry.loss in compared:
+            row = DifferenceRow(difference, height, limits, "+.1f", "task")
+            row.draw(compared[entry.loss], {"marker": "o", **style})
         mean = entry.rank or 0.0
         rank.plot([mean - half, mean + half], [height] * 2, linewidth=2.2, **style)
         rank.plot(mean, height, "o", markersize=8, **style)
@@ -77,9 +88,3 @@ def tasks_figure(summary: OverTasks) -> Any:
     rank.set_xlabel("mean rank ±\nhalf the critical difference")
     rank.locator_params(axis="x", integer=True)
     return figure
-
-
-def _dots(axes: Any, entry: LossOverTasks, height: int) -> None:
-    """A faint dot for each task, below the bar of its loss."""
-    values = list((entry.differences or {}).values())
-    axes.plot(values, [height - 0.26] * len(values), "o", color=LOSS_COLOR, alpha=0.4, ms=4, mew=0)
