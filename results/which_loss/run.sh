@@ -3,8 +3,8 @@
 # trials on a validation set; all on 2 seeds; then the best three against cross_entropy on 12 fresh
 # seeds, measured on a test set that had no part in any choice.
 #   results/which_loss/run.sh DATA [NAME ...]
-# DATA holds glue/ (laid out like nyu-mll/glue), banking77/, wnut_17/ and cifar10/ as parquet and
-# CoNLL files. Without names all comparisons are made, the shortest first. Interrupted, the same
+# DATA holds glue/ (laid out like nyu-mll/glue), banking77/, wnut_17/ and cifar10/ as parquet
+# files. Without names all comparisons are made, the shortest first. Interrupted, the same
 # command continues.
 set -euo pipefail
 data=$(cd "${1:?usage: run.sh DATA [NAME ...]}" && pwd)
@@ -29,15 +29,15 @@ compare() {  # NAME, range of the learning rate, then what follows --
 texts() {  # NAME, then flags
   local name=$1
   shift
-  compare "$name" 1e-5:1e-3 recipes/glue.py "$@" --max_train_samples 2000 --num_train_epochs 3 \
-    --max_length 64 --bf16 --eval_strategy steps --eval_steps 0.1
+  compare "$name" 1e-5:1e-3 recipes/glue.py --max_train_samples 2000 --num_train_epochs 3 \
+    --max_length 64 --bf16 --eval_strategy steps --eval_steps 0.1 "$@"
 }
 
 sst2() { texts sst2 --task_name sst2 --dataset_name "$data/glue" --train_val_split 0.0075; }
 cola() { texts cola --task_name cola --dataset_name "$data/glue" --train_val_split 0.06; }
-banking77() {
+banking77() {  # 26 texts of each class
   texts banking77 --train_file "$data"/banking77/train-*.parquet \
-    --test_file "$data"/banking77/test-*.parquet --train_val_split 0.05
+    --test_file "$data"/banking77/test-*.parquet --train_val_split 0.05 --num_train_epochs 6
 }
 noise() {  # SHARE of the labels that are exchanged
   python results/which_loss/noise.py "$data/glue" "$1" "runs/noise_$1"
@@ -47,16 +47,14 @@ sst2_noise_0.2() { noise 0.2; }
 sst2_noise_0.4() { noise 0.4; }
 wnut_17() {
   compare wnut_17 1e-5:1e-3 recipes/token_classification.py \
-    --train_file "$data/wnut_17/wnut17train.conll" \
-    --validation_file "$data/wnut_17/emerging.dev.conll" \
-    --test_file "$data/wnut_17/emerging.test.annotated" \
-    --num_train_epochs 3 --bf16 --eval_strategy steps --eval_steps 0.1
+    --dataset_name "$data/wnut_17" --max_train_samples 1500 \
+    --num_train_epochs 3 --bf16 --eval_strategy steps --eval_steps 0.2
 }
 cifar10() {  # A small ResNet from scratch on a subset
   compare cifar10 2e-4:3e-2 recipes/image_classification.py --dataset_name "$data/cifar10" \
-    --max_train_samples 5000 --max_eval_samples 2500 --augmentation crop_flip --model_type resnet \
+    --max_train_samples 10000 --max_eval_samples 5000 --augmentation crop_flip --model_type resnet \
     --config_overrides 'embedding_size=16,hidden_sizes=[16,32,64],depths=[1,1,1],layer_type=basic' \
-    --num_train_epochs 10 --per_device_train_batch_size 64 --per_device_eval_batch_size 250 \
+    --num_train_epochs 12 --per_device_train_batch_size 64 --per_device_eval_batch_size 250 \
     --eval_strategy steps --eval_steps 0.1 --dataloader_num_workers 0
 }
 
