@@ -332,7 +332,7 @@ class Display:
         )
         self.task = self.progress.add_task("", total=plan.runs, left="")
         self.seconds: list[float] = []
-        self.kept = 0
+        self.ended = self.kept = 0
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -359,21 +359,27 @@ class Display:
             new: False if an earlier start of the same command made the run.
         """
         self.seconds.append(record.wall_seconds)
-        remaining = self.plan.runs - len(self.seconds)
+        ended = 1
+        run = f"seed {record.seed}"
+        if record.stage == "tune":
+            seeds = self.plan.seeds_of("tune")
+            run = f"trial of {record.parameters}" + (f", {run}" if len(seeds) > 1 else "")
+            if not record.finished:  # The trial has failed: its other seeds are not run.
+                ended = len(seeds) - seeds.index(record.seed)
+        self.ended += ended
         mean = sum(self.seconds) / len(self.seconds)
-        left = timedelta(seconds=round(mean * remaining / self.jobs))
-        self.progress.update(self.task, advance=1, left=f"about {left} left")
+        left = timedelta(seconds=round(mean * (self.plan.runs - self.ended) / self.jobs))
+        self.progress.update(self.task, advance=ended, left=f"about {left} left")
         if not new:
             self.kept += 1
             return
         self._say_kept()
-        run = f"trial of {record.parameters}" if record.stage == "tune" else f"seed {record.seed}"
         if record.finished and record.metric:
             outcome = f"{record.metric.name} {record.value:.4f} ({record.metric.set})"
         else:
             outcome = f"{record.status}: {record.reason}"
         self.console.print(
-            f"{len(self.seconds)}/{self.plan.runs} {record.loss}, {run}: {outcome}, "
+            f"{self.ended}/{self.plan.runs} {record.loss}, {run}: {outcome}, "
             f"{record.wall_seconds:.0f} s",
             markup=False,
         )

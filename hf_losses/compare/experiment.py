@@ -51,8 +51,10 @@ def collect(folder: Path) -> Results:
     metrics = (record.metric for record in records if record.stage != "tune" and record.metric)
     metric = next(metrics, None)
     best = {loss: best_trial(plan, loss, records) for loss in plan.losses}
+    # As long as there are only trials, their metric tells the direction.
+    known = metric or next((record.metric for record in records if record.metric), None)
     return Results(
-        plan=replace(plan, lower_is_better=plan.minimizes(metric.name if metric else "")),
+        plan=replace(plan, lower_is_better=plan.minimizes(known.name if known else "")),
         task=facts.task,
         model=facts.model,
         metric=metric,

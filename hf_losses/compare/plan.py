@@ -183,7 +183,7 @@ class Plan:
         return [*program, self.script, *self.arguments, "--loss", name, *flags]
 
     def seeds_of(self, stage: str) -> list[int]:
-        """The seeds of `tune`, `main`, `screen` or `confirm`; only `main` shares any."""
+        """The seeds of a stage; those of `tune` are its own, `screen` and `confirm` share none."""
         if stage == "tune":
             further = range(FURTHER_TUNING_SEEDS, FURTHER_TUNING_SEEDS + self.tuning_seeds - 1)
             return [TUNING_SEED, *further]

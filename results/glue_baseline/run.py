@@ -4,9 +4,10 @@
 
 FOLDER is laid out like nyu-mll/glue. For each task, learning rates are tried with seed 0 on a tenth
 of the training set that is held out: three, and further ones until the best has been tried with one
-on either side. With it five models (seeds 1 to 5) are trained on the whole training set, and
-measured on GLUE's validation set. Two runs go on at a time, with one thread each. Interrupted, the
-same command continues. The results of each task are written to results.json when it is done.
+on either side, or the list of them ends. With it five models (seeds 1 to 5) are trained on the
+whole training set, and measured on GLUE's validation set. Two runs go on at a time, with one thread
+each. Interrupted, the same command continues. The results of each task are written to results.json
+when it is done.
 """
 
 import argparse

@@ -7,9 +7,12 @@
 # files. Without names all comparisons are made, the shortest first. Interrupted, the same
 # command continues.
 set -euo pipefail
-data=$(cd "${1:?usage: run.sh DATA [NAME ...]}" && pwd)
+source=$(cd "${1:?usage: run.sh DATA [NAME ...]}" && pwd)
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+data=runs/data  # The same name everywhere, as the flags of a comparison that continues must be.
+mkdir -p runs
+ln -sfn "$source" "$data"
 losses=(cross_entropy 'strict_*' liberal_exp focal gce dft poly1)
 # These do not learn from a cold start without a warm-up (see docs/results.md).
 for loss in liberal_parabolic liberal_circle liberal_cosine; do
@@ -29,7 +32,7 @@ compare() {  # NAME, range of the learning rate, then what follows --
 texts() {  # NAME, then flags
   local name=$1
   shift
-  compare "$name" 1e-5:1e-3 recipes/glue.py --max_train_samples 2000 --num_train_epochs 3 \
+  compare "$name" 2e-5:2e-3 recipes/glue.py --max_train_samples 2000 --num_train_epochs 3 \
     --max_length 64 --bf16 --eval_strategy steps --eval_steps 0.1 "$@"
 }
 
@@ -46,7 +49,7 @@ noise() {  # SHARE of the labels that are exchanged
 sst2_noise_0.2() { noise 0.2; }
 sst2_noise_0.4() { noise 0.4; }
 wnut_17() {
-  compare wnut_17 1e-5:1e-3 recipes/token_classification.py \
+  compare wnut_17 2e-5:2e-3 recipes/token_classification.py \
     --dataset_name "$data/wnut_17" --max_train_samples 1500 \
     --num_train_epochs 3 --bf16 --eval_strategy steps --eval_steps 0.2
 }

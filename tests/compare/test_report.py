@@ -404,7 +404,7 @@ def test_tuned_parameters_and_different_machines_are_told(tmp_path):
     assert "--tune learning_rate=1e-05:0.01 --trials 3" in text
     assert "runs differ in versions or hardware" in text
     assert "`cross_entropy` has its best value at the edge of what was tried" in text
-    assert "Each loss was tuned with one seed" in text
+    assert "What other trials or another tuning seed would have chosen" in text
     assert "Score over the tuned range" in Page(tmp_path / "report.html").text
     assert "tuning.png" in [path.name for path in files]
 

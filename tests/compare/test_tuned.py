@@ -118,14 +118,35 @@ def test_a_trial_is_judged_by_the_mean_over_the_tuning_seeds(tmp_path, capsys):
     assert best["parameters"]["learning_rate"] == pytest.approx(0.3)
     assert not [run for run in runs if run[:2] == ("strict_l", "main")]
     text = (folder / "table.md").read_text(encoding="utf-8")
-    assert "Each loss was tuned with 3 seeds. Had one of them chosen alone" in text
+    assert "Each loss was tuned with 3 seeds. What one of them alone would have chosen" in text
+    assert "`strict_l` was not run with other seeds, since none of its trials finished" in text
     assert "± sd by seed" in text
+    shown = capsys.readouterr().out
+    assert "1/16 cross_entropy, trial of {'learning_rate': 0.30000000000000004}, seed 0: " in shown
+    assert "14/16 " in shown  # Two seeds of strict_l are missing.
     assert "--tuning_seeds 3" in text
     assert "| `cross_entropy` | 0.3 | 1000000 |" in text
     again = [*arguments[:-1], "2", "--output_dir", str(folder), "--", *script]
     with pytest.raises(SystemExit):
         main(again)
     assert "tuning_seeds was 3 and is 2" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_comparison_that_was_interrupted_while_tuning_is_reported(tmp_path):
+    folder = tmp_path / "x"
+    flags = ["--seeds", "1", "--tune", "learning_rate=0.1:0.5", "--trials", "3"]
+    arguments = ["compare", "--losses", "cross_entropy", "strict_l", *flags]
+    arguments += ["--metric", "cross_entropy", "--output_dir", str(folder), "--", SCRIPT]
+    assert main(arguments) == 0
+    whole = json.loads((folder / "results.json").read_text(encoding="utf-8"))["tuned"]
+    for path in folder.glob("runs/*/seed-1.json"):
+        path.unlink()
+    assert main(["report", str(folder)]) == 0
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert content["tuned"] == whole
+    assert content["statistics"]["tuned"][0]["value"] == whole["cross_entropy"]["value"]
+    assert content["plan"]["lower_is_better"]
+    assert (folder / "tuning.png").exists()
 
 
 @pytest.mark.parametrize(

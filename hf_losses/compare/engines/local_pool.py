@@ -42,10 +42,11 @@ class LocalPool:
         """See `Engine`."""
         slot = next(slot for slot in range(self.parallel) if slot not in self.running)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
         with guard.open_log(run.beside("log")) as log:
             shutil.rmtree(run.folder, ignore_errors=True)
             process = guard.start(run.command, log, self.environments[slot])
-        self.running[slot] = run, process, time.monotonic()
+        self.running[slot] = run, process, started
 
     def ended(self) -> list[Ended]:
         """See `Engine`."""

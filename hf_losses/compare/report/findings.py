@@ -202,15 +202,24 @@ def _fairness_sentences(results: Results, statistics: Statistics, digits: str) -
     if spreads:
         most = max(spreads, key=spreads.__getitem__)
         sentences.append(
-            f"Each loss was tuned with {results.plan.tuning_seeds} seeds. Had one of them chosen "
-            f"alone, the value on the validation set would vary with a standard deviation of up to "
-            f"{formatted(spreads[most], digits)} (`{most}`), which is not part of the intervals."
+            f"Each loss was tuned with {results.plan.tuning_seeds} seeds. What one of them alone "
+            f"would have chosen differs in value by a standard deviation of up to "
+            f"{formatted(spreads[most], digits)} (`{most}`): a rough estimate of what another "
+            "tuning seed makes. It is not part of the intervals."
         )
     elif statistics.tuned:
         sentences.append(
-            "Each loss was tuned with one seed: what another seed or other trials would have "
-            "chosen is not part of the intervals (--tuning_seeds 3 shows it)."
+            "What other trials or another tuning seed would have chosen is not part of the "
+            "intervals (--tuning_seeds 3 shows what the seed does)."
         )
+    tuned_losses = {tuned.loss for tuned in statistics.tuned}
+    if statistics.tuned and statistics.stages:
+        for loss in results.plan.losses:
+            if loss not in tuned_losses:
+                sentences.append(
+                    f"`{loss}` was not run with other seeds, since none of its trials finished"
+                    + (" with every tuning seed." if results.plan.tuning_seeds > 1 else ".")
+                )
     if at_edge := [f"`{tuned.loss}`" for tuned in statistics.tuned if tuned.at_edge]:
         verb = "have their best values" if len(at_edge) > 1 else "has its best value"
         sentences.append(

@@ -72,13 +72,14 @@ DEFINITIONS = {
     "status": "failed: the script crashed or wrote no valid result; diverged: the metric is not "
     "finite",
     "reason": "the last line of the error",
-    "validation": "the compared metric on the validation set",
+    "validation": "the compared metric on the validation set; of the best trial, the mean over the "
+    "tuning seeds",
     "± sd of the best": "standard deviation of the best value if as many trials were drawn again "
     "from these",
-    "± sd by seed": "what another tuning seed makes: the standard deviation of the values of "
-    "the trials that each tuning seed alone would have chosen",
-    "at the edge": "flags whose best value is the lowest or the highest that was tried, or lies in "
-    "the outer tenth of the tuned range",
+    "± sd by seed": "roughly what another tuning seed makes: the standard deviation of the values "
+    "of the trials that each tuning seed alone would have chosen",
+    "at the edge": "flags whose best value is the lowest or the highest of three or more that were "
+    "tried, or lies in the outer tenth of the tuned range",
 }
 
 Row = Mapping[str, str]  # Text by column.
@@ -114,7 +115,7 @@ class View:
         stages: The stages in order.
         failed: A row for each run without a value.
         tuned: A row for the best trial of each tuned loss.
-        trials: A row for each trial of the tuning.
+        trials: A row for each run of the tuning.
         definitions: What the numbers are, for each column of the tables.
         command: The command that makes the same comparison.
         versions: Names and versions of the libraries.

@@ -66,8 +66,8 @@ class OverTasks:
         resamples: Number of its resamples.
         tasks: The names of the tasks.
         baseline: The loss that the others are compared with.
-        units: The standard deviation of the baseline over the seeds, by task; None where it is zero
-            or not known.
+        units: The standard deviation of the baseline over the seeds (these, or more that the
+            caller knows), by task; None where it is zero or not known.
         friedman_p: P value of Friedman's test that all losses have the same ranks; None for fewer
             than three ranked losses.
         critical_difference: Nemenyi's: mean ranks that differ by more are different at `alpha`;
@@ -130,10 +130,9 @@ def over_tasks(
         of_task = [{loss: seen[name, loss] for loss in others} for seen in looks]
         shown = _with_comparisons(stage, of_task, len(results))
         by_task[name] = replace(by_task[name], stages=[shown])
-    units = units or {
-        name: (entries[name, plan.baseline].sd or None) if name in stages else None
-        for name in results
-    }
+    if units is None:
+        units = {name: entries[name, plan.baseline].sd for name in stages}
+    units = {name: units.get(name) or None for name in results}
     complete = [
         loss
         for loss in plan.losses

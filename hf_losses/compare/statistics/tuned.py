@@ -30,8 +30,9 @@ class TunedLoss:
             (the bootstrap of a maximum, as in Dodge et al. 2019, "Show your work"); None for fewer
             than two trials. It is no more than a rough one for trials that Optuna chose by the
             results of others, which begins with the eleventh.
-        seed_spread: Standard deviation that another tuning seed makes: of the values of the trials
-            that each tuning seed alone would have chosen; None with one tuning seed.
+        seed_spread: What another tuning seed makes in a tuning with one: the standard deviation of
+            the values of the trials that each tuning seed alone would have chosen. A rough
+            estimate, as these values are means of few seeds; None with one tuning seed or trial.
     """
 
     loss: str
@@ -104,7 +105,7 @@ def _spread_of_best(scores: Sequence[float]) -> float | None:
 def _spread_by_seed(trials: Sequence[Trial], sign: int) -> float | None:
     """The standard deviation of the values of the trials that single seeds would choose."""
     seeds = list(trials[0].values)
-    if len(seeds) < 2:
+    if len(seeds) < 2 or len(trials) < 2:
         return None
     scores = np.array([[sign * trial.values[seed] for seed in seeds] for trial in trials])
     chosen = scores.argmax(axis=0)  # By each seed.

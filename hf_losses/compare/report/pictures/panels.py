@@ -20,7 +20,7 @@ from hf_losses.compare.report.pictures.style import (
     panel_grid,
     wrap,
 )
-from hf_losses.compare.results import Metric, Results, is_number
+from hf_losses.compare.results import Metric, Results, finished_trials, is_number
 from hf_losses.compare.statistics.summary import Statistics
 from hf_losses.compare.statistics.tuned import EDGE
 
@@ -108,12 +108,10 @@ def tuning_figure(results: Results, statistics: Statistics) -> Any:
             continue
         tuned, name = panels[number]
         low, high = ranges[name]
-        trials = [
-            (run.parameters[name], run.value)
-            for run in results.runs
-            if (run.stage, run.loss, run.status) == ("tune", tuned.loss, "finished")
-        ]
-        axes.plot(*zip(*trials, strict=True), **dots)
+        trials = finished_trials(results.plan, tuned.loss, results.runs)
+        axes.plot(
+            [trial.parameters[name] for trial in trials], [trial.mean for trial in trials], **dots
+        )
         axes.plot(tuned.parameters[name], tuned.value, **best)
         if by_logarithm(low, high):
             axes.set_xscale("log")
@@ -126,7 +124,8 @@ def tuning_figure(results: Results, statistics: Statistics) -> Any:
         mark = " (at the edge)" if name in tuned.at_edge else ""
         axes.set_title(wrap(tuned.loss + mark, LABEL_WIDTH), fontsize=9)
         axes.set_xlabel(name, fontsize=9)
-    figure.supylabel(f"{cast(Metric, results.metric).name} on the validation set", fontsize=10)
+    metric = results.metric.name if results.metric else "metric"  # While only trials have run.
+    figure.supylabel(f"{metric} on the validation set", fontsize=10)
     legend(figure, [{**dots, "label": "a trial"}, {**best, "label": "the best one"}])
     return figure
 
