@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import pairwise
 from statistics import pstdev
 
 import matplotlib
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from hf_losses.compare.report.files import write_report
+from hf_losses.compare.report.pictures.panels import tuning_figure
 from hf_losses.compare.report.terminal import text_table
 from hf_losses.compare.report.words import view_of
 from hf_losses.compare.results import Results
@@ -407,6 +410,57 @@ def test_tuned_parameters_and_different_machines_are_told(tmp_path):
     assert "What other trials or another tuning seed would have chosen" in text
     assert "Score over the tuned range" in Page(tmp_path / "report.html").text
     assert "tuning.png" in [path.name for path in files]
+
+
+def test_what_another_tuning_seed_makes_is_told(tmp_path):
+    results = make_results(FOUND, history=False)
+    results["plan"] |= {"tune": {"learning_rate": [1e-4, 1e-1]}, "trials": 2, "tuning_seeds": 2}
+    for loss, gap in (("cross_entropy", 0.0), ("strict_l", 0.1)):  # One seed chooses each trial.
+        for rate, values in ((0.001, (0.80, 0.84)), (0.01, (0.83 + gap, 0.79 + gap))):
+            for seed, value in zip((0, 1_000_000), values, strict=True):
+                settings = {"stage": "tune", "loss": loss, "seed": seed, "value": value}
+                settings["parameters"] = {"learning_rate": rate}
+                results["runs"].append(results["runs"][0] | settings)
+    report(tmp_path, results)
+    spread = {
+        row["loss"].strip("`"): row["± sd by seed"]
+        for row in table_of(tmp_path, "Tuned parameters")
+    }
+    # The trials that the two seeds choose are worth 0.82 and 0.81; of strict_l both choose one.
+    assert spread == {"cross_entropy": "0.0071", "strict_l": "0.0000"}
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "by a standard deviation of up to 0.0071 (`cross_entropy`)" in text
+    assert "| `strict_l` | 0.01 | 1000000 | 0.8900 |" in text
+    dots = [axes.lines[0] for axes in tuning_axes(results)]
+    assert [sorted(line.get_ydata()) for line in dots] == [
+        pytest.approx([0.81, 0.82]),
+        pytest.approx([0.82, 0.91]),
+    ]
+
+
+def tuning_axes(results):
+    content = Results.from_json(results)
+    figure = tuning_figure(content, statistics(content))
+    FigureCanvasAgg(figure).draw()
+    return figure.axes
+
+
+@pytest.mark.parametrize("limits", [(0.05, 0.8), (2e-5, 2e-3), (1e-6, 1.0)])
+def test_labels_of_a_tuned_range_do_not_overlap(limits):
+    results = make_results({loss: [0.8] * 3 for loss in ("cross_entropy", "strict_l", "strict_m")})
+    results["plan"] |= {"tune": {"learning_rate": list(limits)}, "trials": 1}
+    for loss in results["plan"]["losses"]:
+        settings = {"stage": "tune", "loss": loss, "parameters": {"learning_rate": limits[0] * 2}}
+        results["runs"].append(results["runs"][0] | settings)
+    for axes in tuning_axes(results):
+        ticks = axes.get_xticklabels(which="both")
+        labels = [
+            label.get_window_extent()
+            for label in ticks
+            if label.get_text() and limits[0] <= label.get_position()[0] <= limits[1]
+        ]
+        assert len(labels) >= 2
+        assert all(one.x1 < other.x0 for one, other in pairwise(sorted(labels, key=lambda b: b.x0)))
 
 
 def test_a_comparison_on_the_validation_set_says_so(tmp_path):

@@ -118,7 +118,7 @@ def test_a_trial_is_judged_by_the_mean_over_the_tuning_seeds(tmp_path, capsys):
     assert best["parameters"]["learning_rate"] == pytest.approx(0.3)
     assert not [run for run in runs if run[:2] == ("strict_l", "main")]
     text = (folder / "table.md").read_text(encoding="utf-8")
-    assert "Each loss was tuned with 3 seeds. What one of them alone would have chosen" in text
+    assert "tuned with 3 seeds, each of which alone would have chosen the same values." in text
     assert "`strict_l` was not run with other seeds, since none of its trials finished" in text
     assert "± sd by seed" in text
     shown = capsys.readouterr().out

@@ -201,12 +201,15 @@ def _fairness_sentences(results: Results, statistics: Statistics, digits: str) -
     }
     if spreads:
         most = max(spreads, key=spreads.__getitem__)
-        sentences.append(
-            f"Each loss was tuned with {results.plan.tuning_seeds} seeds. What one of them alone "
-            f"would have chosen differs in value by a standard deviation of up to "
-            f"{formatted(spreads[most], digits)} (`{most}`): a rough estimate of what another "
-            "tuning seed makes. It is not part of the intervals."
-        )
+        count = f"Each loss was tuned with {results.plan.tuning_seeds} seeds"
+        if spreads[most]:
+            sentences.append(
+                f"{count}. What one of them alone would have chosen differs in value by a standard "
+                f"deviation of up to {formatted(spreads[most], digits)} (`{most}`): a rough "
+                "estimate of what another tuning seed makes. It is not part of the intervals."
+            )
+        else:
+            sentences.append(f"{count}, each of which alone would have chosen the same values.")
     elif statistics.tuned:
         sentences.append(
             "What other trials or another tuning seed would have chosen is not part of the "

@@ -94,6 +94,7 @@ def tuning_figure(results: Results, statistics: Statistics) -> Any:
     if not panels:
         return None
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     columns = len(ranges) if 1 < len(ranges) <= COLUMNS else min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -115,6 +116,11 @@ def tuning_figure(results: Results, statistics: Statistics) -> Any:
         axes.plot(tuned.parameters[name], tuned.value, **best)
         if by_logarithm(low, high):
             axes.set_xscale("log")
+            # Labels of a narrow panel must not overlap: 0.1, 0.3, 1, or whole decades alone.
+            steps = (1.0, 3.0) if high < 100 * low else (1.0,)
+            axes.xaxis.set_major_locator(LogLocator(subs=steps))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             ends = [(low, low ** (1 - EDGE) * high**EDGE), (low**EDGE * high ** (1 - EDGE), high)]
         else:
             ends = [(low, low + EDGE * (high - low)), (high - EDGE * (high - low), high)]
