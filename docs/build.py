@@ -25,6 +25,7 @@ PICTURES = ("docs/losses.svg", "docs/losses.png")
 DOCUMENTS = (
     "README.md",
     "docs/compare.md",
+    "docs/findings.md",
     "docs/losses.md",
     "docs/results.md",
     "docs/speed.md",
@@ -40,6 +41,10 @@ def tables() -> dict[str, dict[str, str]]:
     return {
         "README.md": {"losses_in_short": losses_in_short()},
         "docs/compare.md": {"verdicts": verdicts(), "decided": decided()},
+        "docs/findings.md": {
+            "which_loss": confirmed("which_loss", "score"),
+            "overall": (RESULTS / "which_loss" / "overall.md").read_text(encoding="utf-8").strip(),
+        },
         "docs/losses.md": {"losses": as_markdown(list_losses())},
         "docs/results.md": {
             "fashion_mnist": fashion.strip(),
@@ -79,30 +84,40 @@ def confirmed(group: str, metric: str) -> str:
         group: Name of the folder.
         metric: What readers call the metric of the comparisons.
     """
-    header = [
-        "data",
-        "loss",
-        f"{metric} ± sd",
-        "difference [interval]",
-        "p (adj.)",
-        "verdict",
-        "ECE",
-    ]
-    rows = []
+    header = ["data", "loss", f"{metric} ± sd", "difference [interval]", "p (adj.)", "verdict"]
+    header += ["ECE", "steps to 95 %"]
+    rows: list[list[str]] = []
     for path in sorted(RESULTS.glob(f"{group}/*/results.json")):
-        stage = json.loads(path.read_text(encoding="utf-8"))["statistics"]["stages"][-1]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stage = content["statistics"]["stages"][-1]
         link = f"[{path.parent.name}](../results/{group}/{path.parent.name}/table.md)"
         for entry in stage["losses"]:
             comparison = entry["comparison"]
             cells = ["–", "–", "baseline"]
-            if comparison:
+            if comparison and comparison["interval"]:
                 low, high = comparison["interval"]
                 limits = f"{comparison['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
                 cells = [limits, f"{comparison['p_adjusted']:.2g}", comparison["verdict"]]
+            elif comparison:  # A run has failed.
+                cells = [f"{comparison['difference']:+.4f}", "–", comparison["verdict"]]
             mean = f"{entry['mean']:.4f} ± {entry['sd']:.4f}"
             ece = "–" if entry["ece"] is None else f"{entry['ece']:.3f}"
-            rows.append([link, f"`{entry['loss']}`", mean, *cells, ece])
+            rows.append([link, f"`{entry['loss']}`", mean, *cells, ece, _to_most(entry)])
+    if all(row[-1] == "–" for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     return markdown.table(header, rows).replace("-0.", "−0.")
+
+
+def _to_most(entry: dict[str, Any]) -> str:
+    """The steps to 95 % of the baseline's best value, or their ratio to its own."""
+    time = entry["time_to_most"]
+    if not time:
+        return "–"
+    reached = f" ({time['reached']}/{time['runs']})"
+    if not entry["comparison"] or time["ratio"] is None:
+        return ("–" if time["steps"] is None else f"{time['steps']:g}") + reached
+    limits = ", ".join(f"{limit:.2f}" for limit in time["ratio_interval"] or ())
+    return f"×{time['ratio']:.2f}" + (f" [{limits}]" if limits else "") + reached
 
 
 def glue_baseline() -> str:

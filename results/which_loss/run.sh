@@ -13,27 +13,36 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 data=runs/data  # The same name everywhere, as the flags of a comparison that continues must be.
 mkdir -p runs
 ln -sfn "$source" "$data"
+quiet=(--use_cpu --save_strategy no --disable_tqdm true)
+# MiniLM on 2,000 texts, evaluated ten times for the speed of learning on some 500 that are split
+# off the training set.
+small=(--max_train_samples 2000 --num_train_epochs 3 --max_length 64 --bf16)
+small+=(--eval_strategy steps --eval_steps 0.1)
 losses=(cross_entropy 'strict_*' liberal_exp focal gce dft poly1)
 # These do not learn from a cold start without a warm-up (see docs/results.md).
 for loss in liberal_parabolic liberal_circle liberal_cosine; do
   losses+=("$loss --loss_warmup_ratio 0.3")
 done
 
+# Was it the loss, or the learning rate that one tuning seed chose? Without a tuning, 8 seeds.
+same_rate() {
+  hf-losses compare --jobs 2 --output_dir results/same_rate/sst2 --seeds 8 \
+    --losses cross_entropy strict_l -- recipes/glue.py --task_name sst2 --learning_rate 2e-4 \
+    --dataset_name "$data/glue" --train_val_split 0.0075 "${small[@]}" "${quiet[@]}"
+}
+
 compare() {  # NAME, range of the learning rate, then what follows --
   local name=$1 range=$2
   shift 2
   hf-losses compare --jobs 2 --output_dir "results/which_loss/$name" --losses "${losses[@]}" \
     --tune "learning_rate=$range" --trials 5 --screen 2 --top 3 --confirm 12 \
-    -- "$@" --use_cpu --save_strategy no --disable_tqdm true
+    -- "$@" "${quiet[@]}"
 }
 
-# MiniLM on 2,000 texts, evaluated ten times for the speed of learning on some 500 that are split
-# off the training set.
 texts() {  # NAME, then flags
   local name=$1
   shift
-  compare "$name" 2e-5:2e-3 recipes/glue.py --max_train_samples 2000 --num_train_epochs 3 \
-    --max_length 64 --bf16 --eval_strategy steps --eval_steps 0.1 "$@"
+  compare "$name" 2e-5:2e-3 recipes/glue.py "${small[@]}" "$@"
 }
 
 sst2() { texts sst2 --task_name sst2 --dataset_name "$data/glue" --train_val_split 0.0075; }
@@ -61,7 +70,7 @@ cifar10() {  # A small ResNet from scratch on a subset
     --eval_strategy steps --eval_steps 0.1 --dataloader_num_workers 0
 }
 
-everything=(sst2 cola banking77 sst2_noise_0.2 sst2_noise_0.4 cifar10 wnut_17)
+everything=(sst2 same_rate cola banking77 sst2_noise_0.2 sst2_noise_0.4 cifar10 wnut_17)
 for name in "${@:-${everything[@]}}"; do
   case " ${everything[*]} " in
     *" $name "*) ("$name") ;;

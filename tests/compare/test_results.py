@@ -19,8 +19,11 @@ from hf_losses.compare.results import (
 )
 from hf_losses.compare.statistics.summary import statistics
 
-COMMITTED = Path(hf_losses.__file__).parents[1] / "results" / "untuned"
-FOLDERS = sorted(path.parent for path in COMMITTED.glob("*/results.json"))
+COMMITTED = Path(hf_losses.__file__).parents[1] / "results"
+GROUPS = ("untuned", "imbalanced", "which_loss")
+FOLDERS = [
+    path.parent for group in GROUPS for path in sorted(COMMITTED.glob(f"{group}/*/results.json"))
+]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -39,7 +42,7 @@ def test_committed_tables_follow_from_the_committed_runs(folder):
 
 
 def test_there_are_committed_results():
-    assert len(FOLDERS) == 5
+    assert {folder.parent.name for folder in FOLDERS} == {*GROUPS}
 
 
 RUN = ("strict_l", "main", 1, {"learning_rate": 0.1})
