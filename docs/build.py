@@ -43,6 +43,7 @@ def tables() -> dict[str, dict[str, str]]:
         "docs/compare.md": {"verdicts": verdicts(), "decided": decided()},
         "docs/findings.md": {
             "which_loss": confirmed("which_loss", "score"),
+            "same_rate": confirmed("same_rate", "accuracy"),
             "overall": (RESULTS / "which_loss" / "overall.md").read_text(encoding="utf-8").strip(),
         },
         "docs/losses.md": {"losses": as_markdown(list_losses())},
