@@ -50,7 +50,9 @@ def cross_entropy_pq(p: Tensor, q: Tensor) -> Pair:
     probability_function=cross_entropy_pq,
     reference="negative log-likelihood; the baseline of the paper",
     use="The baseline: begin with it, and keep it unless another loss wins on your data over "
-    "paired seeds (`hf-losses compare`), as none did in five comparisons (results/untuned).",
+    "paired seeds (`hf-losses compare`), as none did in five untuned comparisons "
+    "(results/untuned), and as strict_l and focal did on SST-2 (results/which_loss/sst2), though "
+    "strict_l was undecided at the same learning rate (results/same_rate/sst2).",
     avoid="With wrong labels it learns them like any other: its gradient weight does not "
     "fall, however improbable a label is (Zhang and Sabuncu 2018, "
     "arXiv:1805.07836).",

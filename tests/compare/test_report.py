@@ -407,6 +407,15 @@ def test_tuned_parameters_and_different_machines_are_told(tmp_path):
     assert "--tune learning_rate=1e-05:0.01 --trials 3" in text
     assert "runs differ in versions or hardware" in text
     assert "`cross_entropy` has its best value at the edge of what was tried" in text
+    other = "The tuning chose another `learning_rate` for `strict_l` than for `cross_entropy`"
+    assert other in text
+    alike = [run for run in results["runs"] if (run["stage"], run["loss"]) == ("tune", "strict_l")]
+    results["runs"] = [
+        *(run for run in results["runs"] if run["stage"] != "tune"),
+        *(run | {"loss": loss} for run in alike for loss in ("strict_l", "cross_entropy")),
+    ]
+    report(tmp_path, results)
+    assert "The tuning chose" not in (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "What other trials or another tuning seed would have chosen" in text
     assert "Score over the tuned range" in Page(tmp_path / "report.html").text
     assert "tuning.png" in [path.name for path in files]

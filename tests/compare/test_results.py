@@ -1,6 +1,7 @@
 """What is stored keeps its form: records and results are read and written without any loss."""
 
 import json
+import runpy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,6 +44,22 @@ def test_committed_tables_follow_from_the_committed_runs(folder):
 
 def test_there_are_committed_results():
     assert {folder.parent.name for folder in FOLDERS} == {*GROUPS}
+
+
+def test_what_all_comparisons_show_together_follows_from_their_results():
+    folder = COMMITTED / "which_loss"
+    program = runpy.run_path(str(folder / "overall.py"))
+    content, _ = program["overall"](folder)
+    assert json.loads((folder / "overall.json").read_text(encoding="utf-8")) == content
+    assert (folder / "overall.md").read_text(encoding="utf-8") == program["as_markdown"](content)
+    best = json.loads((folder / "sst2" / "results.json").read_text(encoding="utf-8"))["tuned"]
+    for entry in content["losses"]:  # Recomputed from the runs.
+        rates = [
+            best[name]["parameters"]["learning_rate"] for name in (entry["loss"], "cross_entropy")
+        ]
+        assert entry["learning_rates"]["sst2"] == rates[0]
+        if len(content["data"]) == 1:
+            assert entry["relative_learning_rate"] == pytest.approx(rates[0] / rates[1])
 
 
 RUN = ("strict_l", "main", 1, {"learning_rate": 0.1})

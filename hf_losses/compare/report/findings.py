@@ -156,6 +156,19 @@ def findings(results: Results, statistics: Statistics, digits: str) -> list[str]
         sentences.append(f"Undecided against {baseline}: {joined(undecided)}.")
     if losses := by_verdict.get("incomplete"):
         sentences.append(f"Not judged, since runs are missing: {joined(losses)}.")
+    values = {tuned.loss: tuned.parameters for tuned in statistics.tuned}
+    if other := [
+        f"`{result.loss}`"
+        for result in tested[0].losses
+        if result.comparison
+        and result.comparison.verdict in ("better", "worse")
+        and values.get(result.loss) != values.get(results.plan.baseline)
+    ]:
+        flags = joined([f"`{name}`" for name in results.plan.tune])
+        sentences.append(
+            f"The tuning chose another {flags} for {joined(other)} than for {baseline}, to which a "
+            "part of the difference may be due: compare both with the same."
+        )
     return sentences
 
 
