@@ -132,11 +132,19 @@ def test_a_trial_is_judged_by_the_mean_over_the_tuning_seeds(tmp_path, capsys):
     assert "tuning_seeds was 3 and is 2" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_comparison_that_was_interrupted_while_tuning_is_reported(tmp_path):
+MSE = json.dumps({"metric": "mse", "metrics": {"validation": {"mse": 0.5}, "test": {"mse": 0.4}}})
+
+
+@pytest.mark.parametrize(
+    ("metric", "script"),
+    [(["--metric", "cross_entropy"], [SCRIPT]), ([], [SCRIPT, "--result", MSE])],
+    ids=["named by the user", "named by the script"],
+)
+def test_a_comparison_that_was_interrupted_while_tuning_is_reported(tmp_path, metric, script):
     folder = tmp_path / "x"
     flags = ["--seeds", "1", "--tune", "learning_rate=0.1:0.5", "--trials", "3"]
     arguments = ["compare", "--losses", "cross_entropy", "strict_l", *flags]
-    arguments += ["--metric", "cross_entropy", "--output_dir", str(folder), "--", SCRIPT]
+    arguments += [*metric, "--output_dir", str(folder), "--", *script]
     assert main(arguments) == 0
     whole = json.loads((folder / "results.json").read_text(encoding="utf-8"))["tuned"]
     for path in folder.glob("runs/*/seed-1.json"):
