@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("seeds", nargs="*", type=int, default=[1, 2, 3, 4, 5])
     arguments = parser.parse_args()
+    if not (arguments.folder / arguments.task).is_dir():
+        parser.error(f"{arguments.folder} is not laid out like nyu-mll/glue: no {arguments.task}/")
     recipe = json.loads((HERE / "results.json").read_text(encoding="utf-8"))[arguments.task]
     path = HERE / "plain_loop.json"
     for seed in arguments.seeds:
