@@ -1,9 +1,10 @@
-"""Copies SST-2 with training labels exchanged at random, once, in the layout of nyu-mll/glue.
+"""Copies SST-2 with training labels exchanged at random, once.
 
     python results/which_loss/noise.py GLUE SHARE FOLDER
 
-GLUE holds sst2/ as parquet. FOLDER gets sst2/train.parquet, in which a SHARE of the labels (0.2,
-0.4) is that of the other class, and the clean validation set.
+GLUE holds sst2/ as parquet. FOLDER gets train.parquet, in which a SHARE of the labels (0.2, 0.4) is
+that of the other class; validation.parquet, 2,000 other rows of the training set as they are; and
+test.parquet, the validation set of SST-2 as it is.
 """
 
 import sys
@@ -13,15 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-source, share, folder = Path(sys.argv[1]) / "sst2", float(sys.argv[2]), Path(sys.argv[3]) / "sst2"
+source, share, folder = Path(sys.argv[1]) / "sst2", float(sys.argv[2]), Path(sys.argv[3])
 folder.mkdir(parents=True, exist_ok=True)
-train = pq.read_table(next(source.glob("train*.parquet")))
+rows = pq.read_table(next(source.glob("train*.parquet")), columns=["sentence", "label"])
+random = np.random.default_rng(0)
+order = random.permutation(len(rows))
+train = rows.take(order[2000:])
 labels = train["label"].to_numpy().copy()
-exchanged = np.random.default_rng(0).permutation(len(labels))[: round(share * len(labels))]
+exchanged = random.permutation(len(labels))[: round(share * len(labels))]
 labels[exchanged] = 1 - labels[exchanged]
-position = train.schema.get_field_index("label")
-column = pa.array(labels, train.schema.field(position).type)
-pq.write_table(train.set_column(position, "label", column), folder / "train.parquet")
-validation = pq.read_table(next(source.glob("validation*.parquet")))
-pq.write_table(validation, folder / "validation.parquet")
+field = train.schema.field("label")
+noisy = train.set_column(1, field, pa.array(labels, field.type))
+pq.write_table(noisy, folder / "train.parquet")
+pq.write_table(rows.take(order[:2000]), folder / "validation.parquet")
+test = pq.read_table(next(source.glob("validation*.parquet")), columns=["sentence", "label"])
+pq.write_table(test, folder / "test.parquet")
 print(f"{len(exchanged):,} of {len(labels):,} labels exchanged")
