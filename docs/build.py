@@ -44,7 +44,9 @@ def tables() -> dict[str, dict[str, str]]:
         "docs/findings.md": {
             "which_loss": confirmed("which_loss", "score"),
             "same_rate": confirmed("same_rate", "accuracy"),
-            "overall": (RESULTS / "which_loss" / "overall.md").read_text(encoding="utf-8").strip(),
+            "overall": overall("which_loss"),
+            "label_noise": confirmed("label_noise", "accuracy"),
+            "label_noise_overall": overall("label_noise"),
         },
         "docs/losses.md": {"losses": as_markdown(list_losses())},
         "docs/results.md": {
@@ -76,6 +78,11 @@ def which_loss_when() -> str:
         [f"`{spec.name}` ({spec.kind})", linked(spec.use), linked(spec.avoid)] for spec in specs
     ]
     return markdown.table(["loss", "what for", "where it fails"], rows)
+
+
+def overall(group: str) -> str:
+    """What the comparisons in a folder of `results` show together."""
+    return (RESULTS / group / "overall.md").read_text(encoding="utf-8").strip()
 
 
 def confirmed(group: str, metric: str) -> str:

@@ -4,6 +4,7 @@ import json
 import runpy
 from dataclasses import asdict
 from pathlib import Path
+from statistics import geometric_mean
 
 import pytest
 
@@ -21,7 +22,7 @@ from hf_losses.compare.results import (
 from hf_losses.compare.statistics.summary import statistics
 
 COMMITTED = Path(hf_losses.__file__).parents[1] / "results"
-GROUPS = ("untuned", "imbalanced", "which_loss", "same_rate")
+GROUPS = ("untuned", "imbalanced", "which_loss", "same_rate", "label_noise")
 FOLDERS = [
     path.parent for group in GROUPS for path in sorted(COMMITTED.glob(f"{group}/*/results.json"))
 ]
@@ -46,20 +47,30 @@ def test_there_are_committed_results():
     assert {folder.parent.name for folder in FOLDERS} == {*GROUPS}
 
 
-def test_what_all_comparisons_show_together_follows_from_their_results():
-    folder = COMMITTED / "which_loss"
-    program = runpy.run_path(str(folder / "overall.py"))
+@pytest.mark.parametrize("group", ["which_loss", "label_noise"])
+def test_what_all_comparisons_show_together_follows_from_their_results(group):
+    folder = COMMITTED / group
+    program = runpy.run_path(str(COMMITTED / "which_loss" / "overall.py"))
     content, _ = program["overall"](folder)
     assert json.loads((folder / "overall.json").read_text(encoding="utf-8")) == content
     assert (folder / "overall.md").read_text(encoding="utf-8") == program["as_markdown"](content)
-    best = json.loads((folder / "sst2" / "results.json").read_text(encoding="utf-8"))["tuned"]
+    names = [path.parent.name for path in sorted(folder.glob("*/results.json"))]
+    assert list(content["data"]) == names
+    best = {
+        name: json.loads((folder / name / "results.json").read_text(encoding="utf-8"))["tuned"]
+        for name in names
+    }
     for entry in content["losses"]:  # Recomputed from the runs.
-        rates = [
-            best[name]["parameters"]["learning_rate"] for name in (entry["loss"], "cross_entropy")
-        ]
-        assert entry["learning_rates"]["sst2"] == rates[0]
-        if len(content["data"]) == 1:
-            assert entry["relative_learning_rate"] == pytest.approx(rates[0] / rates[1])
+        rates = {
+            name: [
+                best[name][loss]["parameters"]["learning_rate"]
+                for loss in (entry["loss"], "cross_entropy")
+            ]
+            for name in names
+        }
+        assert entry["learning_rates"] == {name: pair[0] for name, pair in rates.items()}
+        ratios = [pair[0] / pair[1] for pair in rates.values()]
+        assert entry["relative_learning_rate"] == pytest.approx(geometric_mean(ratios))
 
 
 RUN = ("strict_l", "main", 1, {"learning_rate": 0.1})
