@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -89,7 +90,7 @@ def load_renamed(model: Any, checkpoint: str) -> bool:
         return False
     if saved <= model.state_dict().keys():
         return False
-    renamed, loading = type(model).from_pretrained(
+    renamed, loading = _like(model).from_pretrained(
         checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
     )
     if loading["missing_keys"]:
@@ -98,6 +99,18 @@ def load_renamed(model: Any, checkpoint: str) -> bool:
         )
     model.load_state_dict(renamed.state_dict())
     return True
+
+
+def _like(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class of a model, for `from_pretrained`: a user's may need more than a config."""
+    cls = type(model)
+    if cls.__module__.startswith("transformers."):
+        return cls
+
+    def init(self: Any, *_: Any, **__: Any) -> None:
+        vars(self).update(vars(copy.deepcopy(model)))
+
+    return type(cls.__name__, (cls,), {"__init__": init, "__module__": cls.__module__})
 
 
 def load_loss(

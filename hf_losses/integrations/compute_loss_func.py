@@ -23,7 +23,8 @@ def compute_loss_func(
     """A loss for the stock `Trainer(compute_loss_func=...)`.
 
     `LossTrainer` does more: the stock Trainer ignores `label_smoothing_factor` (give
-    `label_smoothing` here), needs `return_dict` outputs, and does not save the loss. It also does
+    `label_smoothing` here), needs `return_dict` outputs, and does not save the loss. AdaLoRA
+    trains without its regulariser, which PEFT adds where the model computes the loss. It also does
     not count regression labels of exactly -100, although they are trained on: the divisor of a
     micro-batch's loss misses those of the step's other micro-batches.
 

@@ -158,7 +158,8 @@ def loss_type(model: Any) -> str | None:
         None for a model that transformers does not know.
     """
     declared: str | None = getattr(model, "loss_type", None)
-    if declared is not None:
+    # A user's module may have an attribute of this name for something else.
+    if declared is not None and KINDS.search(str(declared)):
         return declared
     # Transformers looks at the class's own name alone, and a user's subclass may have any.
     for cls in type(model).__mro__:
@@ -173,12 +174,32 @@ def loss_type(model: Any) -> str | None:
     return None
 
 
+def with_known_loss(model: Any) -> Any:
+    """The model, or the one of transformers with a head that a user's module is built around.
+
+    Args:
+        model: The model without wrappers.
+
+    Returns:
+        The model itself if transformers knows its loss, or knows none within it, or several. Of
+        models with one kind of loss, such as a student and its teacher, the first.
+    """
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        inside = name.startswith(tuple(f"{above}." for above in found if above))
+        if not inside and hasattr(module, "config") and loss_type(module) is not None:
+            found[name] = module
+    kinds = {loss_type(module) for module in found.values()}
+    return model if "" in found or len(kinds) != 1 else next(iter(found.values()))
+
+
 def shifts_labels(model: Any) -> bool:
     """Whether the model's loss compares the logits of a position with the label of the next one.
 
     Args:
         model: The model without wrappers.
     """
+    model = with_known_loss(model)
     if loss_type(model) not in ("ForCausalLM", "ForConditionalGeneration"):
         return False
     return not UNSHIFTED.intersection(_class_names(model)) and not is_encoder_decoder(model)
@@ -287,7 +308,9 @@ def auxiliary_weight(model: Any) -> float:
     Raises:
         ValueError: If neither the model nor its config names the factor.
     """
-    text_config = model.config.get_text_config()
+    model = with_known_loss(model)
+    config = getattr(model, "config", None)
+    text_config = config and config.get_text_config()
     for holder, name in (
         (model, "router_aux_loss_coef"),
         (model, "aux_loss_coef"),

@@ -12,7 +12,13 @@ from torch.nn import functional as F
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL
 from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
-from hf_losses.models.builtin import check_builtin_loss, counted_labels, loss_type
+from hf_losses.models.builtin import (
+    check_builtin_loss,
+    counted_labels,
+    is_encoder_decoder,
+    loss_type,
+    with_known_loss,
+)
 
 REGRESSION = "regression"
 
@@ -127,6 +133,11 @@ class Targets:
         self.model, self.label_names = model, label_names
         self.shifts, self.virtual_tokens = shifts, virtual_tokens
         self.kind = loss_type(model)
+        # What a user's module is built around has said whether the labels are the next tokens.
+        within = with_known_loss(model)
+        self.within = None if within is model else within
+        # A decoder within is only given its input by the labels.
+        self.decodes = self.within is not None and is_encoder_decoder(self.within)
 
     def present(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a batch has labels."""
@@ -154,12 +165,12 @@ class Targets:
             name = "loss_ignore_index" if hasattr(config, "loss_ignore_index") else IGNORED_PIXELS
             ignored = getattr(config, name)
             return [labels.long().masked_fill(labels == ignored, IGNORE_INDEX)]
-        return [shift_left(labels) if self._shifts_labels else labels]
+        return [shift_left(labels) if self._shifts(labels) else labels]
 
-    @property
-    def _shifts_labels(self) -> bool:
+    def _shifts(self, labels: Tensor) -> bool:
         # The last virtual token is followed by the first real one, which is learned too.
-        return self.shifts and not self.virtual_tokens
+        tokens = self.kind is not None or (labels.dim() > 1 and not labels.is_floating_point())
+        return self.shifts and not self.virtual_tokens and tokens
 
     def weights_of_batch(
         self, inputs: Mapping[str, Any], weight: Tensor | None
@@ -174,7 +185,8 @@ class Targets:
             One for each of the tensors that `of_batch` returns.
         """
         if weight is not None and weight.dim() > 1:
-            if self._shifts_labels and inputs.get("shift_labels") is None:
+            labels = inputs.get(self.label_names[0])
+            if inputs.get("shift_labels") is None and labels is not None and self._shifts(labels):
                 weight = shift_left(weight, 0)
         return [weight] * (len(self.label_names) if self.kind == QUESTION_ANSWERING else 1)
 
@@ -195,6 +207,15 @@ class Targets:
                 return list(outputs[:2])
             return [outputs["start_logits"], outputs["end_logits"]]
         logits = logits_of(outputs, known=self.kind is not None)
+        if self.within is not None and not shifted and self._shifts(labels[0]):
+            words = getattr(self.within.get_output_embeddings(), "out_features", None)
+            if words not in (None, logits.shape[-1]):
+                raise UsageError(
+                    f"{type(self.model).__name__} is built around {type(self.within).__name__}, "
+                    f"whose labels are the next of {words} tokens, but puts out "
+                    f"{logits.shape[-1]} classes: build it around the model without that head "
+                    "(AutoModel)"
+                )
         if self.kind == SEGMENTATION:
             size = labels[0].shape[-2:]
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

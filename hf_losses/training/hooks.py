@@ -33,6 +33,7 @@ ATTRIBUTES = {
 OTHERS = {
     "_VALID_DICT_FIELDS": "transformers.training_args",
     "_metrics": "trl.trainer.sft_trainer",
+    "_prepare_dataset": "trl.trainer.sft_trainer",
     "_orig_mod": "torch._dynamo.eval_frame",
     "_total_train_tokens": "trl.trainer.sft_trainer",
     "_Loss": "torch.nn.modules.loss",

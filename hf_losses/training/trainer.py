@@ -20,7 +20,7 @@ from hf_losses.models.heads import LOSS_WEIGHT, logits_of, settle_problem_type, 
 from hf_losses.training.base_trainers import SFTLog, check_base
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
-from hf_losses.training.loss.item_weights import keeping_weights
+from hf_losses.training.loss.item_weights import check_weights_kept, keeping_weights
 from hf_losses.training.loss.items import Items, SumFunction, divisors, fit, items_of
 from hf_losses.training.loss.targets import FirstTargets
 from hf_losses.training.loss.warmup import warmup_share
@@ -100,6 +100,12 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         """Trainer's data loader, whose batches keep the column `loss_weight`."""
         with keeping_weights(self):
             return super()._get_dataloader(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """The data as `SFTTrainer` prepares them, which must not lose the column `loss_weight`."""
+        prepared = super()._prepare_dataset(dataset, *args, **kwargs)
+        check_weights_kept(dataset, prepared)
+        return prepared
 
     # ---- Computing the loss ------------------------------------------------------------------
 

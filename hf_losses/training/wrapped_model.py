@@ -46,9 +46,11 @@ class WrappedModel:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether its forward requires labels, as that of some users' modules does."""
+        """Whether its forward requires labels, or makes a decoder's input of them."""
         if loss_type(self.core) is not None:
             return False
+        if self.targets.decodes:
+            return True
         labels = inspect.signature(self.core.forward).parameters.get("labels")
         return labels is not None and labels.default is inspect.Parameter.empty
 

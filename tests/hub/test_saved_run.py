@@ -10,6 +10,7 @@ import tiny
 import torch
 from hub import Fault, Hub
 from huggingface_hub import constants
+from transformers import ViTForImageClassification
 
 from hf_losses import LossTrainer, get_loss, load_loss
 from hf_losses.hub.outage import HubUnreachable
@@ -119,3 +120,20 @@ def test_from_the_hub(tmp_path, name):
         assert hub.counted("GET", "/me/model/resolve/v1/hf_losses.json") == 1
     else:
         assert "UsageError: cannot read hf_losses.json of 'me/other'" in done.stderr
+
+
+class WithOwnArguments(ViTForImageClassification):
+    def __init__(self, config, dropout):
+        super().__init__(config)
+        self.dropout = torch.nn.Dropout(dropout)
+
+
+def test_the_best_model_is_loaded_into_a_class_with_arguments_of_its_own(tmp_path):
+    data, model = tiny.images(16), WithOwnArguments(tiny.vit().config, 0.1)
+    settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
+    settings |= {"eval_steps": 1, "learning_rate": 0.1, "load_best_model_at_end": True}
+    args = tiny.arguments(tmp_path, metric_for_best_model="cross_entropy", **settings)
+    trainer = LossTrainer(model, args, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    best = trainer.state.best_metric
+    assert trainer.evaluate()["eval_cross_entropy"] == pytest.approx(best, rel=1e-5)

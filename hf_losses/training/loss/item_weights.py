@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hf_losses.losses.base import item_weight_tensor
 from hf_losses.messages import UsageError
@@ -58,25 +59,31 @@ class WeightCollator:
 
     def _padded(self, weights: list[Tensor], rows: list[dict[str, Any]], batch: Any) -> Tensor:
         dims = {weight.dim() for weight in weights}
+        labels = batch.get("labels")
+        # Rows that were put one behind the other.
+        in_line = labels is not None and labels.dim() == 2 and len(labels) == 1 < len(rows)
+        if in_line and dims == {0}:
+            weights = [w.expand(_length(row)) for w, row in zip(weights, rows, strict=True)]
+            dims = {1}
         if dims != {1}:
             if len({weight.shape for weight in weights}) > 1:
                 raise UsageError(f"the rows of a batch have {LOSS_WEIGHT!r} of different shapes")
             return torch.stack(weights)
         tokenizer = getattr(self.collator, "tokenizer", None)
-        labels = batch.get("labels")
         if labels is None or labels.dim() < 2:
             raise UsageError(
                 f"{LOSS_WEIGHT!r} holds a list per row, but a row has one label: give one number"
             )
         for row, weight in zip(rows, weights, strict=True):
-            expected = len(next(row[key] for key in ("labels", "label", "input_ids") if key in row))
+            expected = _length(row)
             if len(weight) != expected:
                 raise UsageError(
                     f"a row has {len(weight)} numbers as {LOSS_WEIGHT!r} for {expected} labels: "
                     "give one per label, or one for the row"
                 )
-        if labels.shape[0] == 1 and len(weights) > 1:  # Rows that were put one behind the other.
-            return torch.cat(weights).unsqueeze(0)
+        if in_line:
+            line = torch.cat(weights).unsqueeze(0)
+            return F.pad(line, (0, labels.shape[1] - line.shape[1]))
         padded: Tensor = labels.new_zeros(labels.shape[:2], dtype=torch.float32)
         for row, weight in zip(padded, weights, strict=True):
             if getattr(tokenizer, "padding_side", "right") == "left":
@@ -84,6 +91,30 @@ class WeightCollator:
             else:
                 row[: len(weight)] = weight
         return padded
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    """The number of labels of a row."""
+    return len(next(row[key] for key in ("labels", "label", "input_ids") if key in row))
+
+
+def check_weights_kept(dataset: Any, prepared: Any) -> None:
+    """Raises a ValueError if a data set has lost its weights while it was prepared.
+
+    Args:
+        dataset: A data set of `datasets`, or a stream.
+        prepared: The same after it has been prepared.
+    """
+    if LOSS_WEIGHT in _columns(dataset) and LOSS_WEIGHT not in _columns(prepared):
+        raise UsageError(
+            f"packing loses the column {LOSS_WEIGHT!r}: switch it off (padding_free does without "
+            "padding too), or take the column out"
+        )
+
+
+def _columns(dataset: Any) -> list[str]:
+    names: list[str] | None = getattr(dataset, "column_names", None)
+    return [*next(iter(dataset), {})] if names is None else names
 
 
 @contextmanager

@@ -234,13 +234,17 @@ def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFu
             logits = logits.float()
         if labels.shape == logits.shape and not takes_indices:
             labels = labels.to(logits.dtype)
+        items = item_mask(labels, problem)
+        if logits.requires_grad:
+            # The gradient of a mean of no items may be NaN.
+            logits = logits.view_as(logits)
+            logits.register_hook(lambda gradient: gradient.where(items.any(), 0.0))  # type: ignore[no-untyped-call]
         value = loss(logits, labels)
         if not torch.is_tensor(value):
             raise UsageError(
                 f"the loss returned {value!r}, not a tensor: the mean over the items, or one "
                 "number for each of them"
             )
-        items = item_mask(labels, problem)
         if weight is not None:
             if value.numel() != weight.numel():
                 raise UsageError(
@@ -252,8 +256,18 @@ def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFu
             number = items.sum()
             # The mean of no items is NaN.
             return torch.where(number > 0, value * number, 0.0) / divisor
+        if value.numel() == items.numel():
+            return value.flatten().where(items.flatten(), 0.0).sum() / divisor
         # A loss may return one value per row even where every number in the row is an item.
-        return value.sum() * (items.numel() / max(value.numel(), 1)) / divisor
+        if len(value) == len(items) and items.numel() % value.numel() == 0:
+            return value.sum() * (items.numel() / value.numel()) / divisor
+        if value.numel() != items.sum():  # It may leave out the others itself.
+            raise UsageError(
+                f"the loss returned {value.numel()} values for {items.numel()} labels, "
+                f"{int(items.sum())} of them not {IGNORE_INDEX}: it must return the mean over "
+                "those, or one value per label"
+            )
+        return value.sum() / divisor
 
     return summed
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Trainer
 
 from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
@@ -62,7 +63,7 @@ class EvaluationLosses:
                 self._bins = bins if self._bins is None else self._bins + bins
                 if logits.shape[-1] <= MOST_CLASSES:
                     counts = class_counts(logits.detach(), labels)
-                    self._classes = counts if self._classes is None else self._classes + counts
+                    self._classes = _sum_of_counts(self._classes, counts)
         sums = torch.stack(parts, -1)
         self._sums.append(sums.detach())
         loss, _, items = sums
@@ -100,6 +101,7 @@ class EvaluationLosses:
             self._bins = accelerator.reduce(self._bins)
             metrics["ece"] = expected_calibration_error(self._bins)
         if self._classes is not None:
+            self._classes = accelerator.pad_across_processes(self._classes, dim=1)
             self._classes = accelerator.reduce(self._classes)
         return metrics
 
@@ -121,6 +123,14 @@ class EvaluationLosses:
             names = ("true", "predicted", "right")
             counts["classes"] = dict(zip(names, self._classes.tolist(), strict=True))
         return counts
+
+
+def _sum_of_counts(counts: Tensor | None, added: Tensor) -> Tensor:
+    """Adds counts `[3, C]`; of a multiple choice, C may be another in each batch."""
+    if counts is None:
+        return added
+    more = added.shape[1] - counts.shape[1]
+    return F.pad(counts, (0, max(more, 0))) + F.pad(added, (0, max(-more, 0)))
 
 
 def _summed_over_processes(sums: Tensor, accelerator: Any) -> Tensor:
@@ -186,27 +196,40 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
             self._evaluation.add_term(auxiliary, size)
         return loss + auxiliary
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
         """Evaluates as Trainer does, and reports the task's baseline, such as `eval_cross_entropy`.
 
         For a classifier it also reports `eval_ece`; see `expected_calibration_error`.
         """
-        self._evaluation = EvaluationLosses()
+        # A metric may itself evaluate or predict.
+        around, evaluation = self._evaluation, EvaluationLosses()
+        self._evaluation = evaluation
         try:
-            output = super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
             self._first_targets.read()
-            prefix = kwargs.get("metric_key_prefix", "eval")
+            prefix = metric_key_prefix
             finite_only = self.args.logging_nan_inf_filter
-            losses = self._evaluation.metrics(self.accelerator, finite_only=finite_only)
+            losses = evaluation.metrics(self.accelerator, finite_only=finite_only)
             if losses:
                 # Trainer's mean weighs batches by their rows, however many items they have.
                 output.metrics[f"{prefix}_loss"] = losses["loss"]
-                output.metrics[f"{prefix}_{self._active.baseline_name}"] = losses["baseline"]
+                # A metric of the user's by this name, of rescaled numbers perhaps, stays.
+                baseline = f"{prefix}_{self._active.baseline_name}"
+                output.metrics.setdefault(baseline, losses["baseline"])
             if "ece" in losses:
                 output.metrics.setdefault(f"{prefix}_ece", losses["ece"])
-            self.prediction_counts[prefix] = self._evaluation.prediction_counts()
+            self.prediction_counts[prefix] = evaluation.prediction_counts()
         finally:
-            self._evaluation = None
+            self._evaluation = around
         return output
 
     def prediction_step(

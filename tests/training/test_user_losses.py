@@ -1,0 +1,63 @@
+"""Losses that are functions of the user's own count what they are promised to."""
+
+import pytest
+import tiny
+from torch import nn
+from transformers import BertForTokenClassification
+
+from hf_losses import LossTrainer
+
+
+def eval_loss(folder, model, data, loss):
+    trainer = LossTrainer(model, tiny.arguments(folder), eval_dataset=data, loss=loss)
+    return trainer.evaluate()["eval_loss"]
+
+
+def logs(logits, labels):
+    return -logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[:, None]).squeeze(-1)
+
+
+def of_labelled(logits, labels):
+    return logs(logits[labels != -100], labels[labels != -100])
+
+
+def mean_of_labelled(logits, labels):
+    mask = labels != -100
+    return (logs(logits, labels) * mask).sum() / mask.sum()
+
+
+@pytest.mark.parametrize("loss", [logs, of_labelled, mean_of_labelled])
+def test_tokens_without_a_label_do_not_count(loss, tmp_path):
+    data = tiny.texts(8, tiny.class_of_each_token)
+    data[0]["labels"] = data[0]["labels"].fill_(-100)
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    expected, seen = (
+        tiny.gradients(
+            tmp_path,
+            tiny.bert(BertForTokenClassification),
+            data,
+            keywords={"loss": chosen},
+            **settings,
+        )
+        for chosen in ("cross_entropy", loss)
+    )
+    assert tiny.difference(expected, seen) < 1e-5
+
+
+def test_a_wrong_number_of_values_is_told(tmp_path):
+    data = tiny.texts(8, tiny.class_of_each_token)
+    model = tiny.bert(BertForTokenClassification)
+    with pytest.raises(ValueError, match="returned 5 values for 64 labels"):
+        eval_loss(tmp_path, model, data, lambda logits, labels: logs(logits, labels)[:5])
+
+
+def test_yes_or_no_labels_that_are_left_out_do_not_count(tmp_path):
+    def label(generator, ids):
+        labels = tiny.yes_or_no_per_class(generator, ids)
+        labels[0] = -100
+        return labels
+
+    model, data = tiny.bert(problem_type="multi_label_classification"), tiny.texts(8, label)
+    expected = eval_loss(tmp_path, model, data, "cross_entropy")
+    seen = eval_loss(tmp_path, model, data, nn.BCEWithLogitsLoss())
+    assert seen == pytest.approx(expected, rel=1e-5)
