@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from hf_losses import __version__
@@ -36,6 +39,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or what the command returns. Wrong arguments exit with 2 and one line on
         stderr.
     """
+    # A file or a pipe may have an encoding without the signs of formulas, as on Windows.
+    with _any_encoding(sys.stdout):
+        remaining_work = _command(argv)
+    # Errors of a user's script keep their traceback, as bugs of ours do.
+    return remaining_work() if remaining_work else 0
+
+
+@contextlib.contextmanager
+def _any_encoding(stream: Any) -> Iterator[None]:
+    """Within this context a stream shows `?` for what its encoding does not have."""
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    errors = stream.errors
+    stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)  # As a user's script expects it.
+
+
+def _command(argv: Sequence[str] | None) -> Callable[[], int] | None:
+    """Runs a command; returns what is left to do, of which no error is caught."""
     parser = _Parser(prog="hf-losses", description="Loss functions for Hugging Face fine-tuning.")
     parser.add_argument("--version", action="version", version=f"hf-losses {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command")
@@ -47,10 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.error(f"a command is missing; choose one of {', '.join(commands.choices)}")
     try:
-        remaining_work = arguments.run(arguments)
+        remaining: Callable[[], int] | None = arguments.run(arguments)
+        return remaining
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except UsageError as error:
         parser.error(str(error))
-    # Outside the try block: errors of a user's script keep their traceback, as bugs of ours do.
-    return remaining_work() if remaining_work else 0

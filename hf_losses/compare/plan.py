@@ -229,7 +229,7 @@ def make_plan(
         raise UsageError(f"--jobs must be at least 1, got {jobs}")
     if not Path(script).is_file():
         raise UsageError(f"there is no script {script!r}; it stands behind --, its flags after it")
-    command = shlex.split(launcher)
+    command = split(launcher, "--launcher")
     if command:
         find_program(command[0])
     names, baseline = expand(losses, baseline)
@@ -245,6 +245,14 @@ def make_plan(
     )
 
 
+def split(text: str, flag: str) -> list[str]:
+    """The words of a value of a flag, as the shell takes them; a UsageError if quotes stay open."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r}: {error}".replace("No c", "no c")) from None
+
+
 def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]:
     """Replaces wildcards by the names that match, and finds the baseline.
 
@@ -258,13 +266,13 @@ def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]
     Raises:
         ValueError: If a loss is unknown or for another task than the baseline.
     """
-    entries = [shlex.split(entry) for entry in losses]
+    entries = [split(entry, "--losses") for entry in losses]
     if not all(entries):
         raise UsageError(f"--losses has an empty entry; choose from: {', '.join(list_losses())}")
     if baseline is None:
         regression = not any(list_losses(name, task="classification") for name, *_ in entries)
         baseline = neutral_loss("regression" if regression else "classification")
-    task = get_spec(shlex.split(baseline)[0]).task if baseline.strip() else ""
+    task = get_spec(split(baseline, "--baseline")[0]).task if baseline.strip() else ""
     expanded = []
     for pattern, *flags in entries:
         try:

@@ -272,7 +272,7 @@ def read_results(folder: Path) -> Results:
         raise UsageError(f"{folder} holds no {RESULTS}: {advice}") from None
     except KeyError as error:
         raise UsageError(f"{path} cannot be read (it lacks {error}): {advice}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} cannot be read ({error}): {advice}") from None
 
 

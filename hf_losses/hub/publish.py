@@ -60,10 +60,7 @@ def publish(
         OSError: If the Hub cannot be reached. The errors of the Hub name the command that resumes.
     """
     check_run(run_dir)
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UsageError(str(error)) from error
+    _check_repo(repo)
     command = _command(run_dir, repo, private, revision, overwrite)
     then = f"The local files are whole; to resume: {command}"
     # Beside the run, weights can be hard links, and the folder outlives a deleted old checkpoint.
@@ -116,7 +113,7 @@ def dry_run(
         ValueError: If `run_dir` is no finished run or holds a token, or `into` holds other files.
     """
     check_run(run_dir)
-    validate_repo_id(repo)
+    _check_repo(repo)
     folder = Path(into or f"{os.path.normpath(run_dir)}-publish")
     if folder.exists() and not (folder / DRY_RUN).is_file():
         if not folder.is_dir() or any(folder.iterdir()):
@@ -126,6 +123,13 @@ def dry_run(
     (folder / DRY_RUN).touch()
     stage(run_dir, folder, repo_id=repo)
     return folder
+
+
+def _check_repo(repo: str) -> None:
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError(str(error)) from error
 
 
 def _command(

@@ -22,7 +22,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from hf_losses.citation import linked
 from hf_losses.hub.card_names import KINDS, METRICS, NO_METRICS, OTHER_ARGUMENTS, TASKS
-from hf_losses.hub.saved_run import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_KEY
+from hf_losses.hub.saved_run import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_KEY, read_object
 from hf_losses.losses.modules import MULTI_LABEL
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
 
@@ -39,7 +39,7 @@ class RunFacts:
 
     def __init__(self, folder: Path, repo_id: str | None) -> None:
         self.folder = folder
-        self.loss = json.loads((folder / LOSS_FILE).read_text(encoding="utf-8"))
+        self.loss = read_object(folder / LOSS_FILE)
         # A loss that a user registered may be unknown to the process that writes the card.
         registered = self.loss["name"] in list_losses()
         self.spec = get_spec(self.loss["name"]) if registered else None
@@ -64,7 +64,7 @@ class RunFacts:
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}
 
     # ---- The model ---------------------------------------------------------------------------
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import get_token
+from huggingface_hub import ModelCard, get_token
 from safetensors import SafetensorError, safe_open
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from yaml import YAMLError
 
 from hf_losses.hub.card import write_card
 from hf_losses.hub.private import TEXTS, TOKEN, VOCABULARIES, Scrub, is_text
-from hf_losses.hub.saved_run import LOSS_FILE
+from hf_losses.hub.saved_run import ARGUMENTS_FILE, LOSS_FILE, read_object
 from hf_losses.messages import UsageError
 
 OTHERS = (".safetensors", ".png", ".svg", ".model", ".spm", ".tiktoken")
+
+# What the card is written from.
+RECORDS = (LOSS_FILE, ARGUMENTS_FILE, "config.json", "adapter_config.json", "trainer_state.json")
+RECORDS += ("result.json",)
 
 PRIVATE = ("checkpoint-*", "_*", ".*", "runs", "wandb", "mlruns")
 
@@ -40,10 +44,17 @@ def check_run(run_dir: str | os.PathLike[str]) -> None:
             f"{run_dir} has no {LOSS_FILE}, which LossTrainer writes beside a model: give the "
             "output_dir of a finished run, or call trainer.save_model() first"
         )
+    for record in (path for name in RECORDS if (path := folder / name).is_file()):
+        if "name" not in read_object(record) and record.name == LOSS_FILE:
+            raise UsageError(f"{record} is damaged: it names no loss")
+    _check_metadata(folder / "README.md")
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     names = [SAFE_WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = read_object(index).get("weight_map")
+        if not isinstance(files, dict):
+            raise UsageError(f"{index} is damaged: it names no weights")
+        names = sorted(set(files.values()))
         if lacking := [name for name in names if not (folder / name).is_file()]:
             raise UsageError(f"{run_dir} lacks {', '.join(lacking)}: save the model again")
     weights = [folder / name for name in names if (folder / name).is_file()]
@@ -59,6 +70,17 @@ def check_run(run_dir: str | os.PathLike[str]) -> None:
                 pass
         except SafetensorError as error:
             raise UsageError(f"{path} is cut short ({error}): save the model again") from error
+
+
+def _check_metadata(card: Path) -> None:
+    """Raises a ValueError if a model card is there whose metadata cannot be read."""
+    if not card.is_file():
+        return
+    try:
+        ModelCard.load(card, ignore_metadata_errors=True)
+    except (YAMLError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UsageError(f"{card} has metadata that cannot be read: {text}") from error
 
 
 def stage(

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
@@ -28,6 +29,25 @@ ARGUMENTS_FILE = "training_args.json"
 # "attributes" the count of steps with a gradient that was not finite.
 STATE_KEY = "hf_losses"
 COUNT_KEY = "nonfinite_grad_steps"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: If it holds anything else, or was cut short.
+        OSError: If it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # No JSON, or no UTF-8.
+        raise UsageError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is damaged: it holds no JSON object")
+    return content
 
 
 def last_complete_checkpoint(output_dir: str) -> str:

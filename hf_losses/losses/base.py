@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from hf_losses.losses.registry import LossSpec, get_spec
 from hf_losses.messages import UsageError, nearest
 
 REDUCTIONS = ("mean", "sum", "none")
+# What the function and the kernel of a loss are made of, once.
+FIXED = ("spec", "params", "label_smoothing", "max_weight", "problem_type")
 
 # From x to the value and its derivative, both like x.
 ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -172,8 +175,25 @@ class LossModule(nn.Module):
                 + nearest(str(reduction), REDUCTIONS)
             )
         self.reduction = reduction
-        self.params = self.spec.resolve(params, self.options)
-        self._function = functools.partial(self.spec.function, **self.params)
+        self._params = self.spec.resolve(params, self.options)
+        self._function = functools.partial(self.spec.function, **self._params)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses to change what the loss was built from, which would have no effect, or half."""
+        built = self.__dict__
+        if (name in FIXED and name in built) or (
+            "spec" in built and (name == "params" or name in self.spec.parameters)
+        ):
+            raise UsageError(
+                f"{name} of a loss that is built cannot be changed: build another, "
+                f"get_loss(**(loss.config | {{{name!r}: {value!r}}}))"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def params(self) -> Mapping[str, float]:
+        """The loss's own parameters by name, which cannot be changed."""
+        return MappingProxyType(self._params)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -210,12 +230,21 @@ def upcast(x: Tensor) -> Tensor:
 
 def upcast_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a loss is computed in: float32 for half precision, else that of x."""
+    if not x.is_floating_point():  # Targets would be cut to whole numbers.
+        raise UsageError(f"logits and predictions must be floating-point numbers, got {x.dtype}")
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
 def at_least_tiny(count: Tensor) -> Tensor:
     """A count to divide by, which is never 0: a mean over no items is 0, since their sum is."""
     return count.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def classes_first(shape: tuple[int, ...], target: Tensor) -> str:
+    """What to do about logits `[N, C, ...]`, as PyTorch's losses take them; empty for others."""
+    if len(shape) < 3 or target.shape != (shape[0], *shape[2:]):
+        return ""
+    return "; the classes come last here: give logits.movedim(1, -1)"
 
 
 class RegressionLoss(LossModule):

@@ -57,7 +57,7 @@ def exact_class_weights(weight: Any) -> Tensor:
         numbers = torch.full((), math.nan)
     else:
         values = numbers.tolist()
-    if numbers.dim() == 1 and len(numbers) and ((numbers >= 0) & numbers.isfinite()).all():
+    if numbers.dim() == 1 and len(numbers) and ((numbers >= 0) & numbers.float().isfinite()).all():
         return numbers
     named = isinstance(weight, str | Mapping)
     raise UsageError(

@@ -223,6 +223,8 @@ def linear_loss(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise UsageError(f"bias of shape {tuple(bias.shape)} does not fit {len(weight)} classes")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise UsageError(f"weight is {weight.dtype} and bias {bias.dtype}: give both one dtype")
     if criterion.weight is not None and criterion.weight.shape != weight.shape[:1]:
         raise UsageError(
             f"the loss has {criterion.weight.numel()} class weights for {len(weight)} classes"

@@ -21,6 +21,7 @@ from hf_losses.losses.base import (
     Weighting,
     at_least_tiny,
     checked_item_weight,
+    classes_first,
     upcast,
     upcast_dtype,
 )
@@ -110,7 +111,7 @@ class ClassificationLoss(LossModule):
             self._check_ignore_index()
         self.problem_type = problem_type
         self.overwrite_logits = overwrite_logits
-        self._function = BoundedLoss(self.spec, self.params, self.max_weight)
+        self._function = BoundedLoss(self.spec, self._params, self.max_weight)
         self.kernel: Kernel | None = self._fused_kernel()
 
     def _fused_kernel(self) -> Kernel | None:
@@ -199,7 +200,8 @@ class ClassificationLoss(LossModule):
         of_class = self.weight_for(logits)
         if of_class is not None and of_class.shape != logits.shape[-1:]:
             raise UsageError(
-                f"weight has {of_class.numel()} entries, one per class, for logits of shape {shape}"
+                f"weight has {of_class.numel()} entries, one per class, for logits of shape "
+                f"{shape}{classes_first(shape, target)}"
             )
         items = shape if self.problem_type == MULTI_LABEL else shape[:-1]
         weighting = Weighting(of_class, checked_item_weight(item_weight, items, logits), count)
@@ -218,6 +220,7 @@ class ClassificationLoss(LossModule):
                 f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit "
                 f"logits of shape {shape}: give integer class indices of shape "
                 f"{shape[:-1]}, or floating probabilities of shape {shape}"
+                f"{classes_first(shape, target)}"
             )
         try:
             return self._class_indices(logits, target.long(), weighting)
@@ -248,7 +251,8 @@ class ClassificationLoss(LossModule):
             mask = mask & (weighting.items != 0)
         share = self._smooth(one_hot(z, target).where(mask.unsqueeze(-1), 0.0))
         losses = weighting.times(self._all_classes(z, share, weighting.classes))
-        return self._reduce(losses, divisor, weighting.count)
+        # Smoothing gives items whose own class weighs 0 a loss too; the mean of such alone is 0.
+        return self._reduce(losses, divisor.where(divisor > 0, torch.inf), weighting.count)
 
     def _mask_and_weigh(
         self, target: Tensor, weighting: Weighting, dtype: torch.dtype

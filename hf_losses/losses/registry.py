@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -170,7 +171,7 @@ def as_number(loss: str, name: str, value: Any) -> float:
     """The value of a parameter as a float, or a ValueError that names loss and parameter."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"loss {loss!r}: {name} must be a number, got {value!r}") from None
 
 
@@ -189,7 +190,7 @@ def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UsageError(_not_an_object(value)) from error
     if value is not None and not isinstance(value, dict):
         raise UsageError(_not_an_object(value))
@@ -213,7 +214,8 @@ def as_json(value: Any) -> Any:
 
 
 def _not_an_object(value: Any) -> str:
-    return f"loss_kwargs must be a JSON object such as '{{\"alpha\": 0.3}}', got {value!r}"
+    shown = repr(value) if len(repr(value)) < 500 else reprlib.repr(value)
+    return f"loss_kwargs must be a JSON object such as '{{\"alpha\": 0.3}}', got {shown}"
 
 
 _SPECS: dict[str, LossSpec] = {}

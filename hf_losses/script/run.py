@@ -90,7 +90,10 @@ def _module_file(module: str) -> str:
         if spec is not None and spec.submodule_search_locations is not None:
             module = f"{module}.__main__"
             spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # A package above the module is missing.
+    except ImportError as error:
+        # Python imports the packages above the module: one is missing, or cannot be imported.
+        if not (error.name and f"{module}.".startswith(f"{error.name}.")):
+            raise UsageError(f"module {module!r} cannot be imported: {error}") from error
         spec = None
     if spec is None:
         raise UsageError(f"no module named {module!r}; for a file leave out -m")

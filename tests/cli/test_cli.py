@@ -1,6 +1,7 @@
 """`hf-losses`, as people type it: tables that fit, pictures, and one line for every mistake."""
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -202,3 +203,15 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(list_command, "match_losses", broken)
     with pytest.raises(ValueError, match="a bug of a library"):
         main(["list", "strict_m"])
+
+
+@pytest.mark.parametrize("argv", [["list"], ["list", "--format", "json"], ["run", "--help"]])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_encoding_without_our_signs_is_no_error(argv, encoding):
+    result = subprocess.run(
+        [sys.executable, "-m", "hf_losses", *argv],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"focal" in result.stdout

@@ -651,6 +651,8 @@ def test_the_report_is_made_again_from_the_files(two_seeds, capsys):
         (("--seeds", "2", "--baseline", "mse"), "no regression loss matches 'cross_entropy'"),
         (("--seeds", "2", "--launcher", "acelerate launch"), "no program 'acelerate'"),
         (("--seeds", "two"), "invalid int value: 'two'"),
+        (("--seeds", "2", "--launcher", "'python"), '--launcher "\'python": no closing quotation'),
+        (("--seeds", "2", "--baseline", "focal 'x"), '--baseline "focal \'x": no closing'),
     ],
 )
 def test_flags_that_do_not_fit(tmp_path, capsys, flags, says):
@@ -667,6 +669,7 @@ def test_flags_that_do_not_fit(tmp_path, capsys, flags, says):
         (["cross_entropy"], "needs two losses or more"),
         (["strict_l", "strict_m"], "add it to --losses"),
         (["", "cross_entropy"], "empty entry"),
+        (["focal --loss_kwargs '{", "cross_entropy"], "no closing quotation"),
     ],
 )
 def test_losses_that_do_not_fit(tmp_path, capsys, losses, says):

@@ -392,8 +392,9 @@ def test_an_empty_repository_is_filled(home, hub):
 
 
 @pytest.mark.parametrize("repo", ["me/a/b", "me/--", "a b", ""])
-def test_a_name_that_cannot_be(home, hub, refused, repo):
-    refused(["publish", "run", "--repo", repo])
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]], ids=["push", "dry run"])
+def test_a_name_that_cannot_be(home, hub, refused, repo, flags):
+    refused(["publish", "run", "--repo", repo, *flags])
     assert hub.requests == []
 
 
@@ -412,6 +413,26 @@ def test_a_name_that_cannot_be(home, hub, refused, repo):
                 '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'
             ),
             "run lacks model-2.safetensors",
+        ),
+        *(
+            (
+                lambda run, name=name, text=text: (run / name).write_text(text),
+                f"run/{name} is damaged",
+            )
+            for name in ("hf_losses.json", "config.json", "trainer_state.json", "result.json")
+            for text in ('{"a": ', "[]")
+        ),
+        (lambda run: (run / "hf_losses.json").write_text("{}"), "it names no loss"),
+        *(
+            (
+                lambda run, text=text: (run / "model.safetensors.index.json").write_text(text),
+                "run/model.safetensors.index.json is damaged",
+            )
+            for text in ("", "[]", "{}", '{"weight_map": []}')
+        ),
+        (
+            lambda run: (run / "README.md").write_text("---\n[: x\n---\n"),
+            "run/README.md has metadata that cannot be read",
         ),
         (
             lambda run: (run / "notes.md").write_text(f"my token: {TOKEN}"),

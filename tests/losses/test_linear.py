@@ -140,6 +140,7 @@ def test_ignored_rows_are_not_touched():
         ({"weight": torch.zeros(CLASSES, HIDDEN + 1)}, "does not fit weight of shape"),
         ({"target": torch.zeros(3, 10, dtype=torch.long)}, r"give class indices, \(3, 11\)"),
         ({"bias": torch.zeros(3)}, "does not fit 60 classes"),
+        ({"bias": torch.zeros(CLASSES, dtype=torch.float64)}, "give both one dtype"),
         ({"target": torch.full((3, 11), CLASSES)}, r"labels must lie in \[0, 60\)"),
     ],
 )

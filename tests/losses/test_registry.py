@@ -22,6 +22,7 @@ from hf_losses import (
     list_losses,
     register_loss,
 )
+from hf_losses.losses.registry import parse_loss_kwargs
 
 ROOT = Path(__file__).parents[2]
 MULTI_LABEL = "multi_label_classification"
@@ -62,6 +63,7 @@ MISTAKES = [
     ("strict_m", {"max_weight": math.nan}, ["max_weight", "positive (inf allowed)", "got nan"]),
     ("strict_m", {"weight": [1, -2]}, ["weight", "non-negative", "[1.0, -2.0]"]),
     ("strict_m", {"weight": [1, math.nan]}, ["weight", "finite", "nan"]),
+    ("strict_m", {"weight": [1, 1e39]}, ["weight", "finite", "1e+39"]),  # Infinite in float32.
     ("strict_m", {"weight": [1, math.inf]}, ["weight", "finite", "inf"]),
     ("strict_m", {"weight": [[1, 2]]}, ["weight", "one", "per class", "[[1.0, 2.0]]"]),
     ("strict_m", {"weight": 2.0}, ["weight", "one", "per class", "got 2.0"]),
@@ -315,3 +317,51 @@ def test_losses_are_copied_and_pickled(name):
         logits = torch.randn(4, 3) if loss.spec.task == "classification" else torch.randn(4)
         target = torch.tensor([0, 1, 2, 0]) if loss.spec.task == "classification" else logits * 2
         assert torch.equal(again(logits, target), loss(logits, target))
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute"),
+    [
+        ("cross_entropy", "label_smoothing"),
+        ("strict_m", "max_weight"),
+        ("cross_entropy", "problem_type"),
+        ("focal", "gamma"),
+        ("huber", "delta"),
+        ("huber", "params"),
+    ],
+)
+def test_what_a_loss_was_built_from_cannot_be_changed(name, attribute):
+    loss = get_loss(name)
+    before = loss.config
+    with pytest.raises(ValueError, match=rf"{attribute} of a loss that is built cannot be changed"):
+        setattr(loss, attribute, 0.3)
+    with pytest.raises(TypeError):
+        loss.params["gamma"] = 0.3
+    assert loss.config == before
+    loss.reduction = "sum"  # This takes effect.
+    assert loss.config == before | {"reduction": "sum"}
+
+
+@pytest.mark.parametrize("number", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_numbers_that_are_not_floating_are_refused(number):
+    x = torch.tensor([[1, 2], [0, 1]]).to(number)
+    says_so = pytest.raises(ValueError, match=f"must be floating-point numbers, got {number}")
+    with says_so:  # The targets would have been cut to 1 and 2.
+        get_loss("mse")(x[0], torch.tensor([1.5, 2.0]))
+    with says_so:
+        get_loss("focal")(x, torch.tensor([0, 1]))
+    with says_so:
+        get_loss("focal", problem_type=MULTI_LABEL)(x, torch.rand(2, 2))
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": [1, 2, 3]}], ids=str)
+def test_classes_in_pytorchs_place_are_recognised(options):
+    with pytest.raises(ValueError, match=r"classes come last here: give logits.movedim\(1, -1\)"):
+        get_loss("focal", **options)(torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5).long())
+
+
+def test_a_number_too_large_for_a_float_is_refused():
+    with pytest.raises(ValueError, match="gamma must be a number"):
+        get_loss("focal", gamma=10**400)
+    with pytest.raises(ValueError, match="must be a JSON object"):
+        parse_loss_kwargs("[" * 100_000)

@@ -414,3 +414,13 @@ def test_poly1_of_several_labels_is_binary_cross_entropy_and_a_term(epsilon):
     torch.testing.assert_close(value, expected)
     ours, theirs = (torch.autograd.grad(v, logits, retain_graph=True) for v in (value, expected))
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_items_of_classes_that_weigh_nothing_give_0_smoothed_too(name):
+    loss = get_loss(name, weight=[0, 1, 1], label_smoothing=0.1)
+    logits = torch.randn(4, 3, requires_grad=True)
+    value = loss(logits, torch.zeros(4, dtype=torch.long))
+    value.backward()
+    assert value == 0
+    assert torch.equal(logits.grad, torch.zeros(4, 3))

@@ -519,6 +519,8 @@ raise SystemExit(3)
         (["--loss", "strict_l"], "required: SCRIPT"),
         (["--loss", "strict_l", "no.py"], "no script 'no.py'; for a module write -m no.py"),
         (["--loss", "strict_l", "-m", "no.such"], "no module named 'no.such'"),
+        (["--loss", "strict_l", "-m", "needy.x"], "cannot be imported: No module named 'lacking'"),
+        (["--loss", "strict_l", "-m", ".x"], "module '.x' cannot be imported"),
         (
             ["--loss", "strict_l", "loop.py"],
             "loop.py has no transformers Trainer, nor have the modules beside it, and trains in a "
@@ -535,6 +537,8 @@ def test_bad_input_is_refused_before_the_script_starts(
 ):
     (folder / "x.py").write_text("print('started')")
     (folder / "loops").mkdir()
+    (folder / "needy").mkdir()
+    (folder / "needy/__init__.py").write_text("import lacking")
     for name in ("loop.py", "loops/__main__.py", "loops/__init__.py"):
         (folder / name).write_text("import torch, beside" if "_" not in name else "import torch")
     monkeypatch.chdir(folder)
