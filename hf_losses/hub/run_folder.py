@@ -21,8 +21,14 @@ from hf_losses.messages import UsageError
 OTHERS = (".safetensors", ".png", ".svg", ".model", ".spm", ".tiktoken")
 
 # What the card is written from.
-RECORDS = (LOSS_FILE, ARGUMENTS_FILE, "config.json", "adapter_config.json", "trainer_state.json")
-RECORDS += ("result.json",)
+RECORDS = (
+    LOSS_FILE,
+    ARGUMENTS_FILE,
+    "config.json",
+    "adapter_config.json",
+    "trainer_state.json",
+    "result.json",
+)
 
 PRIVATE = ("checkpoint-*", "_*", ".*", "runs", "wandb", "mlruns")
 
