@@ -44,9 +44,8 @@ def tables() -> dict[str, dict[str, str]]:
         "docs/findings.md": {
             "which_loss": confirmed("which_loss", "score"),
             "same_rate": confirmed("same_rate", "accuracy"),
-            "overall": overall("which_loss"),
+            "overall": (RESULTS / "which_loss" / "overall.md").read_text(encoding="utf-8").strip(),
             "label_noise": confirmed("label_noise", "accuracy"),
-            "label_noise_overall": overall("label_noise"),
         },
         "docs/losses.md": {"losses": as_markdown(list_losses())},
         "docs/results.md": {
@@ -78,11 +77,6 @@ def which_loss_when() -> str:
         [f"`{spec.name}` ({spec.kind})", linked(spec.use), linked(spec.avoid)] for spec in specs
     ]
     return markdown.table(["loss", "what for", "where it fails"], rows)
-
-
-def overall(group: str) -> str:
-    """What the comparisons in a folder of `results` show together."""
-    return (RESULTS / group / "overall.md").read_text(encoding="utf-8").strip()
 
 
 def confirmed(group: str, metric: str) -> str:

@@ -21,6 +21,7 @@ from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
 from hf_losses.compare.results import RESULTS, RunRecord, write_results
 from hf_losses.compare.runs import forget_failed, losses_without_result
 from hf_losses.compare.tasks import (
+    check_none_lost,
     discard_tasks,
     has_tasks,
     open_tasks,
@@ -281,6 +282,7 @@ def _make_runs(
 
 def _report(arguments: argparse.Namespace) -> None:
     if arguments.format is None:
+        check_none_lost(arguments.folder)
         return _write_report(arguments.folder)
     from hf_losses.compare.report.formats import formatted
 

@@ -224,6 +224,31 @@ def task_results(folder: Path) -> dict[str, Results | None]:
         raise UsageError(f"{folder / RESULTS} cannot be read ({error!r})") from None
 
 
+def check_none_lost(folder: Path) -> None:
+    """Raises a UsageError if `results.json` holds finished runs that are no longer under `runs`.
+
+    Args:
+        folder: The folder of a comparison, perhaps over several tasks.
+    """
+    content = _stored(folder)
+    for name, task in content.get(FOLDERS, {"": content}).items():
+        path = task_folder(folder, name) if name else folder
+        if not (task and "runs" in task and (path / PLAN).exists()):
+            continue
+        there = [_identity(run.entry()) for run in collect(path).runs if run.finished]
+        finished = [_identity(run) for run in task["runs"] if run.get("status") == "finished"]
+        if lost := sum(run not in there for run in finished):
+            raise UsageError(
+                f"{folder / RESULTS} would lose {lost} finished runs, which are no longer in "
+                f"{path / 'runs'}: put them back, or delete {folder / (TASKS if name else PLAN)} "
+                f"to report what {RESULTS} holds"
+            )
+
+
+def _identity(run: Mapping[str, Any]) -> list[Any]:
+    return [run.get(key) for key in ("loss", "stage", "seed", "parameters")]
+
+
 def write_task_results(
     folder: Path,
     results: Mapping[str, Results | None],

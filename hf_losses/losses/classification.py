@@ -53,9 +53,9 @@ def cross_entropy_pq(p: Tensor, q: Tensor) -> Pair:
     "paired seeds (`hf-losses compare`), as none did in five untuned comparisons "
     "(results/untuned), and as strict_l and focal did on SST-2 (results/which_loss/sst2), though "
     "strict_l was undecided at the same learning rate (results/same_rate/sst2).",
-    avoid="With wrong labels it learns them like any other: its gradient weight does not "
-    "fall, however improbable a label is (Zhang and Sabuncu 2018, "
-    "arXiv:1805.07836).",
+    avoid="With many wrong labels, since its gradient weight does not fall, however improbable a "
+    "label is (Zhang and Sabuncu 2018, arXiv:1805.07836): with 40 % of them exchanged three liberal "
+    "losses were better (results/label_noise/sst2_0.4).",
 )
 def cross_entropy(m: Tensor) -> Pair:
     """-ln p."""
@@ -273,11 +273,11 @@ def liberal_exp_pq(p: Tensor, q: Tensor) -> Pair:
     weight_formula="p*exp(1 - p)",
     probability_function=liberal_exp_pq,
     reference="this project, in the manner of the paper's liberal losses",
-    use="For labels of which some are wrong: by its formula w = p·e^(1 − p) falls with p itself, "
-    "not with p², and it learned from a cold start where liberal_parabolic, liberal_circle and "
-    "liberal_cosine did not (results/fashion_mnist_one_epoch).",
-    avoid="Even on noisy labels it was not shown to be better than cross-entropy, and its ECE was "
-    "0.17 against 0.08 (undecided over 12 seeds, results/untuned/single_rater_liberal).",
+    use="For labels of which many are wrong: with 40 % of them exchanged it was better than "
+    "cross-entropy, by a point on all of 12 seeds (results/label_noise/sst2_0.4), and from a cold "
+    "start it learned where the paper's liberal losses did not (results/fashion_mnist_one_epoch).",
+    avoid="Where most labels are right: tuned alike it was 2 points behind cross-entropy on SST-2, "
+    "over 2 seeds (results/which_loss/sst2).",
 )
 def liberal_exp(m: Tensor) -> Pair:
     """e^(1-p) - 1."""
@@ -298,8 +298,9 @@ def gce_pq(p: Tensor, rest: Tensor, *, q: float) -> Pair:
     probability_function=gce_pq,
     parameters={"q": LossParameter(0.7, above=0.0, help="near 0 it is cross_entropy, 1 gives dft")},
     reference="generalized cross-entropy, Zhang and Sabuncu 2018, arXiv:1805.07836",
-    use="For labels of which some are wrong, for which it was made; q trades robustness "
-    "(1) for speed of learning (0) (Zhang and Sabuncu 2018, arXiv:1805.07836).",
+    use="For labels of which many are wrong, for which it was made, with q from speed of learning "
+    "(0) to robustness (1) (Zhang and Sabuncu 2018, arXiv:1805.07836): with 40 % exchanged it beat "
+    "cross-entropy by 1.4 points on all of 12 seeds (results/label_noise/sst2_0.4).",
     avoid="On complex data, where it is prone to underfitting (Bondugula et al. 2026, "
     "arXiv:2603.19874), most of all with q near 1: by its formula, w = p^q, nothing pulls much "
     "from a cold start with many classes.",

@@ -2,8 +2,7 @@
 
     python results/which_loss/overall.py
 
-reads NAME/results.json and writes overall.json, overall.md and over_tasks.png, here, and in
-results/label_noise what the comparisons there show over shares of wrong labels. All losses were
+reads NAME/results.json and writes overall.json, overall.md and over_tasks.png. All losses were
 screened on the same seeds, so ranks and mean differences are those of the screening, counted in the
 standard deviation that another seed makes to cross_entropy among the confirming seeds. Verdicts and
 the speed of learning are those of the losses that were confirmed.
@@ -24,7 +23,6 @@ from hf_losses.files import write_bytes, write_json
 from hf_losses.markdown import table
 
 HERE = Path(__file__).resolve().parent
-FOLDERS = (HERE, HERE.parent / "label_noise")
 RATE = "learning_rate"
 
 
@@ -189,8 +187,7 @@ def _signed(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    for folder in FOLDERS:
-        content, summary = overall(folder)
-        write_json(folder / "overall.json", content)
-        write_bytes(folder / "overall.md", as_markdown(content).encode())
-        draw(summary, folder)
+    content, summary = overall(HERE)
+    write_json(HERE / "overall.json", content)
+    write_bytes(HERE / "overall.md", as_markdown(content).encode())
+    draw(summary, HERE)

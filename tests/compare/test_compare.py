@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -628,6 +629,18 @@ def test_the_report_is_made_again_from_the_files(two_seeds, capsys):
     assert (two_seeds / "report.html").exists()
     assert "liberal_exp" in capsys.readouterr().out
     assert "holds no comparison" in refused(["report", str(two_seeds.parent)], capsys)
+
+
+def test_a_report_does_not_lose_runs_whose_folders_are_gone(two_seeds, tmp_path, capsys):
+    folder = shutil.copytree(two_seeds, tmp_path / "x")
+    before = (folder / "results.json").read_bytes()
+    shutil.rmtree(folder / "runs" / "liberal_exp")
+    message = refused(["report", str(folder)], capsys)
+    assert "would lose 2 finished runs" in message
+    assert (folder / "results.json").read_bytes() == before
+    (folder / "plan.json").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "results.json").read_bytes() == before
 
 
 # ---- What is refused before anything runs ----------------------------------------------------

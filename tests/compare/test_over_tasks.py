@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,18 @@ def test_the_report_follows_from_the_results_alone(two_tasks, tmp_path):
     assert main(["report", str(tmp_path)]) == 0
     for name in names:
         assert (tmp_path / name).read_bytes() == (two_tasks / name).read_bytes()
+
+
+def test_the_report_does_not_lose_runs_whose_folders_are_gone(two_tasks, tmp_path, capsys):
+    folder = shutil.copytree(two_tasks, tmp_path / "x")
+    before = (folder / "results.json").read_bytes()
+    shutil.rmtree(folder / "tasks" / "0.1" / "runs")
+    with pytest.raises(SystemExit):
+        main(["report", str(folder)])
+    assert "would lose 6 finished runs" in capsys.readouterr().err
+    (folder / "tasks.json").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "results.json").read_bytes() == before
 
 
 def test_the_report_of_one_task_is_that_of_all(two_tasks, capsys):

@@ -77,8 +77,10 @@ def _use(
     better: Mapping[str, Comparison], baseline: str, in_metric: str, margin: str, digits: str
 ) -> str:
     """The answer where losses are better."""
-    beyond = {loss: c for loss, c in better.items() if not within_margin(c)}
-    chosen = beyond or better
+    beyond = [c.difference or 0.0 for c in better.values() if not within_margin(c)]
+    # A larger gain is no reason against a loss because it is better known to be within the margin.
+    least = min(beyond, default=-math.inf)
+    chosen = {loss: c for loss, c in better.items() if (c.difference or 0.0) >= least}
     gains = sorted(comparison.difference or 0.0 for comparison in chosen.values())
     gain = " to ".join(dict.fromkeys(formatted(value, digits) for value in (gains[0], gains[-1])))
     losses = _joined_by("or", [f"`{loss}`" for loss in chosen])
