@@ -232,16 +232,18 @@ def check_none_lost(folder: Path) -> None:
     """
     content = _stored(folder)
     for name, task in content.get(FOLDERS, {"": content}).items():
-        path = task_folder(folder, name) if name else folder
-        if not (task and "runs" in task and (path / PLAN).exists()):
+        path, begun = folder, folder / PLAN
+        if name:
+            path, begun = task_folder(folder, name), folder / TASKS
+        if not (task and "runs" in task and begun.exists() and (path / PLAN).exists()):
             continue
         there = [_identity(run.entry()) for run in collect(path).runs if run.finished]
         finished = [_identity(run) for run in task["runs"] if run.get("status") == "finished"]
         if lost := sum(run not in there for run in finished):
             raise UsageError(
                 f"{folder / RESULTS} would lose {lost} finished runs, which are no longer in "
-                f"{path / 'runs'}: put them back, or delete {folder / (TASKS if name else PLAN)} "
-                f"to report what {RESULTS} holds"
+                f"{path / 'runs'}: put them back, or delete {begun} to report what "
+                f"{RESULTS} holds"
             )
 
 

@@ -54,7 +54,7 @@ def cross_entropy_pq(p: Tensor, q: Tensor) -> Pair:
     "(results/untuned), and as strict_l and focal did on SST-2 (results/which_loss/sst2), though "
     "strict_l was undecided at the same learning rate (results/same_rate/sst2).",
     avoid="With many wrong labels, since its gradient weight does not fall, however improbable a "
-    "label is (Zhang and Sabuncu 2018, arXiv:1805.07836): with 40 % of them exchanged three liberal "
+    "label is (Zhang and Sabuncu 2018, arXiv:1805.07836): with 40 % exchanged, three liberal "
     "losses were better (results/label_noise/sst2_0.4).",
 )
 def cross_entropy(m: Tensor) -> Pair:
