@@ -149,13 +149,11 @@ PROBABILITIES = {"DebertaForSequenceClassification", "DebertaV2ForSequenceClassi
 def loss_type(model: Any) -> str | None:
     """The name by which transformers chooses a model's loss, such as `ForCausalLM`.
 
-    Classes for which transformers names none have an entry in the tables above.
-
     Args:
         model: The model without wrappers.
 
     Returns:
-        None for a model that transformers does not know.
+        None for a model that neither transformers nor the tables above know.
     """
     declared: str | None = getattr(model, "loss_type", None)
     # A user's module may have an attribute of this name for something else.
@@ -184,13 +182,15 @@ def with_known_loss(model: Any) -> Any:
         The model itself if transformers knows its loss, or knows none within it, or several. Of
         models with one kind of loss, such as a student and its teacher, the first.
     """
+    if loss_type(model) is not None:
+        return model
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
-        inside = name.startswith(tuple(f"{above}." for above in found if above))
+        inside = name.startswith(tuple(f"{above}." for above in found))
         if not inside and hasattr(module, "config") and loss_type(module) is not None:
             found[name] = module
     kinds = {loss_type(module) for module in found.values()}
-    return model if "" in found or len(kinds) != 1 else next(iter(found.values()))
+    return model if len(kinds) != 1 else next(iter(found.values()))
 
 
 def shifts_labels(model: Any) -> bool:
