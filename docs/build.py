@@ -127,7 +127,9 @@ def glue_baseline() -> str:
     folder = RESULTS / "glue_baseline"
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     published = json.loads((folder / "published.json").read_text(encoding="utf-8"))
-    header = ["task", "metric", "MiniLM by the recipe ± sd", "learning rate", "rows, epochs"]
+    plain = json.loads((folder / "plain_loop.json").read_text(encoding="utf-8"))
+    header = ["task", "metric", "MiniLM by the recipe ± sd", "by a plain loop in float32"]
+    header += ["learning rate", "rows, epochs"]
     header += [f"[{name}]({model['source']})" for name, model in published.items()]
     rows = []
     for task, entry in content.items():
@@ -140,12 +142,20 @@ def glue_baseline() -> str:
                     f"`{task}`",
                     metric,
                     f"{100 * fmean(values):.1f} ± {100 * stdev(values):.1f}",
+                    _by_plain_loop(plain.get(task, {}), metric),
                     f"{entry['learning_rate']:g}",
                     f"{entry['rows']['train']:,}, {entry['epochs']:g}",
                     *("–" if score is None else f"{100 * score:.1f}" for score in cells),
                 ]
             )
     return markdown.table(header, rows)
+
+
+def _by_plain_loop(entry: dict[str, Any], metric: str) -> str:
+    if entry.get("metric") != metric:
+        return "–"
+    values = ", ".join(f"{100 * value:.1f}" for _, value in sorted(entry["seeds"].items()))
+    return f"{values} (seed{'s' * (len(entry['seeds']) > 1)} {', '.join(sorted(entry['seeds']))})"
 
 
 def verdicts() -> str:

