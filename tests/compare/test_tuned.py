@@ -147,7 +147,7 @@ def test_a_comparison_that_was_interrupted_while_tuning_is_reported(tmp_path, me
     arguments += [*metric, "--output_dir", str(folder), "--", *script]
     assert main(arguments) == 0
     whole = json.loads((folder / "results.json").read_text(encoding="utf-8"))["tuned"]
-    for path in folder.glob("runs/*/seed-1.json"):
+    for path in [*folder.glob("runs/*/seed-1.json"), folder / "results.json"]:
         path.unlink()
     assert main(["report", str(folder)]) == 0
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
