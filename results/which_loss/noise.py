@@ -7,14 +7,23 @@ that of the other class; validation.parquet, 2,000 other rows of the training se
 test.parquet, the validation set of SST-2 as it is.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-source, share, folder = Path(sys.argv[1]) / "sst2", float(sys.argv[2]), Path(sys.argv[3])
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+parser.add_argument("glue", type=Path)
+parser.add_argument("share", type=float)
+parser.add_argument("folder", type=Path)
+arguments = parser.parse_args()
+source, share, folder = arguments.glue / "sst2", arguments.share, arguments.folder
+if not 0 <= share <= 1:
+    parser.error(f"SHARE must lie in [0, 1], got {share:g}")
+if not source.is_dir():
+    parser.error(f"{arguments.glue} is not laid out like nyu-mll/glue: no sst2/")
 folder.mkdir(parents=True, exist_ok=True)
 rows = pq.read_table(next(source.glob("train*.parquet")), columns=["sentence", "label"])
 random = np.random.default_rng(0)
