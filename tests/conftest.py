@@ -99,10 +99,10 @@ def hub(monkeypatch):
 )
 def engine(request, monkeypatch):
     """What makes a fused loss: as on a CPU, as on a GPU (tensors must not be asked), or Triton."""
-    if request.param == "accelerator":
+    if request.param != "cpu":
         for module in (function, linear, modules):
             monkeypatch.setattr(module, "may_wait", lambda tensor: False)
-    elif request.param == "triton":
+    if request.param == "triton":
         pytest.importorskip("triton")
         monkeypatch.setattr(triton_launch, "is_enabled", lambda: True)
     # The interpreter computes with NumPy, which warns of what a GPU does in silence.

@@ -50,6 +50,22 @@ def test_every_row_is_the_plain_paths(name, launched):
     assert_near(gradient, exact_gradient, z)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [0, 1, 5000, 3 * 2**12])
+def test_the_upstream_gradient_multiplies_every_number_once(count, dtype, launched, monkeypatch):
+    monkeypatch.setattr(triton_launch, "PROGRAMS", 2)
+    numbers = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for factor in (1.0, 1 / 3, 0.0, -2.0**9):
+        found = numbers.clone()
+        assert triton_launch.multiply(found, torch.tensor(factor))
+        # The interpreter cuts digits off instead of rounding to bfloat16.
+        rtol = 2**-7 if dtype == torch.bfloat16 else 0
+        torch.testing.assert_close(found, (numbers.float() * factor).to(dtype), rtol=rtol, atol=0)
+    scattered = torch.ones(4, 3).T
+    assert not triton_launch.multiply(scattered, torch.tensor(2.0))
+    assert scattered.sum() == 12
+
+
 # Wrong signs and a wrong limit, each in one place of the kernels.
 SLIPS = {
     "z_true - highest - tl.log(total)": "z_true - highest + tl.log(total)",

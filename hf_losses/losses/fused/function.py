@@ -16,10 +16,11 @@ from hf_losses.losses.fused.chunk import Chunk, Kernel, chunk_rows, may_wait
 
 def multiply_(gradient: Tensor, factor: Tensor) -> None:
     """Multiplies in place by the upstream gradient, a scalar."""
-    if not may_wait(factor):
+    if may_wait(factor):
+        if factor.item() != 1:
+            gradient.mul_(factor)
+    elif not triton_launch.multiply(gradient, factor):
         gradient.mul_(factor.unsqueeze(-1))  # A scalar would be rounded to half precision first.
-    elif factor.item() != 1:
-        gradient.mul_(factor)
 
 
 def headroom(scale: Tensor, dtype: torch.dtype, steepest: float) -> Tensor | None:

@@ -73,6 +73,25 @@ def store_zeros(gradient, step, classes, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def multiply(numbers, factor, count, BLOCK: tl.constexpr):
+    """Multiplies numbers by one factor; does not touch them if it is 1.
+
+    Args:
+        numbers: `count` of them, one behind the other.
+        factor: One number.
+        count: How many numbers.
+        BLOCK: Numbers that are read together, a power of 2.
+    """
+    by = tl.load(factor).to(tl.float32)
+    if by != 1.0:
+        step = tl.num_programs(0).to(tl.int64) * BLOCK
+        for start in range(tl.program_id(0).to(tl.int64) * BLOCK, count, step):
+            k = start + tl.arange(0, BLOCK)
+            product = tl.load(numbers + k, mask=k < count).to(tl.float32) * by
+            tl.store(numbers + k, product, mask=k < count)
+
+
+@triton.jit
 def sparse_rows(
     logits,
     gradient,

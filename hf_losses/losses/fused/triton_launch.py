@@ -30,6 +30,7 @@ VARIABLE = "HF_LOSSES_TRITON"
 KERNELS = Path(__file__).with_name("triton_kernels.py")
 # The most classes that a Triton program reads at once; full forms keep more numbers per class.
 BLOCK, BLOCK_OF_FULL = 2**14, 2**12
+PROGRAMS = 1024  # That share a multiplication.
 
 _LOGGER = logging.getLogger(__name__)
 _MODULES: weakref.WeakKeyDictionary[BoundedLoss, types.ModuleType | None] = (
@@ -62,7 +63,7 @@ def serves(kernel: Kernel, rows: Tensor) -> bool:
     Returns:
         False if no kernel was asked for, on other devices, or if the loss has no translation.
     """
-    if not is_enabled() or not (rows.is_cuda or (rows.is_cpu and _interprets())):
+    if not _is_asked_for(rows):
         return False
     # Offsets within a row have 32 bits.
     too_wide = rows.stride(1) > 1 and rows.shape[1] * rows.stride(1) >= 2**31
@@ -94,8 +95,7 @@ def losses(
     is_full = kernel.loss.spec.is_full
     launch = (module.full_rows if is_full else module.sparse_rows)[(count,)]
     out = rows if gradient is None else gradient
-    device: Any = torch.cuda.device(rows.device) if rows.is_cuda else contextlib.nullcontext()
-    with device:
+    with _device(rows):
         launch(
             rows,
             out,
@@ -112,6 +112,29 @@ def losses(
     if gradient is rows:  # So that autograd sees it.
         torch.autograd.graph.increment_version(rows)
     return values
+
+
+def multiply(numbers: Tensor, factor: Tensor) -> bool:
+    """Multiplies numbers in place by a scalar tensor, without reading them if it is 1.
+
+    Returns:
+        False if nothing was done, since no kernel was asked for or the numbers lie scattered.
+    """
+    if not (_is_asked_for(numbers) and numbers.is_contiguous()):
+        return False
+    if numbers.numel():
+        with _device(numbers):
+            _kernels("").multiply[(PROGRAMS,)](numbers, factor, numbers.numel(), BLOCK=2**12)
+        torch.autograd.graph.increment_version(numbers)
+    return True
+
+
+def _is_asked_for(rows: Tensor) -> bool:
+    return is_enabled() and (rows.is_cuda or (rows.is_cpu and _interprets()))
+
+
+def _device(rows: Tensor) -> Any:
+    return torch.cuda.device(rows.device) if rows.is_cuda else contextlib.nullcontext()
 
 
 def _launch_options(classes: int, is_full: bool) -> dict[str, Any]:
@@ -139,7 +162,7 @@ def _module(loss: BoundedLoss) -> types.ModuleType | None:
 
 
 @functools.cache
-def _kernels(source: str) -> types.ModuleType:
+def _kernels(source: str) -> Any:
     """The kernels around the text of a loss."""
     text = f"{KERNELS.read_text(encoding='utf-8')}\n\n{source}"
     name = f"<hf_losses kernels {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
