@@ -4,13 +4,13 @@
 
 Time: forward and backward of the mean loss by CUDA events, every peer in turns, medians and
 quartiles. Memory: the peak of what PyTorch's allocator hands out beyond the inputs. Every case runs
-twice, each time in a process of its own: with PyTorch's operations, and with `HF_LOSSES_TRITON=1`,
-where only ours and `F.cross_entropy` are measured, to which both are relative. Liger's kernels are
-peers where `liger_kernel` is installed. The case `sft` is dynamic fine-tuning: a step of TRL's
-`SFTTrainer` by TRL and by us, and Liger's fused last layer with token scaling in no trainer; what
-could not run there has the reason in its place. Weights are random; nothing is downloaded. Writes
-gpu_CARD.json. `--tiny` shrinks every case, and needs no GPU with `--device cpu`: it shows that the
-script runs, and measures nothing of interest.
+twice, each time in a process of its own: with PyTorch's operations (`HF_LOSSES_TRITON=0`), and with
+the kernels, where only ours and `F.cross_entropy` are measured, to which both are relative. Liger's
+kernels are peers where `liger_kernel` is installed. The case `sft` is dynamic fine-tuning: a step
+of TRL's `SFTTrainer` by TRL and by us, and Liger's fused last layer with token scaling in no
+trainer; what could not run there has the reason in its place. Weights are random; nothing is
+downloaded. Writes gpu_CARD.json. `--tiny` shrinks every case, and needs no GPU with `--device cpu`:
+it shows that the script runs, and measures nothing of interest.
 """
 
 import argparse
@@ -44,12 +44,14 @@ CASES = (
     "sft",
 )
 LOSSES = list_losses(task="classification")
+EVERY_LOSS = ("4096x32000-bfloat16", "32x2-bfloat16")
+FEW = ("cross_entropy", "liberal_exp", "strict_l", "strict_l_full")  # They hold what the others do.
 TRL_DFT = "SFTTrainer, loss_type='dft'"
 REFERENCE = {"F.cross_entropy", "F.linear + F.cross_entropy", "Trainer", TRL_DFT}
 # Triton of ours changes nothing there.
 FOREIGN = ("F.", "naive", "torch.compile", "Liger", "Trainer", "SFTTrainer")
 ROUNDS = 9  # Fewest.
-SECONDS = 0.3  # Of measuring per peer.
+SECONDS = 0.1  # Of measuring per peer.
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 LLAMA = {
     "hidden_size": 2048,
@@ -65,7 +67,7 @@ TINY = {
 }
 
 
-def of_logits(rows, classes, dtype, device, tiny):
+def of_logits(rows, classes, dtype, device, tiny, losses=FEW):
     """Peers by name: functions that compute a gradient of logits from nothing."""
     generator = torch.Generator(device).manual_seed(0)
     logits = torch.randn(rows, classes, device=device, dtype=dtype, generator=generator)
@@ -84,7 +86,7 @@ def of_logits(rows, classes, dtype, device, tiny):
         from liger_kernel.transformers import LigerCrossEntropyLoss
 
         in_place["Liger cross-entropy"] = LigerCrossEntropyLoss()  # It overwrites the logits.
-    peers |= {name: get_loss(name) for name in LOSSES}
+    peers |= {name: get_loss(name) for name in losses}
     spare = logits.clone()
 
     def step(loss, z):
@@ -108,8 +110,10 @@ def of_hidden(rows, classes, dtype, device, tiny):
     if HAS_LIGER and not tiny:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-        liger = LigerFusedLinearCrossEntropyLoss()
-        peers["Liger fused linear cross-entropy"] = lambda h, w: liger(w, h, target)
+        for label, options in {"": {}, ", float32 sums": {"accum_dtype": torch.float32}}.items():
+            liger = LigerFusedLinearCrossEntropyLoss(**options)
+            name = f"Liger fused linear cross-entropy{label}"
+            peers[name] = lambda h, w, liger=liger: liger(w, h, target)
     for name in ("cross_entropy", "liberal_exp", "strict_l_full"):
         loss = get_loss(name)
         peers[f"F.linear + {name}"] = lambda h, w, loss=loss: loss(F.linear(h, w), target)
@@ -202,8 +206,10 @@ def peers_of(case, device, tiny):
     rows, classes = map(int, shape.split("x"))
     if tiny:
         rows, classes = min(rows, 8), min(classes, 40)
-    make = of_hidden if case.startswith("linear-") else of_logits
-    return make(rows, classes, getattr(torch, dtype), device, tiny)
+    common = rows, classes, getattr(torch, dtype), device, tiny
+    if case.startswith("linear-"):
+        return of_hidden(*common)
+    return of_logits(*common, LOSSES if case in EVERY_LOSS else FEW)
 
 
 def seconds_by_events(run, times=1):
@@ -251,8 +257,7 @@ def measure(case, device, tiny, triton):
 
 def child(triton):
     """Measures in a process of its own, which knows from the start whether to use Triton."""
-    environment = {k: v for k, v in os.environ.items() if k != "HF_LOSSES_TRITON"}
-    environment |= {"HF_LOSSES_TRITON": "1"} if triton else {}
+    environment = os.environ | {"HF_LOSSES_TRITON": str(int(triton))}
     command = [sys.executable, *sys.argv, "--child", "triton" if triton else "torch"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -280,10 +285,14 @@ def machine(device):
     return {"hardware": hardware, "versions": versions}
 
 
+def file_name(stem, facts):
+    card = re.sub(r"\W+", "_", facts["hardware"]["gpu"] or "none").lower()
+    return f"{stem}_{card}.json"
+
+
 def main(options):
     facts = machine(options.device)
-    name = re.sub(r"\W+", "_", facts["hardware"]["gpu"] or "none").lower()
-    path = Path(options.folder) / f"gpu_{name}.json"
+    path = Path(options.folder) / file_name("gpu", facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     cases = {}
     if options.cases != CASES and path.exists():

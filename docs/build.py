@@ -26,6 +26,7 @@ DOCUMENTS = (
     "README.md",
     "docs/compare.md",
     "docs/findings.md",
+    "docs/gpu.md",
     "docs/losses.md",
     "docs/results.md",
     "docs/speed.md",
@@ -47,6 +48,7 @@ def tables() -> dict[str, dict[str, str]]:
             "overall": (RESULTS / "which_loss" / "overall.md").read_text(encoding="utf-8").strip(),
             "label_noise": confirmed("label_noise", "accuracy"),
         },
+        "docs/gpu.md": {"gpu": gpu(), "gpu_linear": gpu_linear()},
         "docs/losses.md": {"losses": as_markdown(list_losses())},
         "docs/results.md": {
             "fashion_mnist": fashion.strip(),
@@ -236,6 +238,58 @@ def speed() -> str:
         figures = ", ".join(f"{name} {number:,}" for name, number in peers.items())
         blocks.append(f"Instructions of one step at {case} (callgrind, one thread): {figures}.")
     return "\n\n".join(blocks)
+
+
+def gpu() -> str:
+    """Time and peak memory of losses, last layers and training steps on every GPU measured."""
+    blocks = []
+    for path in sorted((RESULTS / "benchmarks").glob("gpu_nvidia*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        versions = content["versions"]
+        rows = []
+        for case, ways in content["cases"].items():
+            names = dict.fromkeys(name for peers in ways.values() for name in peers)
+            for name in filter(_is_shown_of_gpu, names):
+                cells = [_of_gpu(ways.get(way, {}).get(name)) for way in GPU_WAYS]
+                rows.append([case, name, *cells])
+        header = ["case", "peer", *GPU_WAYS.values()]
+        blocks.append(
+            f"{content['hardware']['gpu']}, driver {content['hardware']['driver']}, torch "
+            f"{versions['torch']}, Triton {versions['triton']}, Liger {versions['liger-kernel']}: "
+            "forward and backward, medians by CUDA events; peak memory beyond the inputs."
+        )
+        blocks.append(markdown.table(header, rows, numbers=header[2:]))
+    return "\n\n".join(blocks)
+
+
+GPU_WAYS = {"torch": "PyTorch's operations", "HF_LOSSES_TRITON=1": "kernels"}
+
+
+def _is_shown_of_gpu(name: str) -> bool:
+    """Not every naive formula, nor every loss that takes as long as another."""
+    shown = ("F.", "Liger", "linear_loss", "Trainer", "LossTrainer", "SFTTrainer", "LossMixin")
+    losses = ("liberal_exp", "liberal_exp, overwriting", "strict_l_full")
+    return name in losses or (name.startswith(shown) and not name.startswith("F.linear + s"))
+
+
+def _of_gpu(peer: dict[str, Any] | str | None) -> str:
+    if not isinstance(peer, dict):
+        return peer or "–"
+    return f"{peer['milliseconds']:.2f} ms, {peer['peak_bytes'] / 1e6:,.0f} MB"
+
+
+def gpu_linear() -> str:
+    """`linear_loss` by the kernels with several numbers of rows per product."""
+    rows = []
+    for path in sorted((RESULTS / "benchmarks").glob("gpu_tuning_*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for name, figure in content["figures"].items():
+            if name.startswith("linear "):
+                shape, together = name.removeprefix("linear ").split(", ")
+                time = f"{figure['microseconds'] / 1e3:.1f} ms"
+                rows.append([shape, together, time, f"{figure['peak_bytes'] / 1e6:,.0f} MB"])
+    header = ["rows x classes x width", "together", "time", "peak memory"]
+    return markdown.table(header, rows, numbers=header[1:])
 
 
 def _matrix(what: str, cases: dict[str, Any], cell: Callable[..., str]) -> str:

@@ -104,7 +104,7 @@ def engine(request, monkeypatch):
             monkeypatch.setattr(module, "may_wait", lambda tensor: False)
     if request.param == "triton":
         pytest.importorskip("triton")
-        monkeypatch.setattr(triton_launch, "is_enabled", lambda: True)
+        monkeypatch.setattr(triton_launch, "choice", lambda: True)
     # The interpreter computes with NumPy, which warns of what a GPU does in silence.
     with numpy.errstate(all="ignore"):
         yield request.param

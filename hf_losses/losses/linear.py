@@ -26,6 +26,12 @@ from hf_losses.messages import UsageError
 # for the matrix products. In between it is the width of the hidden states: the logits are then as
 # large as the gradient of the weight.
 ROWS = (224, 512)
+# On a GPU fewer would spend more time on adding to the gradient of the weight than on the products.
+ROWS_ON_GPU = (1024, 8192)
+# Rows of odd widths, such as 50257, make a GPU's matrix products slower.
+ALIGNMENT = 64
+# Accumulates in float32 what it multiplies in half precision; for CUDA, since PyTorch 2.8.
+HAS_ADDMM_DTYPE = hasattr(torch.ops.aten.addmm, "dtype_out") and not torch.version.hip
 
 
 def _project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Any = None) -> Tensor:
@@ -34,11 +40,21 @@ def _project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Any = None)
     return torch.addmm(bias, rows, weight.T, out=out)
 
 
-def _rows_together(hidden: Tensor, classes: int) -> int:
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """Adds `one @ other` to a total in float32."""
+    if total.is_cuda and HAS_ADDMM_DTYPE and one.dtype != torch.float32:
+        torch.addmm(total, one, other, out_dtype=torch.float32, out=total)
+    elif one.dtype == torch.bfloat16:
+        total += one @ other
+    else:
+        # A product over many rows could leave the range of float16.
+        total.addmm_(one.float(), other.float())
+
+
+def _rows_together(hidden: Tensor) -> int:
     """How many rows are projected together, at most."""
-    if not may_wait(hidden):
-        return chunk_rows(classes, hidden.device)
-    return min(max(hidden.shape[1], ROWS[0]), ROWS[1])
+    fewest, most = ROWS if may_wait(hidden) else ROWS_ON_GPU
+    return min(max(hidden.shape[1], fewest), most)
 
 
 def _in_place(kernel: Kernel, whole: Chunk, scratch: Tensor | None, size: int) -> Tensor:
@@ -95,9 +111,10 @@ class _Linear(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         classes, count = len(weight), len(hidden)
         scale = scale.expand(count)
-        most = _rows_together(hidden, classes)
+        most = _rows_together(hidden)
         together = max(1, math.ceil(count / max(1, math.ceil(count / most))))
-        logits = hidden.new_empty(together, classes)
+        width = classes if may_wait(hidden) else -(-classes // ALIGNMENT) * ALIGNMENT
+        logits = hidden.new_empty(together, width)[:, :classes]
         by_triton = triton_launch.serves(kernel, hidden)
         size = chunk_rows(classes, hidden.device)
         scratch: Any = None
@@ -132,11 +149,7 @@ class _Linear(torch.autograd.Function):
             if of_hidden is not None:
                 torch.mm(z, weight, out=of_hidden[part])
             if of_weight is not None:
-                if z.dtype == torch.bfloat16:
-                    of_weight += z.T @ rows
-                else:
-                    # A product over many rows could leave the range of float16.
-                    of_weight.addmm_(z.T.float(), rows.float())
+                _add_product(of_weight, z.T, rows)
             if of_bias is not None:
                 of_bias += z.sum(0, dtype=torch.float32)
         ctx.gradients = of_hidden, of_weight, of_bias
@@ -299,7 +312,9 @@ def plain_head(model: Any) -> Any:
         model.eval()
         with torch.no_grad():
             ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
-            logits = model(input_ids=ids).logits
+            # Not what Accelerate, for mixed precision, made of it in an earlier training.
+            forward = getattr(model, "_original_forward", model)
+            logits = forward(input_ids=ids).logits
     finally:
         hook.remove()
         model.train(training)

@@ -244,7 +244,8 @@ class ClassificationLoss(LossModule):
         if self._is_fused(logits):
             return self._fused(logits, target, weighting)
         z, mask = upcast(logits), target != self.ignore_index
-        target, scale, divisor = self._mask_and_weigh(target, weighting, z.dtype)
+        target, scale, of_class = self._mask_and_weigh(target, weighting, z.dtype)
+        divisor = of_class.sum()
         if not self.label_smoothing:
             return self._reduce(self._item_losses(z, target, scale), divisor, weighting.count)
         if weighting.items is not None:
@@ -257,9 +258,9 @@ class ClassificationLoss(LossModule):
     def _mask_and_weigh(
         self, target: Tensor, weighting: Weighting, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets with 0 for ignored items, the items' weights, and the sum of class weights.
+        """Targets with 0 for ignored items, the items' weights, and those by their class alone.
 
-        An ignored item weighs 0. The sum, which a mean divides by, leaves out the item weights.
+        An ignored item weighs 0. The last, whose sum a mean divides by, leave out the item weights.
         """
         mask = target != self.ignore_index
         target, scale = target * mask, mask.to(dtype)
@@ -267,7 +268,7 @@ class ClassificationLoss(LossModule):
             # gather rather than weight[target]: torch.func.vmap takes it too.
             of_class = weighting.classes.gather(0, target.reshape(-1))
             scale = scale * of_class.reshape(target.shape)
-        return target, weighting.times(scale), scale.sum()
+        return target, weighting.times(scale), scale
 
     def _item_losses(self, logits: Tensor, target: Tensor, scale: Tensor) -> Tensor:
         """The losses of the items, times their scale, as PyTorch differentiates them."""
@@ -323,11 +324,10 @@ class ClassificationLoss(LossModule):
             else:
                 scale = torch.ones(())
         else:
-            target, scale, total = self._mask_and_weigh(target, weighting, torch.float32)
+            target, scale, of_class = self._mask_and_weigh(target, weighting, torch.float32)
             if self.reduction == "mean":
-                scale = scale / (
-                    at_least_tiny(total) if weighting.count is None else weighting.count
-                )
+                count = weighting.count
+                scale = scale / (at_least_tiny(of_class.sum()) if count is None else count)
         factor = headroom(scale, dtype, self._function.steepest)
         return target, scale if factor is None else scale * factor, factor
 

@@ -26,7 +26,7 @@ def check_trainer(trainer: Any) -> None:
         trainer: A `LossMixin`; its `label_names` are set if Trainer has found none.
     """
     check_direction(trainer.args)
-    triton_launch.is_enabled()
+    triton_launch.choice()
     if trainer.compute_loss_func is not None:
         raise UsageError(
             "compute_loss_func would compete with this trainer's loss: pass it as loss=, "

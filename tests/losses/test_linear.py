@@ -32,7 +32,8 @@ ROUNDING = 1e-6
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch, engine):
-    monkeypatch.setattr(linear, "ROWS", (7, 7))
+    for name in ("ROWS", "ROWS_ON_GPU"):
+        monkeypatch.setattr(linear, name, (7, 7))
 
 
 def example(dtype=torch.float32):
@@ -329,6 +330,18 @@ def test_autocast_projects_in_its_own_dtype(tmp_path):
         )
         for fuses in (False, True)
     )
+    assert tiny.difference(apart, fused) < 0.02
+
+
+def test_a_model_that_was_trained_in_half_precision_before(tmp_path):
+    data, model = tiny.texts(20, tiny.some_next_tokens), tiny.causal_lm()
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    apart, fused = [], []
+    for steps, fuses in ((apart, False), (fused, True)):
+        model.load_state_dict(weights)
+        steps += tiny.gradients(
+            tmp_path, model, data, loss="liberal_exp", fused_linear=fuses, bf16=True
+        )
     assert tiny.difference(apart, fused) < 0.02
 
 

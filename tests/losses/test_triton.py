@@ -35,7 +35,7 @@ def launched(monkeypatch):
         launches.append(arguments)
         return losses(*arguments)
 
-    monkeypatch.setattr(triton_launch, "is_enabled", lambda: True)
+    monkeypatch.setattr(triton_launch, "choice", lambda: True)
     monkeypatch.setattr(triton_launch, "losses", counting)
     with numpy.errstate(all="ignore"):
         yield launches
@@ -55,7 +55,7 @@ def test_every_row_is_the_plain_paths(name, launched):
 def test_the_upstream_gradient_multiplies_every_number_once(count, dtype, launched, monkeypatch):
     monkeypatch.setattr(triton_launch, "PROGRAMS", 2)
     numbers = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
-    for factor in (1.0, 1 / 3, 0.0, -2.0**9):
+    for factor in (1.0, 1 / 3, 0.0, -(2.0**9)):
         found = numbers.clone()
         assert triton_launch.multiply(found, torch.tensor(factor))
         # The interpreter cuts digits off instead of rounding to bfloat16.
@@ -109,7 +109,7 @@ def test_a_slip_in_a_kernel_would_be_noticed(right, launched, monkeypatch, tmp_p
 @pytest.mark.parametrize("classes", [2, 3, 17, 64, 65])
 @pytest.mark.parametrize("name", ["strict_l", "strict_m_full", "focal"])
 def test_class_counts_beside_the_blocks(name, classes, launched, monkeypatch):
-    monkeypatch.setattr(triton_launch, "BLOCK", 16)
+    monkeypatch.setattr(triton_launch, "BLOCKS", {2: 16, 4: 16})
     monkeypatch.setattr(triton_launch, "BLOCK_OF_FULL", 16)
     z = 3 * torch.randn(5, classes, generator=torch.Generator().manual_seed(classes))
     target = torch.arange(5) % classes
@@ -244,7 +244,7 @@ def test_what_has_no_translation_takes_the_other_way(launched, monkeypatch, capl
     z, target = example()
     value, _, exact, _ = both("liberal_erf", z[15:], target[15:], reduction="none")
     assert not launched
-    assert "liberal_erf takes PyTorch's operations in spite of HF_LOSSES_TRITON=1" in caplog.text
+    assert "liberal_erf takes PyTorch's operations" in caplog.text
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-6)
 
 
@@ -311,13 +311,40 @@ def test_every_operation_computes_what_pytorch_does(function, launched, monkeypa
     z, target = torch.randn(30, 7, generator=generator), torch.arange(30) % 7
     found = []
     for enabled in (True, False):
-        monkeypatch.setattr(triton_launch, "is_enabled", lambda enabled=enabled: enabled)
+        monkeypatch.setattr(triton_launch, "choice", lambda enabled=enabled: enabled)
         logits = z.clone().requires_grad_()
         value = get_loss("any", reduction="none")(logits, target)
         value.sum().backward()
         found.append((value.detach(), logits.grad))
     assert len(launched) == 1
     torch.testing.assert_close(*found, rtol=2e-5, atol=1e-6)
+
+
+def test_unasked_the_kernels_run_where_triton_works(launched, monkeypatch, caplog):
+    here = torch.device("cpu")
+    triton_launch._works_on.cache_clear()
+    assert triton_launch._works_on(here)
+    for target, value in (
+        ("torch.version.hip", "6.4"),
+        ("importlib.util.find_spec", lambda name: None),
+    ):
+        triton_launch._works_on.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(target, value)
+            assert not triton_launch._works_on(here)
+    assert not caplog.records
+
+    def no_compiler(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    triton_launch._works_on.cache_clear()
+    monkeypatch.setattr(triton_launch, "_launch_multiply", no_compiler)
+    try:
+        assert not triton_launch._works_on(here)
+        assert "slower, since Triton does not work here" in caplog.text
+        assert caplog.text.count("Failed to find C compiler") == 1
+    finally:
+        triton_launch._works_on.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -327,13 +354,13 @@ def test_every_operation_computes_what_pytorch_does(function, launched, monkeypa
 def test_a_wrong_environment_is_said(value, message, monkeypatch):
     monkeypatch.setenv("HF_LOSSES_TRITON", value)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    triton_launch.is_enabled.cache_clear()
+    triton_launch.choice.cache_clear()
     try:
         with pytest.raises(ValueError, match=message):
             get_loss("liberal_exp")(torch.zeros(2, 3), torch.tensor([0, 1]))
     finally:
         monkeypatch.undo()
-        triton_launch.is_enabled.cache_clear()
+        triton_launch.choice.cache_clear()
 
 
 def test_triton_is_not_imported_unless_asked_for():

@@ -1,7 +1,7 @@
-"""All rows of logits at once, by a Triton kernel: on a GPU, and where `HF_LOSSES_TRITON=1` asks.
+"""All rows of logits at once, by a Triton kernel: on a GPU, unless `HF_LOSSES_TRITON=0`.
 
-No GPU has run the kernels yet, which is why they have to be asked for. With `TRITON_INTERPRET=1`
-as well, Triton's interpreter runs them on the CPU: slowly, for tests.
+With `HF_LOSSES_TRITON=1` and `TRITON_INTERPRET=1`, Triton's interpreter runs the kernels on the
+CPU: slowly, for tests.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from hf_losses.messages import UsageError
 
 VARIABLE = "HF_LOSSES_TRITON"
 KERNELS = Path(__file__).with_name("triton_kernels.py")
-# The most classes that a Triton program reads at once; full forms keep more numbers per class.
-BLOCK, BLOCK_OF_FULL = 2**14, 2**12
+# The most classes that a Triton program reads at once, by the bytes of a logit, and for full forms,
+# which keep more numbers per class. The fastest on an H200.
+BLOCKS, BLOCK_OF_FULL = {2: 2**12, 4: 2**14}, 2**12
 PROGRAMS = 1024  # That share a multiplication.
 
 _LOGGER = logging.getLogger(__name__)
@@ -39,18 +40,18 @@ _MODULES: weakref.WeakKeyDictionary[BoundedLoss, types.ModuleType | None] = (
 
 
 @functools.cache
-def is_enabled() -> bool:
-    """Whether the environment asks for the kernels, by `HF_LOSSES_TRITON=1`.
+def choice() -> bool | None:
+    """Whether the environment asks for the kernels, by `HF_LOSSES_TRITON`; None if it is unset.
 
     Raises:
-        ValueError: If the variable is neither 0 nor 1, or Triton is missing.
+        ValueError: If the variable is neither 0 nor 1, or Triton is asked for and missing.
     """
-    value = os.environ.get(VARIABLE, "0")
-    if value not in ("0", "1"):
+    value = os.environ.get(VARIABLE, "")
+    if value not in ("", "0", "1"):
         raise UsageError(f"{VARIABLE} must be 0 or 1, got {value!r}")
     if value == "1" and importlib.util.find_spec("triton") is None:
         raise UsageError(f"{VARIABLE}=1 needs Triton: pip install triton, or leave it unset")
-    return value == "1"
+    return None if value == "" else value == "1"
 
 
 def serves(kernel: Kernel, rows: Tensor) -> bool:
@@ -61,9 +62,9 @@ def serves(kernel: Kernel, rows: Tensor) -> bool:
         rows: On the device of the logits.
 
     Returns:
-        False if no kernel was asked for, on other devices, or if the loss has no translation.
+        False if the environment says so, on other devices, or if the loss has no translation.
     """
-    if not _is_asked_for(rows):
+    if not _runs_on(rows):
         return False
     # Offsets within a row have 32 bits.
     too_wide = rows.stride(1) > 1 and rows.shape[1] * rows.stride(1) >= 2**31
@@ -107,7 +108,7 @@ def losses(
             *out.stride(),
             scale.stride(0) if scale.dim() else 0,
             DIFFERENTIATE=gradient is not None,
-            **_launch_options(classes, is_full),
+            **_launch_options(classes, rows.element_size(), is_full),
         )
     if gradient is rows:  # So that autograd sees it.
         torch.autograd.graph.increment_version(rows)
@@ -118,28 +119,57 @@ def multiply(numbers: Tensor, factor: Tensor) -> bool:
     """Multiplies numbers in place by a scalar tensor, without reading them if it is 1.
 
     Returns:
-        False if nothing was done, since no kernel was asked for or the numbers lie scattered.
+        False if nothing was done, since no kernel is to be used or the numbers lie scattered.
     """
-    if not (_is_asked_for(numbers) and numbers.is_contiguous()):
+    if not (_runs_on(numbers) and numbers.is_contiguous()):
         return False
     if numbers.numel():
-        with _device(numbers):
-            _kernels("").multiply[(PROGRAMS,)](numbers, factor, numbers.numel(), BLOCK=2**12)
+        _launch_multiply(numbers, factor)
         torch.autograd.graph.increment_version(numbers)
     return True
 
 
-def _is_asked_for(rows: Tensor) -> bool:
-    return is_enabled() and (rows.is_cuda or (rows.is_cpu and _interprets()))
+def _launch_multiply(numbers: Tensor, factor: Tensor) -> None:
+    with _device(numbers):
+        _kernels("").multiply[(PROGRAMS,)](numbers, factor, numbers.numel(), BLOCK=2**12)
+
+
+def _runs_on(rows: Tensor) -> bool:
+    asked = choice()
+    if rows.is_cuda and asked is None:
+        return _works_on(rows.device)
+    return bool(asked) and (rows.is_cuda or (rows.is_cpu and _interprets()))
+
+
+@functools.cache
+def _works_on(device: torch.device) -> bool:
+    """Whether Triton can be used without being asked for: not if it is missing or cannot compile.
+
+    On ROCm nobody has measured the kernels yet.
+    """
+    if torch.version.hip or importlib.util.find_spec("triton") is None:
+        return False
+    one = torch.ones(1, device=device)
+    try:
+        _launch_multiply(one, one)
+    except Exception as error:  # Such as a machine without a C compiler.
+        _LOGGER.warning(
+            "losses take PyTorch's operations, which are slower, since Triton does not work here "
+            "(%s=0 says so without a warning): %s",
+            *(VARIABLE, error),
+        )
+        return False
+    return True
 
 
 def _device(rows: Tensor) -> Any:
     return torch.cuda.device(rows.device) if rows.is_cuda else contextlib.nullcontext()
 
 
-def _launch_options(classes: int, is_full: bool) -> dict[str, Any]:
-    block = min(1 << (classes - 1).bit_length(), BLOCK_OF_FULL if is_full else BLOCK)
-    return {"BLOCK": block, "num_warps": max(1, min(16, block // 512)), "enable_fp_fusion": True}
+def _launch_options(classes: int, bytes_of_logit: int, is_full: bool) -> dict[str, Any]:
+    most = BLOCK_OF_FULL if is_full else BLOCKS[bytes_of_logit]
+    block = min(1 << (classes - 1).bit_length(), most)
+    return {"BLOCK": block, "num_warps": max(1, block // 512), "enable_fp_fusion": True}
 
 
 def _interprets() -> bool:
@@ -153,9 +183,9 @@ def _module(loss: BoundedLoss) -> types.ModuleType | None:
             _MODULES[loss] = _kernels(triton_source(loss))
         except NotTranslatable as error:
             _LOGGER.warning(
-                "the loss %s takes PyTorch's operations in spite of %s=1, since it has no "
+                "the loss %s takes PyTorch's operations, which are slower, since it has no "
                 "translation to Triton: %s",
-                *(loss.spec.name, VARIABLE, error),
+                *(loss.spec.name, error),
             )
             _MODULES[loss] = None
     return _MODULES[loss]
