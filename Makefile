@@ -44,7 +44,7 @@ test-slow: setup  ## Run the slow tests alone.
 test-all: test test-slow  ## Run every test that runs on a CPU.
 
 test-gpu: setup  ## Run the tests that need a GPU, with PyTorch's operations and with Triton's kernel.
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu tests/gpu
+	TRITON_INTERPRET=0 HF_LOSSES_TRITON=0 $(BIN)/python -m pytest -m gpu tests/gpu
 	TRITON_INTERPRET=0 HF_LOSSES_TRITON=1 $(BIN)/python -m pytest -m gpu tests/gpu
 
 test-lowest:  ## Run the default tests with the lowest versions that pyproject.toml allows.
