@@ -320,6 +320,17 @@ def test_every_operation_computes_what_pytorch_does(function, launched, monkeypa
     torch.testing.assert_close(*found, rtol=2e-5, atol=1e-6)
 
 
+def test_tensors_of_another_class_take_pytorchs_operations(launched):
+    class Own(torch.Tensor):
+        pass
+
+    z, target = torch.randn(4, 5).as_subclass(Own), torch.arange(4)
+    get_loss("strict_l")(z.requires_grad_(), target).backward()
+    assert not launched
+    get_loss("strict_l")(z.detach().as_subclass(torch.Tensor).requires_grad_(), target).backward()
+    assert len(launched) == 1
+
+
 def test_unasked_the_kernels_run_where_triton_works(launched, monkeypatch, caplog):
     here = torch.device("cpu")
     triton_launch._works_on.cache_clear()

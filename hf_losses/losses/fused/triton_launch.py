@@ -135,6 +135,8 @@ def _launch_multiply(numbers: Tensor, factor: Tensor) -> None:
 
 
 def _runs_on(rows: Tensor) -> bool:
+    if type(rows) not in (Tensor, torch.nn.Parameter):  # A DTensor or FakeTensor has no address.
+        return False
     asked = choice()
     if rows.is_cuda and asked is None:
         return _works_on(rows.device)
