@@ -24,15 +24,22 @@ def lazy(name: str) -> ModuleType:
     """
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.loader is None:
+    if importlib.util.find_spec(name) is None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    # This is the recipe in the documentation of importlib.
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return _Lazy(name)
+
+
+class _Lazy(ModuleType):
+    """Stands for a module that is imported when one of its attributes is first read.
+
+    Since Python 3.12 importlib's LazyLoader cannot load a module that deletes its own attributes,
+    as torch does.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(importlib.import_module(self.__name__), name)
+        setattr(self, name, value)  # From now on as fast as the module itself.
+        return value
 
 
 def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:

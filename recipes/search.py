@@ -125,7 +125,6 @@ def main(argv=None):
             model_init=lambda: load_text_classifier(path, data.classes, options)[1],
         )
         folder = Path(args.output_dir)
-        storage = f"sqlite:///{folder / 'study.db'}"
         omitted = {*vars(search), "output_dir"}
         flags = {
             name: value
@@ -134,7 +133,9 @@ def main(argv=None):
         }
         with ExitStack() as stack:
             stack.enter_context(FileLock(folder / ".lock", timeout=0))
-            study, interrupted = studies.open_study(storage, flags | {"losses": losses} | space)
+            store, study, interrupted = studies.open_study(
+                folder / "study.db", flags | {"losses": losses} | space
+            )
             lock = stack.pop_all()  # Held until the search has ended.
     except Timeout:
         parser.error(f"another search is at work in {folder}; choose another --output_dir")
@@ -164,7 +165,7 @@ def main(argv=None):
                     n_trials=search.n_trials - done,
                     direction="maximize",
                     backend="optuna",
-                    storage=storage,
+                    storage=store,
                     study_name=studies.NAME,
                     load_if_exists=True,
                     catch=Exception,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import hf_losses
+from hf_losses.lazy import lazy
 
 PACKAGE = Path(hf_losses.__file__).parent
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -119,6 +120,7 @@ def test_using_a_loss_loads_torch_and_nothing_else():
 import sys, torch
 before = {name.partition(".")[0] for name in sys.modules}
 import hf_losses
+from hf_losses.lazy import lazy
 hf_losses.get_loss("liberal_exp", label_smoothing=0.1)(torch.zeros(1, 2), torch.tensor([0]))
 hf_losses.get_loss("smae")(torch.zeros(1), torch.zeros(1))
 after = {name.partition(".")[0] for name in sys.modules}
@@ -145,3 +147,20 @@ def test_what_a_package_exports_exists(package):
     for name in module.__all__:
         home = getattr(getattr(module, name), "__module__", module.__name__)  # Or a constant's.
         assert f"{home}.".startswith(f"hf_losses.{package}.")
+
+
+def test_a_lazy_module_is_loaded_by_its_first_use_even_if_it_deletes_its_own_names(
+    tmp_path, monkeypatch
+):
+    # As torch does, which importlib's own lazy loader cannot load since Python 3.12.
+    source = "import sys\nspare = 1\ndelattr(sys.modules[__name__], 'spare')\nvalue = 2\n"
+    (tmp_path / "lazily_loaded.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = lazy("lazily_loaded")
+    assert "lazily_loaded" not in sys.modules
+    assert (module.value, module.value) == (2, 2)
+    assert sys.modules.pop("lazily_loaded").value == 2
+    with pytest.raises(AttributeError, match="spare"):
+        _ = module.spare
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        lazy("no_such_module")

@@ -42,6 +42,7 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
     try:
         import optuna
         from optuna.trial import TrialState
+        from sqlalchemy import NullPool
     except ImportError as error:
         raise MissingExtra("--tune needs Optuna: pip install 'hf-losses[compare]'") from error
     optuna.logging.set_verbosity(logging.WARNING)
@@ -49,9 +50,11 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
         name: optuna.distributions.FloatDistribution(low, high, log=by_logarithm(low, high))
         for name, (low, high) in plan.tune.items()
     }
-    study = optuna.create_study(
-        study_name=loss, storage=f"sqlite:///{folder / STORE}", load_if_exists=True
+    # Open only while it is read or written.
+    store = optuna.storages.RDBStorage(
+        f"sqlite:///{folder / STORE}", engine_kwargs={"poolclass": NullPool}
     )
+    study = optuna.create_study(study_name=loss, storage=store, load_if_exists=True)
     for number in range(plan.trials):
         if number >= len(study.trials):
             params = spread_evenly(number, plan.tune)

@@ -26,23 +26,27 @@ NAME = "search"
 RESULT = "search.json"
 
 
-def open_study(storage: str, settings: dict[str, Any]) -> tuple[Study, list[int]]:
+def open_study(path: Path, settings: dict[str, Any]) -> tuple[Any, Study, list[int]]:
     """Opens a new study, or continues one, in which it marks unfinished trials as failed.
 
     Args:
-        storage: URL of the study's database.
+        path: The study's database.
         settings: All that determines the result of the search, as JSON values.
 
     Returns:
-        The study, and the numbers of all trials that were interrupted, now or before.
+        The store, the study in it, and the numbers of all trials that were interrupted, now or
+        before.
 
     Raises:
         ValueError: If the study was begun with other settings; the message names the differences.
     """
     import optuna
+    from sqlalchemy import NullPool
 
+    # Open only while it is read or written.
+    store = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool})
     study = optuna.create_study(
-        storage=storage, study_name=NAME, direction="maximize", load_if_exists=True
+        storage=store, study_name=NAME, direction="maximize", load_if_exists=True
     )
     stored = study.user_attrs.get("settings", settings)
     differences = [
@@ -61,7 +65,7 @@ def open_study(storage: str, settings: dict[str, Any]) -> tuple[Study, list[int]
     study.set_user_attr("interrupted", interrupted)
     for trial in running:
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    return study, interrupted
+    return store, study, interrupted
 
 
 def arguments_of(params: dict[str, Any]) -> dict[str, Any]:

@@ -206,8 +206,12 @@ def test_the_default_space():
 
 
 def states(folder):
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
-    return [trial.state.name for trial in study.get_trials(deepcopy=False)]
+    store = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    study = optuna.load_study(study_name="search", storage=store)
+    states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
+    store.remove_session()
+    store.engine.dispose()
+    return states
 
 
 @pytest.mark.slow
