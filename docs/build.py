@@ -288,7 +288,7 @@ def gpu_linear() -> str:
                 shape, together = name.removeprefix("linear ").split(", ")
                 time = f"{figure['microseconds'] / 1e3:.1f} ms"
                 rows.append([shape, together, time, f"{figure['peak_bytes'] / 1e6:,.0f} MB"])
-    header = ["rows x classes x width", "together", "time", "peak memory"]
+    header = ["rows x classes x width", "together, at most", "time", "peak memory"]
     return markdown.table(header, rows, numbers=header[1:])
 
 

@@ -42,7 +42,7 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
     try:
         import optuna
         from optuna.trial import TrialState
-        from sqlalchemy import NullPool
+        from sqlalchemy.pool import NullPool
     except ImportError as error:
         raise MissingExtra("--tune needs Optuna: pip install 'hf-losses[compare]'") from error
     optuna.logging.set_verbosity(logging.WARNING)

@@ -30,8 +30,8 @@ ROWS = (224, 512)
 ROWS_ON_GPU = (1024, 8192)
 # Rows of odd widths, such as 50257, make a GPU's matrix products slower.
 ALIGNMENT = 64
-# Accumulates in float32 what it multiplies in half precision; for CUDA, since PyTorch 2.8.
-HAS_ADDMM_DTYPE = hasattr(torch.ops.aten.addmm, "dtype_out") and not torch.version.hip
+# Whether addmm takes factors in half precision and a sum in float32. Run on CUDA with PyTorch 2.11.
+HAS_ADDMM_DTYPE = torch.__version__ >= "2.11" and not torch.version.hip
 
 
 def _project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Any = None) -> Tensor:

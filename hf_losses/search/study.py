@@ -41,7 +41,7 @@ def open_study(path: Path, settings: dict[str, Any]) -> tuple[Any, Study, list[i
         ValueError: If the study was begun with other settings; the message names the differences.
     """
     import optuna
-    from sqlalchemy import NullPool
+    from sqlalchemy.pool import NullPool
 
     # Open only while it is read or written.
     store = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool})

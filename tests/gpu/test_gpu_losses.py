@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from hf_losses import get_loss, linear_loss, list_losses
+from hf_losses.losses import linear
+from hf_losses.losses.fused import triton_launch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
@@ -128,9 +130,14 @@ def test_regression(name, device, without_waiting):
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [None, 7], ids=["at once", "in parts"])
 @DTYPES
 @EVERY
-def test_the_last_layer_fused_with_the_loss(name, dtype, device, without_waiting):
+def test_the_last_layer_fused_with_the_loss(
+    name, dtype, rows, device, without_waiting, monkeypatch
+):
+    if rows:
+        monkeypatch.setattr(linear, "ROWS_ON_GPU", (rows, rows))
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(1000, 64, generator=generator) / 8, torch.zeros(1000)
     target = torch.randint(0, 1000, (40,), generator=generator)
@@ -151,3 +158,16 @@ def test_the_last_layer_fused_with_the_loss(name, dtype, device, without_waiting
     allowed = 1e-5 if dtype == torch.float32 else 20 * ROUNDING[dtype]
     for ours, theirs in zip((found[0], *found[1]), (exact[0], *exact[1]), strict=True):
         assert (ours.cpu().double() - theirs).norm() <= allowed * theirs.norm()
+
+
+def test_unasked_the_kernels_run(device, monkeypatch):
+    if device.type == "cpu":
+        pytest.skip("needs a GPU")
+    calls, losses = [], triton_launch.losses
+    monkeypatch.setattr(triton_launch, "losses", lambda *given: calls.append(1) or losses(*given))
+    z, target = (x.to(device) for x in example())
+    for choice, count in ((None, 1), (False, 0), (True, 1)):
+        calls.clear()
+        monkeypatch.setattr(triton_launch, "choice", lambda choice=choice: choice)
+        get_loss("strict_l")(z, target)
+        assert len(calls) == count

@@ -374,7 +374,7 @@ def test_a_wrong_environment_is_said(value, message, monkeypatch):
         triton_launch.choice.cache_clear()
 
 
-def test_triton_is_not_imported_unless_asked_for():
+def test_on_a_cpu_triton_is_not_imported():
     code = (
         "import sys, torch, hf_losses;"
         "hf_losses.get_loss('focal')(torch.zeros(1, 2), torch.tensor([0]));"

@@ -13,6 +13,7 @@ pytest.importorskip("triton")  # It exists for Linux alone.
 
 COMPILE = """
 import sys
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -21,16 +22,20 @@ from hf_losses.losses.fused import triton_launch
 
 backend, arch, warp, *names = sys.argv[1:]
 target = GPUTarget(backend, int(arch) if arch.isdigit() else arch, int(warp))
+torch.version.hip = "6.4" if backend == "hip" else None
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+CASES = ("bf16", 128256, 1), ("fp16", 32000, 1), ("fp32", 32000, 1), ("fp32", 2, None)
 for name in names or list_losses(task="classification"):
     loss = get_loss(name)._function
     is_full = loss.spec.is_full
     module = triton_launch._module(loss)
     kernel = module.full_rows if is_full else module.sparse_rows
-    for dtype, classes, step in (("bf16", 128256, 1), ("fp16", 32000, 1), ("fp32", 2, None)):
+    for dtype, classes, step in CASES:
         types = {argument: "i32" for argument in kernel.arg_names}
         types |= {"logits": f"*{dtype}", "gradient": f"*{dtype}", "target": "*i64"}
         types |= {"scale": "*fp32", "values": "*fp32"}
-        options = triton_launch._launch_options(classes, is_full)
+        options = triton_launch._launch_options(classes, BYTES[dtype], is_full)
+        assert options["num_warps"] * target.warp_size <= 1024
         constants = {"DIFFERENTIATE": step is not None, "BLOCK": options.pop("BLOCK")}
         if step:  # Triton takes a stride of 1 for a constant.
             constants |= {"logits_step": step, "gradient_step": step}
