@@ -164,9 +164,9 @@ def test_a_second_backward_is_an_error():
 
 def test_a_loss_scaler_comes_before_the_rounding_of_float16():
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(2048, HIDDEN, generator=generator).half().requires_grad_()
+    hidden = torch.randn(256, HIDDEN, generator=generator).half().requires_grad_()
     weight = (0.3 * torch.randn(CLASSES, HIDDEN, generator=generator)).half().requires_grad_()
-    target = torch.randint(0, CLASSES, (2048,), generator=generator)
+    target = torch.randint(0, CLASSES, (256,), generator=generator)
     hidden_exact, weight_exact = (x.detach().float().requires_grad_() for x in (hidden, weight))
     (1e6 * linear_loss(hidden, weight, target, count=1e6)).backward()
     (1e6 * linear_loss(hidden_exact, weight_exact, target, count=1e6)).backward()

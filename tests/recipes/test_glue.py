@@ -949,15 +949,16 @@ def test_result_json_says_whose_data_they_are(tmp_path, monkeypatch, task, limit
 
 @pytest.mark.slow
 def test_the_one_command_learns(tmp_path):
-    sizes = ("--max_train_samples", "2000", "--max_eval_samples", "400")
+    sizes = ("--max_train_samples", "2000", "--max_eval_samples", "400", "--max_length", "32")
     launch(tmp_path, "--loss", "liberal_exp", "--num_train_epochs", "1", *sizes)
-    assert result_of(tmp_path)["metrics"]["test"]["accuracy"] >= 0.75
+    assert result_of(tmp_path)["metrics"]["test"]["accuracy"] >= 0.7
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     arguments = [
-        *("--loss", "liberal_exp", "--max_train_samples", "512", "--max_eval_samples", "32"),
+        *("--loss", "liberal_exp", "--max_train_samples", "384", "--max_eval_samples", "32"),
+        *("--max_length", "24"),
         *(
             "--num_train_epochs",
             "1",
