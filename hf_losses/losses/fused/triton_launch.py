@@ -32,6 +32,8 @@ KERNELS = Path(__file__).with_name("triton_kernels.py")
 # which keep more numbers per class. The fastest on an H200.
 BLOCKS, BLOCK_OF_FULL = {2: 2**12, 4: 2**14}, 2**12
 PROGRAMS = 1024  # That share a multiplication.
+# Shows whether the kernels compile.
+NO_LOSS = "@triton.jit\ndef loss(m):\n    return m, m\n"
 
 _LOGGER = logging.getLogger(__name__)
 _MODULES: weakref.WeakKeyDictionary[BoundedLoss, types.ModuleType | None] = (
@@ -89,27 +91,10 @@ def losses(
         `[N]`, float32, not scaled.
     """
     module: Any = _module(kernel.loss)
-    count, classes = rows.shape
-    values = rows.new_empty(count, dtype=torch.float32)
-    if not count:
+    values = rows.new_empty(len(rows), dtype=torch.float32)
+    if not len(rows):
         return values
-    is_full = kernel.loss.spec.is_full
-    launch = (module.full_rows if is_full else module.sparse_rows)[(count,)]
-    out = rows if gradient is None else gradient
-    with _device(rows):
-        launch(
-            rows,
-            out,
-            target.contiguous(),
-            scale,
-            values,
-            classes,
-            *rows.stride(),
-            *out.stride(),
-            scale.stride(0) if scale.dim() else 0,
-            DIFFERENTIATE=gradient is not None,
-            **_launch_options(classes, rows.element_size(), is_full),
-        )
+    _launch_rows(module, kernel.loss.spec.is_full, rows, target, scale, values, gradient)
     if gradient is rows:  # So that autograd sees it.
         torch.autograd.graph.increment_version(rows)
     return values
@@ -127,6 +112,33 @@ def multiply(numbers: Tensor, factor: Tensor) -> bool:
         _launch_multiply(numbers, factor)
         torch.autograd.graph.increment_version(numbers)
     return True
+
+
+def _launch_rows(
+    module: Any,
+    is_full: bool,
+    rows: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    values: Tensor,
+    gradient: Tensor | None,
+) -> None:
+    count, classes = rows.shape
+    out = rows if gradient is None else gradient
+    with _device(rows):
+        (module.full_rows if is_full else module.sparse_rows)[(count,)](
+            rows,
+            out,
+            target.contiguous(),
+            scale,
+            values,
+            classes,
+            *rows.stride(),
+            *out.stride(),
+            scale.stride(0) if scale.dim() else 0,
+            DIFFERENTIATE=gradient is not None,
+            **_launch_options(classes, rows.element_size(), is_full),
+        )
 
 
 def _launch_multiply(numbers: Tensor, factor: Tensor) -> None:
@@ -151,9 +163,10 @@ def _works_on(device: torch.device) -> bool:
     """
     if torch.version.hip or importlib.util.find_spec("triton") is None:
         return False
-    one = torch.ones(1, device=device)
+    one, rows = torch.ones(1, device=device), torch.zeros(1, 2, device=device)
     try:
         _launch_multiply(one, one)
+        _launch_rows(_kernels(NO_LOSS), False, rows, one.long(), one, torch.empty_like(one), rows)
     except Exception as error:  # Such as a machine without a C compiler.
         _LOGGER.warning(
             "losses take PyTorch's operations, which are slower, since Triton does not work here "
