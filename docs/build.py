@@ -156,8 +156,11 @@ def glue_baseline() -> str:
 def _by_plain_loop(entry: dict[str, Any], metric: str) -> str:
     if entry.get("metric") != metric:
         return "–"
-    values = ", ".join(f"{100 * value:.1f}" for _, value in sorted(entry["seeds"].items()))
-    return f"{values} (seed{'s' * (len(entry['seeds']) > 1)} {', '.join(sorted(entry['seeds']))})"
+    values = [100 * value for _, value in sorted(entry["seeds"].items())]
+    if len(values) < 3:
+        seeds = f"seed{'s' * (len(values) > 1)} {', '.join(sorted(entry['seeds']))}"
+        return f"{', '.join(f'{value:.1f}' for value in values)} ({seeds})"
+    return f"{fmean(values):.1f} ± {stdev(values):.1f} ({len(values)} seeds)"
 
 
 def verdicts() -> str:
