@@ -276,6 +276,8 @@ def machine(device):
             versions[name] = None
     if device == "cpu":
         return {"hardware": {"gpu": None}, "versions": versions}
+    if not torch.cuda.is_available():
+        sys.exit("error: PyTorch finds no GPU here, and this measures one")
     facts = torch.cuda.get_device_properties(0)
     hardware = {"gpu": facts.name, "memory_bytes": facts.total_memory, "driver": None}
     if smi := shutil.which("nvidia-smi"):

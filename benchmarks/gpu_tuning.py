@@ -8,9 +8,9 @@ of rows per product, time and peak memory beyond the inputs. Medians of Triton's
 are random; nothing is downloaded. Writes gpu_tuning_CARD.json, after every figure.
 """
 
+import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -75,8 +75,12 @@ def of_layers():
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     facts = machine("cuda")
-    path = Path(sys.argv[1]) / file_name("gpu_tuning", facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name("gpu_tuning", facts)
     figures = {}
     for name, figure in itertools.chain(of_kernels(), of_layers()):
         figures[name] = figure

@@ -38,13 +38,21 @@ def open_study(path: Path, settings: dict[str, Any]) -> tuple[Any, Study, list[i
         before.
 
     Raises:
-        ValueError: If the study was begun with other settings; the message names the differences.
+        ValueError: If the study was begun with other settings, whose differences the message names,
+            or the database cannot be read.
     """
     import optuna
+    from sqlalchemy.exc import DatabaseError
     from sqlalchemy.pool import NullPool
 
-    # Open only while it is read or written.
-    store = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool})
+    url = f"sqlite:///{path}"
+    try:  # Open only while it is read or written.
+        store = optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+    except DatabaseError as error:
+        raise UsageError(
+            f"cannot read the search in {path} ({error.orig}): restore the file, or take another "
+            "--output_dir"
+        ) from error
     study = optuna.create_study(
         storage=store, study_name=NAME, direction="maximize", load_if_exists=True
     )

@@ -267,6 +267,15 @@ def test_goes_on_to_more_trials_but_not_with_other_flags(run, refused, files):
     assert [trial["params"]["loss"] for trial in record["trials"]] == ["strict_m", "strict_m_power"]
 
 
+def test_a_damaged_database_is_named_and_left_alone(refused, files, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").touch()
+    database = tmp_path / "out" / "study.db"
+    database.write_text("no database")
+    assert "study.db (file is not a database): restore" in refused(*files, "--n_trials", "1")
+    assert database.read_text() == "no database"
+
+
 def test_two_searches_do_not_share_a_folder(run, refused, files, tmp_path):
     run(*files, "--n_trials", "1")
     with FileLock(tmp_path / "out" / ".lock"):
