@@ -17,10 +17,13 @@ from hf_losses.messages import UsageError
 from hf_losses.options import CORES
 
 SIXTEEN_BITS = ("PNG", "PPM")  # Formats that Pillow reads into 32 bits where they have 16.
+# Bytes of decoded images that a process keeps: all of CIFAR-10, which takes longer to decode than
+# a small network takes to learn from it.
+KEPT = 2**28
 
 
 class Stored(Sequence[PIL.Image.Image]):
-    """Images in files or in a table, read when they are used.
+    """Images in files or in a table, read when they are first used.
 
     Args:
         rows: A dataset with a column of images.
@@ -30,7 +33,10 @@ class Stored(Sequence[PIL.Image.Image]):
 
     def __init__(self, rows: datasets.Dataset, column: str, where: str) -> None:
         self._rows = rows.select_columns([column])
+        self._undecoded = self._rows.cast_column(column, datasets.Image(decode=False))
         self._column, self._where = column, where
+        self._kept: dict[int, PIL.Image.Image] = {}
+        self._room = KEPT
 
     def __len__(self) -> int:
         """The number of images."""
@@ -38,11 +44,17 @@ class Stored(Sequence[PIL.Image.Image]):
 
     def __getitem__(self, row: int) -> PIL.Image.Image:  # type: ignore[override]
         """The image of a row; a ValueError that names it if it cannot be read."""
+        if (kept := self._kept.get(int(row))) is not None:
+            return kept
         try:
             picture: PIL.Image.Image = self._rows[int(row)][self._column]
-            return picture
         except Exception as error:  # Pillow's decoders raise errors of any type.
             raise UsageError(f"cannot read {self.name(row)}: {error}") from error
+        size = picture.width * picture.height * len(picture.getbands())
+        if size <= self._room:
+            self._kept[int(row)] = picture
+            self._room -= size
+        return picture
 
     def name(self, row: int) -> str:
         """File name under its folder, or dataset and row.
@@ -50,7 +62,7 @@ class Stored(Sequence[PIL.Image.Image]):
         Args:
             row: Number of the row.
         """
-        path = self._undecoded()[int(row)][self._column]["path"]
+        path = self._undecoded[int(row)][self._column]["path"]
         if path and Path(self._where).is_dir():
             return os.path.relpath(path, self._where)
         return f"row {row + 1}" + (f" ({path})" if path else "")
@@ -62,7 +74,7 @@ class Stored(Sequence[PIL.Image.Image]):
             rows: Numbers of the rows to look at. `datasets` caches the result for the next run, as
                 long as the data stay the same.
         """
-        undecoded = self._undecoded().select(rows)
+        undecoded = self._undecoded.select(rows)
         checked = undecoded.map(
             _problem,
             input_columns=self._column,
@@ -71,9 +83,6 @@ class Stored(Sequence[PIL.Image.Image]):
             desc="Checking images",
         )
         return {row: text for row, text in zip(rows, checked["problem"], strict=True) if text}
-
-    def _undecoded(self) -> datasets.Dataset:
-        return self._rows.cast_column(self._column, datasets.Image(decode=False))
 
 
 def _problem(image: dict[str, Any]) -> dict[str, str]:
