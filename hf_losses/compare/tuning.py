@@ -16,7 +16,7 @@ from hf_losses.compare.engines.run import Chain
 from hf_losses.compare.plan import Plan
 from hf_losses.compare.ranges import by_logarithm, spread_evenly
 from hf_losses.compare.runs import make_run
-from hf_losses.messages import MissingExtra
+from hf_losses.messages import MissingExtra, UsageError
 
 STORE = "tuning.db"
 EVENLY_SPREAD = 10
@@ -38,10 +38,12 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
 
     Raises:
         ImportError: If Optuna is missing.
+        ValueError: If the store cannot be read.
     """
     try:
         import optuna
         from optuna.trial import TrialState
+        from sqlalchemy.exc import DatabaseError
         from sqlalchemy.pool import NullPool
     except ImportError as error:
         raise MissingExtra("--tune needs Optuna: pip install 'hf-losses[compare]'") from error
@@ -50,11 +52,17 @@ def trials(plan: Plan, folder: Path, loss: str) -> Chain:
         name: optuna.distributions.FloatDistribution(low, high, log=by_logarithm(low, high))
         for name, (low, high) in plan.tune.items()
     }
-    # Open only while it is read or written.
-    store = optuna.storages.RDBStorage(
-        f"sqlite:///{folder / STORE}", engine_kwargs={"poolclass": NullPool}
-    )
-    study = optuna.create_study(study_name=loss, storage=store, load_if_exists=True)
+    path = folder / STORE
+    try:  # Open only while it is read or written.
+        store = optuna.storages.RDBStorage(
+            f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool}
+        )
+        study = optuna.create_study(study_name=loss, storage=store, load_if_exists=True)
+    except DatabaseError as error:
+        raise UsageError(
+            f"cannot read the trials in {path} ({error.orig}). Delete that file: the same command "
+            "makes it again, and no run is repeated"
+        ) from error
     for number in range(plan.trials):
         if number >= len(study.trials):
             params = spread_evenly(number, plan.tune)

@@ -157,6 +157,26 @@ def test_a_comparison_that_was_interrupted_while_tuning_is_reported(tmp_path, me
     assert (folder / "tuning.png").exists()
 
 
+def test_a_damaged_store_of_trials_is_named_and_without_it_nothing_is_lost(tmp_path, capsys):
+    folder = tmp_path / "x"
+    flags = ["--seeds", "1", "--tune", "learning_rate=0.1:0.5", "--trials", "2"]
+    arguments = ["compare", "--losses", "cross_entropy", "strict_l", *flags]
+    arguments += ["--output_dir", str(folder), "--", SCRIPT]
+    assert main(arguments) == 0
+    whole = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    records = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*.json")}
+    (folder / "tuning.db").write_bytes(b"no database" * 100)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "file is not a database). Delete that file: the same command makes it again" in error
+    (folder / "tuning.db").unlink()
+    assert main(arguments) == 0
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == whole
+    assert {path: path.stat().st_mtime_ns for path in records} == records
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
