@@ -632,6 +632,22 @@ def test_leaves_out_rows_of_float_pixels_or_names_them(run, refused, tmp_path):
     assert result["skipped_images"] == ["train: row 4"]
 
 
+def test_small_sets_are_decoded_once_and_large_ones_as_far_as_there_is_room(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        picture(0, np.random.default_rng(), size=(8, 8)).save(path)
+    monkeypatch.setattr(images, "KEPT", 2 * 4 * 8 * 8)
+    rows = datasets.Dataset.from_dict({"image": [str(path) for path in paths]})
+    stored = images.Stored(rows.cast_column("image", datasets.Image()), "image", str(tmp_path))
+    first = [np.asarray(stored[i]) for i in range(3)]
+    for path in paths:
+        path.unlink()
+    for i in range(2):
+        assert (np.asarray(stored[i]) == first[i]).all()
+    with pytest.raises(ValueError, match="cannot read 2.png"):
+        stored[2]
+
+
 SQUARE = np.add.outer(np.arange(60), 2 * np.arange(60)).astype(np.uint8)
 
 

@@ -50,7 +50,7 @@ class Stored(Sequence[PIL.Image.Image]):
             picture: PIL.Image.Image = self._rows[int(row)][self._column]
         except Exception as error:  # Pillow's decoders raise errors of any type.
             raise UsageError(f"cannot read {self.name(row)}: {error}") from error
-        size = picture.width * picture.height * len(picture.getbands())
+        size = 4 * picture.width * picture.height  # As Pillow stores RGB.
         if size <= self._room:
             self._kept[int(row)] = picture
             self._room -= size
