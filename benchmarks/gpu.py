@@ -54,12 +54,14 @@ ROUNDS = 9  # Fewest.
 SECONDS = 0.1  # Of measuring per peer.
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 LLAMA = {
+    "vocab_size": 32000,
     "hidden_size": 2048,
     "num_hidden_layers": 4,
     "num_attention_heads": 16,
     "intermediate_size": 5632,
 }
 TINY = {
+    "vocab_size": 1024,
     "hidden_size": 32,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
@@ -141,7 +143,7 @@ def of_trainings(case, device, tiny):
         model = BertForSequenceClassification(BertConfig(**(TINY if tiny else {})))
         length, more = 128, {}
     else:
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **(TINY if tiny else LLAMA)))
+        model = LlamaForCausalLM(LlamaConfig(**(TINY if tiny else LLAMA)))
         length = 1024
         more = {
             "LossTrainer, cross_entropy": {"loss": "cross_entropy"},
@@ -169,7 +171,7 @@ def of_sft(device, tiny):
     """A step of dynamic fine-tuning in bfloat16, forward and backward; else why it cannot run."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(vocab_size=32000, **(TINY if tiny else LLAMA))
+    config = LlamaConfig(**(TINY if tiny else LLAMA))
     batch, length = (2, 8) if tiny else (8, 1024)
     if importlib.util.find_spec("trl") is None:
         peers = {TRL_DFT: "trl is not installed"}

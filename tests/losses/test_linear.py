@@ -229,15 +229,11 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("model", "loss", "settings"),
-    product(MODELS, ["cross_entropy", "strict_l_full", "liberal_exp"], SETTINGS, keep=diagonals(3)),
-)
-def test_training_has_the_gradients_of_the_unfused_head(model, loss, settings, tmp_path):
+def difference_to_the_unfused_head(path, model, loss, settings):
     data = tiny.texts(20, tiny.some_next_tokens)
     apart, fused = (
         tiny.gradients(
-            tmp_path,
+            path,
             MODELS[model](),
             data,
             loss=loss,
@@ -246,7 +242,33 @@ def test_training_has_the_gradients_of_the_unfused_head(model, loss, settings, t
         )
         for fuses in (False, True)
     )
-    assert tiny.difference(apart, fused) < 2 * ROUNDING
+    return tiny.difference(apart, fused)
+
+
+@pytest.mark.parametrize(
+    "engine", ["cpu", pytest.param("accelerator", marks=pytest.mark.slow)], indirect=True
+)
+@pytest.mark.parametrize(
+    ("model", "loss", "settings"),
+    product(MODELS, ["cross_entropy", "strict_l_full", "liberal_exp"], SETTINGS, keep=diagonals(3)),
+)
+def test_training_has_the_gradients_of_the_unfused_head(model, loss, settings, tmp_path):
+    assert difference_to_the_unfused_head(tmp_path, model, loss, settings) < 2 * ROUNDING
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["triton"], indirect=True)
+@pytest.mark.parametrize(
+    "training",
+    [
+        ("llama", "cross_entropy", "accumulated"),
+        ("tied", "strict_l_full", "plain"),
+        ("lora", "liberal_exp", "warm-up"),
+    ],
+    ids=lambda training: training[0],
+)
+def test_so_has_training_by_the_kernels_which_know_no_model(training, tmp_path):
+    assert difference_to_the_unfused_head(tmp_path, *training) < 2 * ROUNDING
 
 
 def mixture():
