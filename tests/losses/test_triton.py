@@ -6,7 +6,6 @@ The slow tests of `test_fused.py` and `test_linear.py` run through them as well.
 import math
 import subprocess
 import sys
-import types
 
 import numpy
 import pytest
@@ -169,10 +168,9 @@ def test_rows_that_share_memory_are_not_overwritten(launched):
 def test_offsets_beyond_32_bits_are_left_to_pytorch(launched):
     kernel = get_loss("liberal_exp").kernel
     assert triton_launch.serves(kernel, torch.empty(1, 2**17))
-    every_class_far_away = types.SimpleNamespace(
-        is_cuda=True, shape=(1, 2**17), stride=lambda _: 2**15
-    )
-    assert not triton_launch.serves(kernel, every_class_far_away)
+    for step, serves in ((2**13, True), (2**14, False)):  # Never written, so it takes no memory.
+        rows = torch.empty_strided((1, 2**17), (1, step), dtype=torch.int8)
+        assert triton_launch.serves(kernel, rows) == serves
 
 
 def test_everything_ignored_and_nothing_at_all(launched):
@@ -233,7 +231,19 @@ def test_a_loss_of_ones_own(launched, eleventh_loss):
     assert_near(value, exact, z)
 
 
-def test_what_has_no_translation_takes_the_other_way(launched, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("counterpart", "message"),
+    [
+        ({}, "since it has no translation to Triton: erf"),
+        # As with a version of Triton that lacks a function.
+        ({"erf": "tl.no_such({0})"}, "since it has no translation to Triton that works here: "),
+    ],
+    ids=["not translated", "not compiled"],
+)
+def test_what_has_no_kernel_takes_the_other_way(
+    counterpart, message, launched, monkeypatch, caplog
+):
+    monkeypatch.setattr(triton_source, "OPERATIONS", triton_source.OPERATIONS | counterpart)
     monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
 
     @register_loss("liberal_erf", kind="liberal", formula="1 - erf(p)")
@@ -245,6 +255,7 @@ def test_what_has_no_translation_takes_the_other_way(launched, monkeypatch, capl
     value, _, exact, _ = both("liberal_erf", z[15:], target[15:], reduction="none")
     assert not launched
     assert "liberal_erf takes PyTorch's operations" in caplog.text
+    assert message in caplog.text
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-6)
 
 

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from hf_losses import get_loss, list_losses
-from hf_losses.losses.fused import triton_launch
+from hf_losses.losses.fused import triton_launch, triton_source
 
 backend, arch, warp, *names = sys.argv[1:]
 target = GPUTarget(backend, int(arch) if arch.isdigit() else arch, int(warp))
@@ -28,7 +28,7 @@ CASES = ("bf16", 128256, 1), ("fp16", 32000, 1), ("fp32", 32000, 1), ("fp32", 2,
 for name in names or list_losses(task="classification"):
     loss = get_loss(name)._function
     is_full = loss.spec.is_full
-    module = triton_launch._module(loss)
+    module = triton_launch._kernels(triton_source.triton_source(loss))
     kernel = module.full_rows if is_full else module.sparse_rows
     for dtype, classes, step in CASES:
         types = {argument: "i32" for argument in kernel.arg_names}

@@ -64,13 +64,14 @@ def serves(kernel: Kernel, rows: Tensor) -> bool:
         rows: On the device of the logits.
 
     Returns:
-        False if the environment says so, on other devices, or if the loss has no translation.
+        False if the environment says so, on other devices, or if the loss has no translation that
+        compiles.
     """
     if not _runs_on(rows):
         return False
     # Offsets within a row have 32 bits.
     too_wide = rows.stride(1) > 1 and rows.shape[1] * rows.stride(1) >= 2**31
-    return not too_wide and _module(kernel.loss) is not None
+    return not too_wide and _module(kernel.loss, rows.device) is not None
 
 
 def losses(
@@ -90,7 +91,7 @@ def losses(
     Returns:
         `[N]`, float32, not scaled.
     """
-    module: Any = _module(kernel.loss)
+    module: Any = _module(kernel.loss, rows.device)
     values = rows.new_empty(len(rows), dtype=torch.float32)
     if not len(rows):
         return values
@@ -163,10 +164,10 @@ def _works_on(device: torch.device) -> bool:
     """
     if torch.version.hip or importlib.util.find_spec("triton") is None:
         return False
-    one, rows = torch.ones(1, device=device), torch.zeros(1, 2, device=device)
+    one = torch.ones(1, device=device)
     try:
         _launch_multiply(one, one)
-        _launch_rows(_kernels(NO_LOSS), False, rows, one.long(), one, torch.empty_like(one), rows)
+        _try(_kernels(NO_LOSS), False, device)
     except Exception as error:  # Such as a machine without a C compiler.
         _LOGGER.warning(
             "losses take PyTorch's operations, which are slower, since Triton does not work here "
@@ -175,6 +176,12 @@ def _works_on(device: torch.device) -> bool:
         )
         return False
     return True
+
+
+def _try(module: Any, is_full: bool, device: torch.device) -> None:
+    """Compiles and runs kernels on one row; raises what they raise."""
+    one, rows = torch.ones(1, device=device), torch.zeros(1, 2, device=device)
+    _launch_rows(module, is_full, rows, one.long(), one, torch.empty_like(one), rows)
 
 
 def _device(rows: Tensor) -> Any:
@@ -193,18 +200,22 @@ def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _module(loss: BoundedLoss) -> types.ModuleType | None:
-    """The kernels of a loss; None if it has no translation."""
+def _module(loss: BoundedLoss, device: torch.device) -> types.ModuleType | None:
+    """The kernels of a loss; None if it has no translation that compiles."""
     if loss not in _MODULES:
         try:
-            _MODULES[loss] = _kernels(triton_source(loss))
-        except NotTranslatable as error:
+            module = _kernels(triton_source(loss))
+            _try(module, loss.spec.is_full, device)
+        except Exception as error:  # `NotTranslatable`, or anything that a compiler raises.
             _LOGGER.warning(
                 "the loss %s takes PyTorch's operations, which are slower, since it has no "
-                "translation to Triton: %s",
-                *(loss.spec.name, error),
+                "translation to Triton%s: %s",
+                loss.spec.name,
+                "" if isinstance(error, NotTranslatable) else " that works here",
+                error,
             )
-            _MODULES[loss] = None
+            module = None
+        _MODULES[loss] = module
     return _MODULES[loss]
 
 
