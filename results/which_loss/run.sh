@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # Does another loss help? Every classification loss with a learning rate tuned for it, by the same
 # trials on a validation set; all on 2 seeds; then the best three against cross_entropy on 12 fresh
-# seeds, measured on a test set that had no part in any choice.
+# seeds. The test set has no part in the tuning; on the 2 seeds it says which three are the best.
 #   results/which_loss/run.sh DATA [NAME ...]
 # DATA holds glue/ (laid out like nyu-mll/glue), banking77/, wnut_17/ and cifar10/ as parquet
-# files. Without names all comparisons are made, the shortest first. Interrupted, the same
-# command continues.
+# files. Without names all comparisons are made. Interrupted, the same command continues.
 set -euo pipefail
 source=$(cd "${1:?usage: run.sh DATA [NAME ...]}" && pwd)
 shift
@@ -56,8 +55,7 @@ banking77() {  # Ten texts of each class on average, as few-shot studies of inte
     --train_sampling_strategy group_by_length --eval_strategy steps --eval_steps 0.2
 }
 # SST-2 with a share of the training labels exchanged, of those losses that differ in how they take
-# a wrong label. Tuned on 2,000 phrases with right labels, at smaller learning rates than above: with
-# wrong labels the best are smaller.
+# a wrong label. Tuned on 2,000 phrases with right labels, at smaller learning rates than above.
 noise() {  # SHARE of the labels that are exchanged
   local rows=runs/noise_$1
   python results/which_loss/noise.py "$data/glue" "$1" "$rows"
@@ -83,9 +81,11 @@ cifar10() {  # A small ResNet from scratch on a subset; parts of less than a hal
 }
 
 everything=(sst2 same_rate cola banking77 noise_0.2 noise_0.4 cifar10 wnut_17)
-for name in "${@:-${everything[@]}}"; do
+names=("${@:-${everything[@]}}")
+for name in "${names[@]}"; do
   case " ${everything[*]} " in
-    *" $name "*) ("$name") ;;
+    *" $name "*) ;;
     *) echo "unknown comparison $name; choose from: ${everything[*]}" >&2; exit 2 ;;
   esac
 done
+for name in "${names[@]}"; do ("$name"); done
