@@ -607,7 +607,7 @@ def test_other_flags_under_the_same_folder_are_an_error(two_seeds, capsys):
     before = {path: path.read_bytes() for path in two_seeds.glob("*.*")}
     message = refused(command(two_seeds, "--seeds", "3", script_flags=["--bonus", "1"]), capsys)
     assert "holds a comparison with other flags" in message
-    assert "seeds" in message
+    assert "seeds was 2 and is 3" in message
     assert "arguments" in message
     assert "losses" not in message.split("other flags: ")[1].split(". Take")[0]
     assert {path: path.read_bytes() for path in two_seeds.glob("*.*")} == before

@@ -303,10 +303,10 @@ def test_commands_have_the_flags_they_are_given(words, read):
     [
         "accelerate launch recipes/glue.py --lose strict_l",
         "accelerate launch --processes 2 recipes/glue.py",
-        "accelerate launch -m hf_losses run --lose strict_l train.py",
+        "accelerate launch -m hf_losses run --loss strict_l --rate 1 train.py",
         "hf-losses compare --losses mae mse --seeds 6 --output_dir x -- recipes/glue.py --rate 1",
         "hf-losses compare --losses mse 'mae --rate 1' --seeds 6 --output_dir x -- recipes/glue.py",
-        "hf-losses publish runs/x --repository me/x",
+        "hf-losses publish runs/x --repo me/x --rate 1",
         "python recipes/search.py --trials_of_each 3",
     ],
 )

@@ -39,6 +39,9 @@ def test_rows_in_one_line_weigh_as_padded_ones(of_tokens, tmp_path):
         rows.append({"input_ids": ids, "labels": ids, "loss_weight": weight})
     in_line = gradients_by_weight(tmp_path, rows, padding_free=True)
     assert tiny.difference(gradients_by_weight(tmp_path, rows), in_line) < 1e-5
+    for row in rows:
+        del row["loss_weight"]
+    assert tiny.difference(gradients_by_weight(tmp_path, rows), in_line) > 0.05
 
 
 def test_packing_does_not_lose_weights_in_silence(tmp_path):

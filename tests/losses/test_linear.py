@@ -102,6 +102,15 @@ def test_half_precision_adds_up_in_float32(name):
         assert far(found.grad, of_float.grad) < 0.05
 
 
+def test_many_rows_in_bfloat16_add_up_in_float32():
+    # A sum in bfloat16 stands still after some 256 equal terms.
+    hidden = torch.ones(7 * 300, HIDDEN, dtype=torch.bfloat16)
+    weight = torch.zeros(CLASSES, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
+    linear_loss(hidden, weight, torch.full((len(hidden),), 5), reduction="sum").backward()
+    expected = -len(hidden) * (1 - 1 / CLASSES)
+    assert (weight.grad[5].float() / expected - 1).abs().max() < 0.01
+
+
 def test_what_needs_no_gradient_gets_none():
     hidden, weight, bias, target = example()
     for needed in range(3):
@@ -344,7 +353,14 @@ def test_the_head_is_left_as_it_was():
     assert head.forward is own
 
 
-def test_autocast_projects_in_its_own_dtype(tmp_path):
+def test_autocast_projects_in_its_own_dtype(tmp_path, monkeypatch):
+    dtypes, project = set(), linear._project
+
+    def watched(rows, weight, *more, **named):
+        dtypes.update((rows.dtype, weight.dtype))
+        return project(rows, weight, *more, **named)
+
+    monkeypatch.setattr(linear, "_project", watched)
     data = tiny.texts(20, tiny.some_next_tokens)
     apart, fused = (
         tiny.gradients(
@@ -352,6 +368,7 @@ def test_autocast_projects_in_its_own_dtype(tmp_path):
         )
         for fuses in (False, True)
     )
+    assert dtypes == {torch.bfloat16}
     assert tiny.difference(apart, fused) < 0.02
 
 

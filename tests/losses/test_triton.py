@@ -289,7 +289,7 @@ def under_another_name(m):
         (lambda m: (torch.erf(m), m), "erf"),
         (lambda m: (torch.add(m, m, alpha=2), m), "add"),
         (lambda m: (m**m, m), "pow"),
-        (lambda m: (m * torch.ones(3), m), "tensor"),
+        (lambda m: (m * torch.tensor(2.0), m), r"tensor\(2"),
         (lambda m: m, "no pair"),
         (lambda m: (float(m), m), "float"),
         (lambda m: (m.pow(exponent=2), m), "pow"),

@@ -33,6 +33,15 @@ def test_labels_of_a_narrow_dtype_are_counted_and_evaluated(tmp_path, dtype):
     labels = torch.tensor([0, 1, 1])
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     assert torch.equal(class_counts(logits, labels.to(dtype)), class_counts(logits, labels))
+    trainer = LossTrainer(model=tiny.bert(), args=tiny.arguments(tmp_path), loss="strict_l")
+    rows = tiny.texts(9)
+    narrow = [row | {"labels": torch.tensor(row["labels"], dtype=dtype)} for row in rows]
+    found = []
+    for data in (rows, narrow):
+        metrics = trainer.evaluate(data)
+        names = ("eval_loss", "eval_cross_entropy", "eval_ece")
+        found.append([trainer.prediction_counts, *(metrics[name] for name in names)])
+    assert found[0] == found[1]
 
 
 def test_the_trainer_keeps_the_counts_of_each_evaluated_set(tmp_path, monkeypatch):

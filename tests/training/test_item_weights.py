@@ -203,7 +203,13 @@ def test_prediction_without_labels_hides_the_weights_from_the_model(tmp_path):
     for row in rows:
         del row["labels"]
     trainer = LossTrainer(model=tiny.bert(), args=tiny.arguments(tmp_path), loss="gce")
+    assert "loss_weight" in next(iter(trainer.get_test_dataloader(rows)))
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, inputs: seen.append(inputs.keys()), with_kwargs=True
+    )
     assert trainer.predict(rows).predictions.shape == (8, 3)
+    assert seen == [{"input_ids", "attention_mask"}]
 
 
 # ---- Data --------------------------------------------------------------------------------------

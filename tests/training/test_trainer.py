@@ -589,8 +589,11 @@ def test_evaluation_reports_cross_entropy_beside_the_loss(build):
 def test_smoothing_and_weights_do_not_enter_the_reported_cross_entropy(build):
     plain = build(loss="cross_entropy").evaluate()["eval_cross_entropy"]
     smooth = build(args={"loss": "cross_entropy", "label_smoothing_factor": 0.3}).evaluate()
-    assert smooth["eval_cross_entropy"] == pytest.approx(plain, rel=1e-6)
-    assert smooth["eval_loss"] != pytest.approx(plain, rel=1e-6)
+    weight = {"weight": [1.0, 2.0, 5.0]}
+    weighted = build(args={"loss": "cross_entropy", "loss_kwargs": weight}).evaluate()
+    for metrics in (smooth, weighted):
+        assert metrics["eval_cross_entropy"] == pytest.approx(plain, rel=1e-6)
+        assert metrics["eval_loss"] != pytest.approx(plain, rel=1e-6)
 
 
 # ---- Saving and resuming -----------------------------------------------------------------------
