@@ -632,20 +632,51 @@ def test_leaves_out_rows_of_float_pixels_or_names_them(run, refused, tmp_path):
     assert result["skipped_images"] == ["train: row 4"]
 
 
-def test_small_sets_are_decoded_once_and_large_ones_as_far_as_there_is_room(tmp_path, monkeypatch):
-    paths = [tmp_path / f"{i}.png" for i in range(3)]
+def test_small_sets_are_decoded_once_and_leave_no_file_open(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{i}.gif" for i in range(3)]
     for path in paths:
         picture(0, np.random.default_rng(), size=(8, 8)).save(path)
-    monkeypatch.setattr(images, "KEPT", 2 * 4 * 8 * 8)
     rows = datasets.Dataset.from_dict({"image": [str(path) for path in paths]})
-    stored = images.Stored(rows.cast_column("image", datasets.Image()), "image", str(tmp_path))
-    first = [np.asarray(stored[i]) for i in range(3)]
+    rows = rows.cast_column("image", datasets.Image())
+    small = images.Stored(rows, "image", str(tmp_path))
+    first = [np.asarray(small[i]) for i in range(3)]
+    assert {type(small[i]) for i in range(3)} == {PIL.Image.Image}
+    monkeypatch.setattr(images, "KEPT", 3 * 4 * 8 * 8 - 1)
+    large = images.Stored(rows, "image", str(tmp_path))
+    assert all((np.asarray(large[i]) == first[i]).all() for i in range(3))
     for path in paths:
         path.unlink()
-    for i in range(2):
-        assert (np.asarray(stored[i]) == first[i]).all()
-    with pytest.raises(ValueError, match="cannot read 2"):
-        stored[2]
+    assert all((np.asarray(small[i]) == first[i]).all() for i in range(3))
+    with pytest.raises(ValueError, match=r"cannot read 2\.gif"):
+        large[2]
+
+
+# `datasets` leaves the file open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_labels_of_a_metadata_file(run, tmp_path):
+    for name, seed in (("train", 0), ("validation", 1)):
+        folder(tmp_path / "data" / name, 24, seed)
+        paths = sorted((tmp_path / "data" / name).glob("*/*.png"))
+        lines = [f"{path.parent.name}/{path.name},colour {path.parent.name}" for path in paths]
+        text = "\n".join(["file_name,label", *lines])
+        (tmp_path / "data" / name / "metadata.csv").write_text(text)
+    sets = [f"--{n}_dir {tmp_path}/data/{n}" for n in ("train", "validation")]
+    result, _ = run(*" ".join(sets).split(), "--num_train_epochs", "1")
+    assert result["classes"] == ["colour blue", "colour green", "colour red"]
+
+
+def test_a_test_folder_of_one_class_has_labels(run, photos, tmp_path):
+    folder(tmp_path / "test", 5, classes=["red"])
+    flags = ["--test_dir", str(tmp_path / "test"), "--num_train_epochs", "1", "--do_predict"]
+    result, _ = run(*photos, *flags)
+    assert result["predictions"]["test"]["classes"]["true"] == [0, 0, 5]
+
+
+def test_images_beside_the_folders_of_classes_are_named(refused, photos):
+    picture(0, np.random.default_rng(0)).save(Path(photos[3]) / "stray.png")
+    message = refused(*photos)
+    assert "stray.png" in message
+    assert "lie at different depths; the class of an image is the folder" in message
 
 
 SQUARE = np.add.outer(np.arange(60), 2 * np.arange(60)).astype(np.uint8)

@@ -184,7 +184,7 @@ class ImageArguments:
         feature = train.features[label]
         if not isinstance(feature, datasets.Value | datasets.ClassLabel):
             raise UsageError(f"{where}: column {label!r} holds {feature}, not labels")
-        if self.train_dir:
+        if self.train_dir and isinstance(feature, datasets.ClassLabel):  # Not from a metadata.csv.
             check_class_count([feature.int2str(label) for label in train[label][:]], where)
         classes = getattr(feature, "names", None) or class_names(train[label][:], where)
         splits = {}

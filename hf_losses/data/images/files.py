@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from hf_losses.data.images.pictures import Images, Pixels
 from hf_losses.data.labels import class_names, encode
@@ -26,6 +27,8 @@ SPLITS = {
 
 # Prefixes of the names of idx files, and the set that each of them is.
 IDX = {"train": "train", "t10k": "test"}
+
+IMAGES = set(ImageFolder.EXTENSIONS)
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
@@ -129,8 +132,22 @@ def load_folder(folder: str) -> datasets.Dataset:
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UsageError(f"no folder {folder!r}.{nearest(path.name, siblings)}")
     files = {"train": f"{glob.escape(str(path))}/**"}
+    images = (p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+    # `datasets` passes over the hidden ones.
+    shown = (image for image in images if not any(p.startswith((".", "__")) for p in image.parts))
+    by_depth = {len(image.parts): image for image in shown}
+    named = any((path / name).exists() for name in ImageFolder.METADATA_FILENAMES)
+    if len(by_depth) > 1 and not named:
+        raise UsageError(
+            f"{folder}: {' and '.join(map(str, by_depth.values()))} lie at different depths; the "
+            "class of an image is the folder that it lies in, as in train/cat/1.jpg"
+        )
+    # Left to itself, `datasets` takes no labels from folders of which there is only one.
+    drop_labels = False if min(by_depth, default=1) > 1 else None
     try:
-        return datasets.load_dataset("imagefolder", data_files=files, split="train")
+        return datasets.load_dataset(
+            "imagefolder", data_files=files, split="train", drop_labels=drop_labels
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(
             f"{folder}: no images found ({str(error).splitlines()[0]}); every class needs a "

@@ -135,6 +135,11 @@ def training_inputs(
         ValueError: If an argument is out of range, or the processor's images have no fixed size.
         ImportError: If Kornia is needed and not installed.
     """
+    if getattr(processor, "resample", None) is None:
+        raise UsageError(
+            f"{type(processor).__name__}, the image processor of this model, is none of "
+            "transformers' own; choose a model that has one of those"
+        )
     augment = build_augmentation(
         changes.augmentation or ("crop" if data.drawn else "crop_flip"),
         image_size(processor),

@@ -11,15 +11,16 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
+import torch
 from sklearn.model_selection import train_test_split
 
 from hf_losses.messages import UsageError
 from hf_losses.options import CORES
 
 SIXTEEN_BITS = ("PNG", "PPM")  # Formats that Pillow reads into 32 bits where they have 16.
-# Bytes of decoded images that a process keeps: all of CIFAR-10, which takes longer to decode than
-# a small network takes to learn from it.
-KEPT = 2**28
+# Bytes of a set that all loading processes together keep decoded: CIFAR-10 takes longer to decode
+# than a small network takes to learn from it.
+KEPT = 2**30
 
 
 class Stored(Sequence[PIL.Image.Image]):
@@ -36,24 +37,25 @@ class Stored(Sequence[PIL.Image.Image]):
         self._undecoded = self._rows.cast_column(column, datasets.Image(decode=False))
         self._column, self._where = column, where
         self._kept: dict[int, PIL.Image.Image] = {}
-        self._room = KEPT
 
     def __len__(self) -> int:
         """The number of images."""
         return len(self._rows)
 
     def __getitem__(self, row: int) -> PIL.Image.Image:  # type: ignore[override]
-        """The image of a row; a ValueError that names it if it cannot be read."""
+        """The image of a row in RGB; a ValueError that names it if it cannot be read."""
         if (kept := self._kept.get(int(row))) is not None:
             return kept
         try:
-            picture: PIL.Image.Image = self._rows[int(row)][self._column]
+            stored = self._rows[int(row)][self._column]
         except Exception as error:  # Pillow's decoders raise errors of any type.
             raise UsageError(f"cannot read {self.name(row)}: {error}") from error
-        size = 4 * picture.width * picture.height  # As Pillow stores RGB.
-        if size <= self._room:
+        with stored:  # The image of a GIF holds its file open.
+            picture = to_rgb(stored)
+        worker = torch.utils.data.get_worker_info()
+        copies = worker.num_workers if worker else 1
+        if 4 * picture.width * picture.height * len(self) * copies <= KEPT:  # As Pillow stores RGB.
             self._kept[int(row)] = picture
-            self._room -= size
         return picture
 
     def name(self, row: int) -> str:

@@ -41,6 +41,8 @@ GLUE: dict[str, tuple[list[str], list[str] | None]] = {
 TASKS = [*movie_reviews.TASKS, *GLUE]
 REGRESSION_TASKS = ["stsb", "movie_reviews_score"]
 
+ROW_NAMES = ("idx", "id")  # Columns that name the rows.
+
 SPLIT_FILE = re.compile(r"(train|validation|test)(_matched|_mismatched)?(-.*)?")
 
 
@@ -86,7 +88,7 @@ class TextData:
             name: Name of the set.
         """
         split = self.splits[name]
-        key = next((column for column in ("idx", "id") if column in split.column_names), None)
+        key = next((column for column in ROW_NAMES if column in split.column_names), None)
         return split[key] if key else range(len(split))
 
     def hold_out(self, share: float) -> dict[str, str]:
@@ -177,7 +179,8 @@ def load_files(
     Args:
         files: Path by split: `train`, `validation` and perhaps `test`.
         label: Label column. Numbers with a decimal point mean regression, all else classes.
-        sentence1: Text column; by default the one or two columns of text that the file has.
+        sentence1: Text column; by default the one or two columns of text that the file has, beside
+            `idx` and `id`, which name the rows.
         sentence2: Second text column, for pairs.
 
     Returns:
@@ -191,7 +194,8 @@ def load_files(
     need_column(train, label, files["train"])
     columns = [column for column in (sentence1, sentence2) if column]
     if not columns:
-        columns = [c for c in train.column_names if c != label and "string" in dtype_of(train, c)]
+        others = (c for c in train.column_names if c not in (label, *ROW_NAMES))
+        columns = [c for c in others if "string" in dtype_of(train, c)]
         if len(columns) not in (1, 2):
             raise UsageError(
                 f"{files['train']}: name the text by --sentence1_column (pairs: and "
@@ -272,7 +276,7 @@ def _checked(
         if name == "train":
             check_two_classes(encoded, classes)
         split = split.select_columns(
-            [*columns, *(c for c in ("idx", "id") if c in set(split.column_names) - set(columns))]
+            [*columns, *(c for c in ROW_NAMES if c in set(split.column_names) - set(columns))]
         )
         if None not in encoded:
             kind = Value("float32" if classes is None else "int64")

@@ -75,7 +75,10 @@ def _read_table(path: Path) -> pa.Table:
         if path.suffix in (".csv", ".tsv"):
             # Unlike pandas, Arrow refuses rows that are too short, and keeps 'NA' as a word.
             return pa.csv.read_csv(path, parse_options=layout(path))
-        return pa.Table.from_pylist(_json_rows(path.read_text(encoding="utf-8-sig")))
+        rows = _json_rows(path.read_text(encoding="utf-8-sig"))
+        # Of all rows: Table.from_pylist takes the columns of the first and drops all others.
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise UsageError(f"{path}: {error}") from error
 
