@@ -679,6 +679,14 @@ def test_images_beside_the_folders_of_classes_are_named(refused, photos):
     assert "lie at different depths; the class of an image is the folder" in message
 
 
+def test_an_image_processor_that_is_not_transformers_own_is_refused():
+    class Foreign:
+        """Has no filter for resizing, as that of timm's models."""
+
+    with pytest.raises(ValueError, match="Foreign, the image processor of this model, is none of"):
+        image_pipeline.training_inputs(None, Foreign(), None, 0)
+
+
 SQUARE = np.add.outer(np.arange(60), 2 * np.arange(60)).astype(np.uint8)
 
 
