@@ -20,6 +20,13 @@ def test_a_column_may_begin_in_any_row(tmp_path, ending):
     assert read["id"][:] == [None, None, 7]
 
 
+def test_a_column_of_several_types_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": {"b": 1}}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl: column 'text': "):
+        read_rows([path])
+
+
 @pytest.mark.parametrize("key", ["id", "idx"])
 def test_a_column_that_names_the_rows_is_no_text(tmp_path, key):
     lines = [f"{number:08x}f,film {number},{('good', 'bad')[number % 2]}" for number in range(8)]

@@ -40,6 +40,19 @@ def launched(monkeypatch):
         yield launches
 
 
+@pytest.fixture
+def liberal_erf(monkeypatch):
+    """The name of a loss that calls what has no counterpart in Triton."""
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+
+    @register_loss("liberal_erf", kind="liberal", formula="1 - erf(p)")
+    def loss(m):
+        p, q = torch.sigmoid(m), torch.sigmoid(-m)
+        return 1 - torch.erf(p), -2 / math.sqrt(math.pi) * torch.exp(-p * p) * p * q
+
+    return "liberal_erf"
+
+
 @EVERY
 def test_every_row_is_the_plain_paths(name, launched):
     z, target = example()
@@ -232,31 +245,39 @@ def test_a_loss_of_ones_own(launched, eleventh_loss):
 
 
 @pytest.mark.parametrize(
-    ("counterpart", "message"),
+    ("asked", "counterpart", "message"),
     [
-        ({}, "since it has no translation to Triton: erf"),
+        (True, {}, "since it has no translation to Triton: erf"),
         # As with a version of Triton that lacks a function.
-        ({"erf": "tl.no_such({0})"}, "since it has no translation to Triton that works here: "),
+        (
+            None,
+            {"erf": "tl.no_such({0})"},
+            "since no translation to Triton that works here: ",
+        ),
     ],
     ids=["not translated", "not compiled"],
 )
 def test_what_has_no_kernel_takes_the_other_way(
-    counterpart, message, launched, monkeypatch, caplog
+    asked, counterpart, message, launched, liberal_erf, monkeypatch, caplog
 ):
     monkeypatch.setattr(triton_source, "OPERATIONS", triton_source.OPERATIONS | counterpart)
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
-
-    @register_loss("liberal_erf", kind="liberal", formula="1 - erf(p)")
-    def liberal_erf(m):
-        p, q = torch.sigmoid(m), torch.sigmoid(-m)
-        return 1 - torch.erf(p), -2 / math.sqrt(math.pi) * torch.exp(-p * p) * p * q
-
+    monkeypatch.setattr(triton_launch, "choice", lambda: asked)
+    monkeypatch.setattr(triton_launch, "_runs_on", lambda rows: True)  # As on a GPU.
     z, target = example()
-    value, _, exact, _ = both("liberal_erf", z[15:], target[15:], reduction="none")
+    value, _, exact, _ = both(liberal_erf, z[15:], target[15:], reduction="none")
     assert not launched
     assert "liberal_erf takes PyTorch's operations" in caplog.text
     assert message in caplog.text
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-6)
+
+
+def test_what_does_not_compile_is_an_error_where_kernels_are_asked_for(
+    launched, liberal_erf, monkeypatch
+):
+    counterpart = {"erf": "tl.no_such({0})"}
+    monkeypatch.setattr(triton_source, "OPERATIONS", triton_source.OPERATIONS | counterpart)
+    with pytest.raises(Exception, match="no_such"):
+        get_loss(liberal_erf)(torch.randn(3, 5), torch.tensor([0, 1, 2]))
 
 
 def translate(function):

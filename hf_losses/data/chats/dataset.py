@@ -17,7 +17,7 @@ from hf_losses.data import movie_reviews
 from hf_losses.data.chats.encoding import prompt_tokens, row_tokens
 from hf_losses.data.chats.rows import TABLES, check_quotes, check_rows
 from hf_losses.data.splits import UNREADABLE, check_recognised, files_and_folders
-from hf_losses.data.text.tables import FORMATS, read_rows, sample
+from hf_losses.data.text.tables import FORMATS, ROW_NAMES, read_rows, sample
 from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
 from hf_losses.options import option
@@ -199,7 +199,7 @@ class Conversations:
             name: Name of the set.
         """
         split = self.splits[name]
-        key = next((column for column in ("idx", "id") if column in split.column_names), None)
+        key = next((column for column in ROW_NAMES if column in split.column_names), None)
         return split[key] if key else range(len(split))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Dataset]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_losses.data.text.tables import layout, need_column
+from hf_losses.data.text.tables import ROW_NAMES, layout, need_column
 from hf_losses.messages import UsageError
 
 TABLES = (".csv", ".tsv")
@@ -67,7 +67,7 @@ def check_rows(split: Dataset, columns: list[str], name: str, where: str) -> Dat
             f"{where}, row {complete.index(False) + 1}: {missing}; only a test set may have "
             "nothing to learn, and then in every row"
         )
-    kept = {key: split[key][:] for key in ("idx", "id") if key in split.column_names}
+    kept = {key: split[key][:] for key in ROW_NAMES if key in split.column_names}
     return Dataset.from_dict(texts | kept | {"row": list(range(1, len(split) + 1))})
 
 

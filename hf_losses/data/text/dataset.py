@@ -22,7 +22,7 @@ from hf_losses.data.labels import (
     class_names,
     encode,
 )
-from hf_losses.data.text.tables import FORMATS, dtype_of, need_column, read_rows, sample
+from hf_losses.data.text.tables import FORMATS, ROW_NAMES, dtype_of, need_column, read_rows, sample
 from hf_losses.messages import UsageError
 
 # Text columns, and class names in the order of their ids (None: regression).
@@ -40,8 +40,6 @@ GLUE: dict[str, tuple[list[str], list[str] | None]] = {
 
 TASKS = [*movie_reviews.TASKS, *GLUE]
 REGRESSION_TASKS = ["stsb", "movie_reviews_score"]
-
-ROW_NAMES = ("idx", "id")  # Columns that name the rows.
 
 SPLIT_FILE = re.compile(r"(train|validation|test)(_matched|_mismatched)?(-.*)?")
 

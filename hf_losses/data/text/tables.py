@@ -16,6 +16,7 @@ from hf_losses.messages import UsageError, nearest
 
 LONGEST = 2**30  # Characters of a cell; Arrow then applies its own limit.
 
+ROW_NAMES = ("idx", "id")  # Columns that name the rows.
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
@@ -77,8 +78,13 @@ def _read_table(path: Path) -> pa.Table:
             return pa.csv.read_csv(path, parse_options=layout(path))
         rows = _json_rows(path.read_text(encoding="utf-8-sig"))
         # Of all rows: Table.from_pylist takes the columns of the first and drops all others.
-        names = dict.fromkeys(name for row in rows for name in row)
-        return pa.table({name: [row.get(name) for row in rows] for name in names})
+        columns = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            try:
+                columns[name] = pa.array([row.get(name) for row in rows])
+            except pa.ArrowException as error:
+                raise UsageError(f"column {name!r}: {error}") from error
+        return pa.table(columns)
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise UsageError(f"{path}: {error}") from error
 

@@ -207,6 +207,8 @@ def _module(loss: BoundedLoss, device: torch.device) -> types.ModuleType | None:
             module = _kernels(triton_source(loss))
             _try(module, loss.spec.is_full, device)
         except Exception as error:  # `NotTranslatable`, or anything that a compiler raises.
+            if choice() and not isinstance(error, NotTranslatable):
+                raise  # Who asks for the kernels is to know.
             _LOGGER.warning(
                 "the loss %s takes PyTorch's operations, which are slower, since it has no "
                 "translation to Triton%s: %s",
