@@ -252,7 +252,7 @@ def test_a_loss_of_ones_own(launched, eleventh_loss):
         (
             None,
             {"erf": "tl.no_such({0})"},
-            "since no translation to Triton that works here: ",
+            "no translation to Triton that works here: ",
         ),
     ],
     ids=["not translated", "not compiled"],
