@@ -28,6 +28,7 @@ from hf_losses.options import option
 from hf_losses.training import (
     RecipeTrainingArguments,
     check_loss,
+    choose_metric,
     loss_of_arguments,
     output_folder,
     parse,
@@ -130,8 +131,7 @@ def main(argv=None):
             args.learning_rate = 5e-5 if path else 1e-3
         if args.num_train_epochs is None:
             args.num_train_epochs = 1 if path else 2
-        if args.metric_for_best_model == "task":
-            args.metric_for_best_model = METRICS[0]
+        choose_metric(args, (*METRICS, "cross_entropy"))
         with args.main_process_first():
             data = source.load()
             tokenizer = load_tokenizer(path)

@@ -20,6 +20,7 @@ from hf_losses.options import option
 from hf_losses.training import (
     RecipeTrainingArguments,
     check_loss,
+    choose_metric,
     loss_of_arguments,
     output_folder,
     parse,
@@ -64,9 +65,6 @@ def make_trainer(data, tokenizer, options, args, **model):
     with args.main_process_first():
         data.splits = data.splits.map(tokenize, batched=True)
     validation = data.sets("validation")
-    if args.metric_for_best_model == "task":
-        prefix = f"{next(iter(validation))}_" if len(validation) > 1 else ""
-        args.metric_for_best_model = prefix + METRICS[data.metric][0]
     return LossTrainer(
         **model,
         args=args,
@@ -90,6 +88,8 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         check_loss(args.loss, data.kind, source.name)
+        losses = ("cross_entropy", "ece") if data.classes else ("mse",)
+        choose_metric(args, METRICS[data.metric] + losses, list(data.sets("validation")))
         if args.num_train_epochs is None:  # As many as see 32,000 rows: one leaves RTE at chance.
             args.num_train_epochs = min(5, max(1, round(32_000 / len(data.splits["train"]))))
         loss = loss_of_arguments(args.loss or neutral_loss(data.kind), args.loss_kwargs)

@@ -33,6 +33,7 @@ from hf_losses.options import CORES, option
 from hf_losses.training import (
     RecipeTrainingArguments,
     check_loss,
+    choose_metric,
     loss_of_arguments,
     output_folder,
     parse,
@@ -115,6 +116,7 @@ def main(argv=None):
     try:  # All errors of the user's are found here, before anything is trained or written.
         source, options, changes, args = parse(parser, argv)
         check_loss(args.loss, "classification", source.name)
+        choose_metric(args, (*METRICS["classification"], "cross_entropy", "ece"))
         with args.main_process_first():
             data = source.load()
         validation, tests = data.sets("validation"), data.sets("test")
@@ -142,8 +144,6 @@ def main(argv=None):
             for sets in (validation, tests)
         )
         metric = GlueMetric("classification")
-        if args.metric_for_best_model == "task":
-            args.metric_for_best_model = METRICS["classification"][0]
         trainer = LossTrainer(
             model=model,
             args=args,

@@ -29,7 +29,13 @@ from hf_losses.models import LoraArguments, find_model, load_text_classifier, us
 from hf_losses.options import option
 from hf_losses.search import SearchArguments
 from hf_losses.search import study as studies
-from hf_losses.training import RecipeTrainingArguments, check_folder, dataset_facts, parse
+from hf_losses.training import (
+    RecipeTrainingArguments,
+    check_folder,
+    choose_metric,
+    dataset_facts,
+    parse,
+)
 
 
 @dataclass
@@ -84,9 +90,6 @@ def make_trainer(data, tokenizer, options, args, **model):
     with args.main_process_first():
         data.splits = data.splits.map(tokenize, batched=True)
     validation = data.sets("validation")
-    if args.metric_for_best_model == "task":
-        prefix = f"{next(iter(validation))}_" if len(validation) > 1 else ""
-        args.metric_for_best_model = prefix + METRICS[data.metric][0]
     return LossTrainer(
         **model,
         args=args,
@@ -110,6 +113,7 @@ def main(argv=None):
         search.check(user_flags, args)
         model_name, _, path = find_model(options.model_name_or_path)
         data = source.load()
+        choose_metric(args, METRICS[data.metric], list(data.sets("validation")))
         losses = search.expand(data.kind)
         space = search.ranges(losses)
         args.output_dir = args.output_dir or f"runs/search/{source.name}-seed{args.seed}"

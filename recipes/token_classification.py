@@ -34,6 +34,7 @@ from hf_losses.options import option
 from hf_losses.training import (
     RecipeTrainingArguments,
     check_loss,
+    choose_metric,
     loss_of_arguments,
     output_folder,
     parse,
@@ -113,6 +114,7 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         compute_metrics, order = make_metrics(data)
+        choose_metric(args, (*order, "cross_entropy"))
         loss = loss_of_arguments(args.loss or "cross_entropy", args.loss_kwargs)
         output_folder.prepare(args, "token_classification", source.name, data, model_name, loss)
         set_seed(args.seed)  # The new head is random.
@@ -122,8 +124,6 @@ def main(argv=None):
             windows = {
                 name: make_windows(split, tokenizer, length) for name, split in data.splits.items()
             }
-        if args.metric_for_best_model == "task":
-            args.metric_for_best_model = order[0]
         trainer = LossTrainer(
             model=model,
             args=args,

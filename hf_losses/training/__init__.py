@@ -10,7 +10,12 @@ if TYPE_CHECKING:
     from hf_losses.training.arguments import LossTrainingArguments
     from hf_losses.training.loss.choose import loss_of_arguments
     from hf_losses.training.output_folder import check_folder, dataset_facts
-    from hf_losses.training.recipe_arguments import RecipeTrainingArguments, check_loss, parse
+    from hf_losses.training.recipe_arguments import (
+        RecipeTrainingArguments,
+        check_loss,
+        choose_metric,
+        parse,
+    )
     from hf_losses.training.trainer import LossMixin, LossTrainer
 
 # The module of each public name, imported with the first use of the name.
@@ -21,6 +26,7 @@ _MODULES = {
     "RecipeTrainingArguments": "training.recipe_arguments",
     "check_folder": "training.output_folder",
     "check_loss": "training.recipe_arguments",
+    "choose_metric": "training.recipe_arguments",
     "dataset_facts": "training.output_folder",
     "loss_of_arguments": "training.loss.choose",
     "parse": "training.recipe_arguments",
@@ -33,6 +39,7 @@ __all__ = [
     "RecipeTrainingArguments",
     "check_folder",
     "check_loss",
+    "choose_metric",
     "dataset_facts",
     "loss_of_arguments",
     "parse",

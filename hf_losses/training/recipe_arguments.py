@@ -11,7 +11,7 @@ import torch
 from transformers import HfArgumentParser
 
 from hf_losses.losses.registry import get_spec, list_losses
-from hf_losses.messages import UsageError
+from hf_losses.messages import UsageError, nearest
 from hf_losses.options import CORES, option
 from hf_losses.training.arguments import LossTrainingArguments
 
@@ -49,6 +49,32 @@ class RecipeTrainingArguments(LossTrainingArguments):
             and os.environ.get("OMP_NUM_THREADS") == "1"
         ):
             torch.set_num_threads(CORES)  # Launchers set 1 by default, on any number of cores.
+
+
+def choose_metric(
+    args: RecipeTrainingArguments, metrics: Sequence[str], sets: Sequence[str] = ()
+) -> None:
+    """Takes the task's own metric for `task`, and refuses one that no evaluation reports.
+
+    Args:
+        args: The arguments of a recipe; its `metric_for_best_model` is replaced.
+        metrics: What an evaluation reports, the task's own metric first.
+        sets: Names of validation sets. Where there are several, each has metrics under its own
+            name, and those of the first are the task's own.
+
+    Raises:
+        ValueError: If the metric is unknown: Trainer would find it out after the first epoch.
+    """
+    prefixes = [f"{name}_" for name in sets] if len(sets) > 1 else [""]
+    valid = [prefix + name for prefix in prefixes for name in (*metrics, "loss")]
+    metric = args.metric_for_best_model
+    if metric == "task":
+        args.metric_for_best_model = valid[0]
+    elif metric is not None and metric.removeprefix("eval_") not in valid:
+        raise UsageError(
+            f"unknown --metric_for_best_model {metric!r};{nearest(metric, valid)} choose one of: "
+            f"task, {', '.join(valid)}"
+        )
 
 
 def check_loss(loss: str | None, kind: str | None, name: str) -> None:

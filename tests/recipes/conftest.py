@@ -47,3 +47,23 @@ def refused(run, tmp_path, capsys):
         return "\n".join(lines[start + 1 :]).partition("error: ")[2]
 
     return refused
+
+
+@pytest.fixture
+def check_best_metrics(run, refused):
+    """Holds the metrics that a model may be chosen by against those that an evaluation reports."""
+
+    def check(*arguments, names=("validation",), **options):
+        message = refused(*arguments, "--metric_for_best_model", "no_such_metric", **options)
+        start, _, choices = message.partition("choose one of: task, ")
+        assert start.startswith("unknown --metric_for_best_model 'no_such_metric'")
+        metrics = run(*arguments, **options)[0]["metrics"]
+        several = len(names) > 1
+        reported = {
+            f"{name}_{metric}" if several else metric for name in names for metric in metrics[name]
+        }
+        assert set(choices.split(", ")) == {
+            name for name in reported if not name.endswith(("runtime", "per_second"))
+        }
+
+    return check

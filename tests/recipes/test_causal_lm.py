@@ -575,6 +575,10 @@ def test_adapter_predicts_the_same_on_the_same_base(run, files, tiny):
     assert again["metrics"] == result["metrics"]
 
 
+def test_selects_by_any_metric_that_an_evaluation_reports(check_best_metrics, files):
+    check_best_metrics(*files)
+
+
 # ---- What it refuses ---------------------------------------------------------------------------
 
 

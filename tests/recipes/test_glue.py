@@ -545,6 +545,13 @@ def test_selects_by_the_tasks_own_metric(run, files):
     assert result["best"]["value"] == result["metrics"]["validation"]["accuracy"] == best
 
 
+@pytest.mark.parametrize("task", ["mrpc", "stsb", "mnli"])
+def test_selects_by_any_metric_that_an_evaluation_reports(check_best_metrics, tmp_path, task):
+    folder = glue_folder(tmp_path / "glue", task)[0]
+    sets = ("validation_matched", "validation_mismatched") if task == "mnli" else ("validation",)
+    check_best_metrics("--task_name", task, "--dataset_name", folder, names=sets)
+
+
 def test_selects_by_an_error_of_one_of_several_sets(run, tmp_path):
     task = ("--task_name", "mnli", "--dataset_name", glue_folder(tmp_path / "glue", "mnli")[0])
     name = "validation_mismatched_cross_entropy"

@@ -238,6 +238,10 @@ def test_no_held_out_images(run, tmp_path):
     assert result["training"]["global_step"] == 2  # All 60 images, 32 at once.
 
 
+def test_selects_by_any_metric_that_an_evaluation_reports(check_best_metrics, photos):
+    check_best_metrics(*photos, "--num_train_epochs", "1")
+
+
 def test_the_best_model_needs_held_out_images(refused, tmp_path):
     data = idx_folder(tmp_path / "drawings")
     message = refused("--dataset_name", data, "--train_val_split", "0", "--load_best_model_at_end")

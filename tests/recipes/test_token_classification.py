@@ -632,6 +632,14 @@ def test_long_sentences_are_cut_to_the_positions_of_the_model(run, files, tiny, 
     assert result["metrics"] == cut["metrics"]
 
 
+@pytest.mark.parametrize("entities", [True, False])
+def test_selects_by_any_metric_that_an_evaluation_reports(check_best_metrics, tmp_path, entities):
+    path = Path(write(tmp_path / "a.conll", rows(20, 1)))
+    if not entities:  # Then there is no prefix B- or I-, as with parts of speech.
+        path.write_text(path.read_text().replace("B-", "").replace("I-", ""))
+    check_best_metrics("--train_file", str(path), "--validation_file", str(path))
+
+
 def test_refuses_a_tokenizer_that_cannot_pad(refused, files, tiny, tmp_path):
     BertModel.from_pretrained(tiny).save_pretrained(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tiny)
