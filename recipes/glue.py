@@ -106,7 +106,7 @@ def main(argv=None):
     training, metrics = {}, {}
     if args.do_train:
         if trainer.is_world_process_zero():
-            output_folder.clear(args)
+            output_folder.clear(trainer)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
         trainer.save_state()

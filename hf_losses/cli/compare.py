@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_losses.compare.engines.local_pool import LocalPool
-from hf_losses.compare.engines.run import Engine, RunsRefused
+from hf_losses.compare.engines.run import Engine, LossesRefused, RunsRefused
 from hf_losses.compare.experiment import LOCK, collect, compare, discard
 from hf_losses.compare.looks import check_begun, next_look
 from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
@@ -199,16 +199,22 @@ def _begin(
             if arguments.add_seeds is not None:
                 stored = {path: open_folder(path, plan) for path, plan in folders.items()}
                 next_look(folder, stored, arguments.add_seeds)
+            refused = []
             for name, plan in plans.items():
                 print(f"Task {name}", flush=True)
-                if stop := _in_folder(plan, task_folder(folder, name), arguments, engine):
-                    return stop
+                try:
+                    if stop := _in_folder(plan, task_folder(folder, name), arguments, engine):
+                        return stop
+                except LossesRefused as error:  # The others are compared on the next tasks, too.
+                    refused.append(f"task {name}: {error}")
     except Timeout:
         raise UsageError(f"another hf-losses compare is at work in {folder}") from None
     except RunsRefused as error:
         discard_tasks(folder)
         raise RunsRefused(f"task {name}: {error}") from None
     _write_report(folder)
+    if refused:
+        raise LossesRefused("\n".join(refused))
     return None
 
 
@@ -222,10 +228,11 @@ def _in_folder(
     new = not (folder / PLAN).exists()
     if arguments.add_seeds is not None:
         check_begun(folder)
-    plan = open_folder(folder, plan, () if new else losses_without_result(folder))
-    lock = FileLock(folder / LOCK, timeout=0)
+    plan = open_folder(folder, plan) if new else plan
     try:
-        with lock:
+        with FileLock(folder / LOCK, timeout=0):
+            if not new:  # Another compare at work there must not find a plan that is not its own.
+                plan = open_folder(folder, plan, losses_without_result(folder))
             if arguments.retry_failed:
                 forget_failed(plan, folder)
             if arguments.add_seeds is not None and plan.tasks == 1:
@@ -272,7 +279,7 @@ def _make_runs(
         _write_report(folder)
     if refused:
         losses = "".join(f"\n{loss}: {reason}" for loss, reason in refused.items())
-        raise UsageError(
+        raise LossesRefused(
             f"the script refused {len(refused)} of {len(plan.losses)} losses, which are not "
             f"compared. With corrected --losses, the same command adds them in "
             f"{arguments.output_dir}.{losses}"

@@ -60,5 +60,10 @@ def next_look(folder: Path, plans: Mapping[Path, Plan], count: int) -> list[Plan
 def _is_complete(folder: Path) -> bool:
     from hf_losses.compare.statistics.summary import statistics
 
-    last = [stage for stage in statistics(collect(folder)).stages if stage.tested]
-    return bool(last) and not any(result.missing for result in last[0].losses)
+    results = collect(folder)
+    last = [stage for stage in statistics(results).stages if stage.tested]
+    # A loss of which no trial finished has no value to make further runs with.
+    tested = {*(results.tuned if results.plan.tune else results.plan.losses)}
+    return bool(last) and not any(
+        result.missing for result in last[0].losses if result.loss in tested
+    )

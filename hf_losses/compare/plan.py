@@ -75,10 +75,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked before a run."""
-        for argument in self.arguments:
-            flag = argument.partition("=")[0].removeprefix("--")
+        flags_of_losses = [flag for loss in self.losses for flag in shlex.split(loss)[1:]]
+        for argument in (*self.arguments, *flags_of_losses):
+            flag = argument.partition("=")[0].removeprefix("--").replace("-", "_")
             if argument.startswith("--") and flag in (*RESERVED, *self.tune):
-                raise UsageError(f"compare itself gives --{flag} to the script; leave it out there")
+                raise UsageError(
+                    f"compare itself gives --{flag} to the script; leave it out behind -- and in "
+                    "--losses"
+                )
         if len(self.losses) < 2:
             raise UsageError(f"a comparison needs two losses or more, got {', '.join(self.losses)}")
         if self.baseline not in self.losses:

@@ -148,7 +148,7 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         metrics = result["metrics"]
-        sets = [name for name, scores in metrics.items() if scores]
+        sets = [name for name, scores in metrics.items() if scores.keys()]
         name = plan.metric or result["metric"]
     except FileNotFoundError:
         raise UsageError("the script ended well, but wrote no result.json") from None

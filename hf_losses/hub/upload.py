@@ -65,8 +65,10 @@ def upload(
     """
     with explained(repo, then):
         repo, files = _open(repo, private, revision, token, overwrite)
-        # Old weights under a name that the new model does not use would be loaded in its place.
-        weights = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+        # Old weights under a name that the new model does not use would be loaded in its place, and
+        # an old adapter on top of it.
+        indices = (".safetensors.index.json", ".bin.index.json")
+        weights = (".safetensors", ".bin", *indices, "adapter_config.json")
         stale = [
             name
             for name in files

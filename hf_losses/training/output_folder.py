@@ -162,13 +162,30 @@ def _announce(
     print("In brackets: options that name something else; --help shows all.", flush=True)
 
 
-def clear(args: TrainingArguments) -> None:
-    """Removes a finished run's result and checkpoints, before another one takes their place."""
+def clear(trainer: Trainer) -> None:
+    """Removes what would outlive a finished run in its folder, before another takes its place.
+
+    That is its result, its checkpoints, and a model where this run saves an adapter, or an adapter
+    where it saves a model, with its card: `from_pretrained` would load both, and Trainer would
+    write the card of the old one. The weights that an adapter is trained on stay.
+
+    Args:
+        trainer: Before training.
+    """
+    args, adapters = trainer.args, getattr(trainer.model, "peft_config", {})
     _result_path(args).unlink(missing_ok=True)
-    if not args.resume_from_checkpoint:
-        # One with a higher step would be taken for the last checkpoint of this run.
-        for checkpoint in _checkpoints(args):
-            shutil.rmtree(checkpoint)
+    if args.resume_from_checkpoint:
+        return
+    # One with a higher step would be taken for the last checkpoint of this run.
+    for checkpoint in _checkpoints(args):
+        shutil.rmtree(checkpoint)
+    folder = Path(args.output_dir).resolve()
+    bases = {Path(str(adapter.base_model_name_or_path)).resolve() for adapter in adapters.values()}
+    other = ("model*.safetensors*", "config.json") if adapters else ("adapter_*",)
+    stale = [path for pattern in other for path in folder.glob(pattern)]
+    if stale and folder not in bases:
+        for path in (*stale, folder / "README.md"):
+            path.unlink(missing_ok=True)
 
 
 def _result_path(args: TrainingArguments) -> Path:

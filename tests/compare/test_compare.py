@@ -427,6 +427,7 @@ def test_tuned_values_may_be_refused_but_not_three_times_with_the_same_words(tmp
         ("[1]", "contract"),
         ('{"metrics": {"test": {"accuracy": 1}}}', "contract: KeyError('metric')"),
         ('{"metrics": {}, "metric": "accuracy"}', "metrics of no set"),
+        ('{"metrics": {"accuracy": 0.8}, "metric": "accuracy"}', "contract: AttributeError"),
         ('{"metrics": {"test": {"acuracy": 1}}, "metric": "accuracy"}', "Did you mean 'acuracy'?"),
     ],
 )
@@ -620,6 +621,15 @@ def test_two_comparisons_in_one_folder_are_an_error(two_seeds, capsys):
         assert "another hf-losses compare is at work in" in refused(command(two_seeds), capsys)
 
 
+def test_the_plan_of_a_comparison_at_work_stays(two_seeds, tmp_path, capsys):
+    folder = shutil.copytree(two_seeds, tmp_path / "x")
+    shutil.rmtree(folder / "runs" / "liberal_exp")  # As long as it has no result, it may go.
+    before = (folder / "plan.json").read_bytes()
+    with FileLock(folder / ".lock"):
+        assert "is at work in" in refused(command(folder, losses=LOSSES[:2]), capsys)
+    assert (folder / "plan.json").read_bytes() == before
+
+
 def test_the_report_is_made_again_from_the_files(two_seeds, capsys):
     table = (two_seeds / "table.md").read_text()
     for name in ("results.json", "table.md", "report.html"):
@@ -694,6 +704,14 @@ def test_losses_that_do_not_fit(tmp_path, capsys, losses, says):
 def test_flags_that_compare_gives_itself(tmp_path, capsys, script_flags):
     message = refused(command(tmp_path / "x", script_flags=script_flags), capsys)
     assert f"compare itself gives {script_flags[0].partition('=')[0]} to the script" in message
+
+
+@pytest.mark.parametrize("flag", ["--seed 3", "--loss=focal", "--learning-rate 1"])
+def test_flags_that_compare_gives_itself_behind_a_loss(tmp_path, capsys, flag):
+    message = refused(
+        command(tmp_path / "x", *TUNE, losses=["cross_entropy", f"strict_l {flag}"]), capsys
+    )
+    assert message.endswith("to the script; leave it out behind -- and in --losses")
 
 
 def test_files_that_do_not_fit(tmp_path, capsys):

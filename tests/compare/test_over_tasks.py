@@ -260,6 +260,10 @@ def test_a_loss_that_the_script_refuses_can_be_corrected(tmp_path, capsys):
     message = capsys.readouterr().err
     assert f"adds them in {folder}." in message
     assert "unrecognized arguments: --bonos 1" in message
+    # The others have been compared on both tasks, and the report over tasks is there.
+    assert [len(task["runs"]) for task in results(folder)["tasks"].values()] == [6, 6]
+    assert "task 0.1: " in message
+    assert "task 0.2: " in message
     assert main(command(folder, *GRID, losses=[*LOSSES, "strict_m --learning_rate 0.2"])) == 0
     for task in results(folder)["tasks"].values():
         assert [run["status"] for run in task["runs"]] == ["finished"] * 8

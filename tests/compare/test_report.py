@@ -374,6 +374,13 @@ def test_large_values_have_fewer_decimals_and_small_p_a_limit(tmp_path):
     assert row["p"] == "&lt;0.001"
 
 
+def test_one_huge_value_does_not_take_the_decimals_of_all_others(tmp_path):
+    values = FOUND | {"strict_m": [*BASE[:-1], 3e7]}
+    report(tmp_path, make_results(values, history=False))
+    row = next(row for row in table_of(tmp_path, "Losses") if row["loss"] == "`strict_l`")
+    assert row["accuracy ± sd"].startswith("0.8135 ± 0.")
+
+
 def test_tuned_parameters_and_different_machines_are_told(tmp_path):
     results = make_results(FOUND, history=False) | {"same_everywhere": False}
     results["plan"] |= {"tune": {"learning_rate": [1e-5, 1e-2]}, "trials": 3}

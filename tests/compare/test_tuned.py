@@ -177,6 +177,21 @@ def test_a_damaged_store_of_trials_is_named_and_without_it_nothing_is_lost(tmp_p
     assert {path: path.stat().st_mtime_ns for path in records} == records
 
 
+def test_seeds_can_be_added_though_a_loss_has_no_finished_trial(tmp_path):
+    folder = tmp_path / "x"
+    tune = ("--tune", "learning_rate=0.1:0.5", "--trials", "1", "--seeds", "1")
+    arguments = ["compare", "--losses", "cross_entropy", "strict_l", "strict_m", *tune]
+    arguments += ["--output_dir", str(folder)]
+    script = ["--", SCRIPT, "--crash", "strict_l:0"]
+    assert main([*arguments, *script]) == 0
+    assert main([*arguments, "--add_seeds", "1", *script]) == 0
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [run["loss"] for run in content["runs"] if run["seed"] == 2] == [
+        "cross_entropy",
+        "strict_m",
+    ]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

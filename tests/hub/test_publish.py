@@ -217,8 +217,10 @@ def test_weights_of_another_layout_do_not_stay(home, hub):
     main(PUBLISH)
     hub.files[REPO] |= {"model-00001-of-00002.safetensors": b"", "training_args.bin": b"secret"}
     hub.files[REPO] |= {"model.safetensors.index.json": b"", "last-checkpoint/optimizer.bin": b""}
+    hub.files[REPO] |= {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
     main(PUBLISH)
     gone = {"training_args.bin", "model.safetensors.index.json", "model-00001-of-00002.safetensors"}
+    gone |= {"adapter_config.json", "adapter_model.safetensors"}
     assert set(hub.commits[REPO][-1]) == {("deletedFile", name) for name in gone}
     assert "last-checkpoint/optimizer.bin" in hub.files[REPO]
 

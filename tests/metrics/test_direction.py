@@ -19,8 +19,19 @@ from hf_losses.training.recipe_arguments import RecipeTrainingArguments
 EVERY_STEP = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
 BEST = EVERY_STEP | {"load_best_model_at_end": True}
 LESS = [*list_losses(), "loss", "ece", "rmse", "perplexity", "wer", "cer", "nonfinite_grad_steps"]
+LESS += ["mean_squared_error", "max_error", "error_rate", "word_error_rate", "nll", "log_loss"]
+LESS += ["negative_log_likelihood", "brier_score", "mean_absolute_percentage_error"]
 MORE = ["accuracy", "f1", "f1_macro", "spearmanr", "matthews_correlation", "token_accuracy"]
-MORE += ["exact_match", "bleu", "neg_mse", "eval_negative_mae", "mse_gain", "power", ""]
+MORE += [
+    "exact_match",
+    "bleu",
+    "neg_mse",
+    "eval_negative_mae",
+    "neg_mean_squared_error",
+    "mse_gain",
+    "power",
+    "",
+]
 
 
 @pytest.mark.parametrize("before", ["", "eval_", "validation_matched_", "eval_validation_matched_"])

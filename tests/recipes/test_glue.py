@@ -614,6 +614,21 @@ def test_a_finished_run_is_replaced_with_its_checkpoints(run, files, capsys):
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+def test_a_run_that_is_replaced_leaves_no_weights_of_another_kind(run, files):
+    def saved(*flags, **model):
+        _, out = run(*files, *flags, **model)
+        weights = [*out.glob("*.safetensors"), *out.glob("adapter_config.json")]
+        return str(out), sorted(path.name for path in weights)
+
+    adapter = ["adapter_config.json", "adapter_model.safetensors"]
+    assert saved("--lora")[1] == adapter
+    out, weights = saved()
+    assert weights == ["model.safetensors"]
+    # An adapter of the model in the same folder needs it.
+    assert saved("--lora", model=out)[1] == [*adapter, "model.safetensors"]
+    assert saved("--lora")[1] == adapter
+
+
 # ---- What it refuses ---------------------------------------------------------------------------
 
 

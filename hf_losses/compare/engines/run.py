@@ -63,6 +63,10 @@ class RunsRefused(UsageError):
     """No run has succeeded, and none can: the reason holds for all of them."""
 
 
+class LossesRefused(UsageError):
+    """The script refuses the flags of some losses; the others have been compared."""
+
+
 class Engine(Protocol):
     """Makes runs in parallel."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from hf_losses.compare.plan import Plan
 from hf_losses.compare.results import Results
@@ -281,12 +282,15 @@ def _look_sentences(stage: StageResult) -> list[str]:
 def number_format(results: Results) -> str:
     """The format of values of the metric: four decimals for values up to 1, fewer for larger.
 
+    The median decides: a trial that diverged, but not to infinity, must not take the decimals of
+    all others.
+
     Args:
         results: The results, whose values are to be formatted.
     """
     values = [run.value for run in results.runs if run.value is not None]
-    largest = max(map(abs, values), default=1) or 1
-    return f"z.{max(0, 4 - math.ceil(math.log10(largest)))}f"  # z: a zero gets no sign.
+    typical = median(map(abs, values or [1])) or 1
+    return f"z.{max(0, 4 - math.ceil(math.log10(typical)))}f"  # z: a zero gets no sign.
 
 
 def formatted(value: float | None, style: str) -> str:
