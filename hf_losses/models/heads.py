@@ -138,6 +138,8 @@ class Targets:
         self.within = None if within is model else within
         # A decoder within is only given its input by the labels.
         self.decodes = self.within is not None and is_encoder_decoder(self.within)
+        # Whether transformers knows the model, or what it is built around.
+        self._known = loss_type(within) is not None
 
     def present(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a batch has labels."""
@@ -159,6 +161,9 @@ class Targets:
         if inputs.get("shift_labels") is not None:
             return [inputs["shift_labels"]]
         labels = counted_labels(self.model, inputs, inputs[self.label_names[0]])
+        if not self._known:
+            self._check_copied(inputs.get("input_ids"), labels)
+            self._known = True
         if self.kind == SEGMENTATION:
             config = self.model.config
             # UperNet has another name for this field.
@@ -166,6 +171,19 @@ class Targets:
             ignored = getattr(config, name)
             return [labels.long().masked_fill(labels == ignored, IGNORE_INDEX)]
         return [shift_left(labels) if self._shifts(labels) else labels]
+
+    def _check_copied(self, tokens: Any, labels: Tensor) -> None:
+        """Raises a ValueError for labels that the model would learn by copying its input."""
+        if not torch.is_tensor(tokens) or tokens.dim() < 2 or tokens.shape != labels.shape:
+            return
+        learned = labels != IGNORE_INDEX
+        if learned.any() and torch.equal(labels[learned], tokens[learned]):
+            raise UsageError(
+                "the labels are the input_ids, and transformers does not know whether "
+                f"{type(self.model).__name__} learns them one position earlier, as language models "
+                "do: give each batch shift_labels beside labels (in the data collator), at the "
+                "positions of their logits"
+            )
 
     def _shifts(self, labels: Tensor) -> bool:
         # The last virtual token is followed by the first real one, which is learned too.

@@ -62,6 +62,13 @@ def check_trainer(trainer: Any) -> None:
         data_parallel=trainer.args.n_gpu > 1,
         processes=trainer.accelerator.num_processes,
     )
+    config = getattr(trainer._wrapped.core, "config", None)
+    routes = config and getattr(config.get_text_config(), "output_router_logits", False)
+    if routes and not getattr(config, "return_dict", True):
+        raise UsageError(
+            "with config.return_dict=False the model's outputs do not tell the aux_loss of its "
+            "mixture of experts: set it to True, or config.output_router_logits=False"
+        )
     shifts_labels(trainer._wrapped.core)  # Raises if it is unknown whether the model shifts.
     check_stats(trainer.args, trainer.criterion)
     if warmup_share(trainer.args, 0, 1) is not None:

@@ -89,7 +89,9 @@ class SavingMixin(_Base):  # type: ignore[misc]
         """
         # A checkpoint of the stock Trainer was trained with the built-in loss.
         saved_loss = loss_of_checkpoint(checkpoint) or {"name": builtin_loss(self._wrapped.core)}
-        if saved_loss != self.loss_config and not getattr(self.args, "allow_loss_change", False):
+        if _chosen(saved_loss) != _chosen(self.loss_config) and not getattr(
+            self.args, "allow_loss_change", False
+        ):
             raise UsageError(
                 f"{checkpoint} was trained with the loss {saved_loss}, not {self.loss_config}: "
                 "resume with the same loss, start in another output_dir, or pass "
@@ -136,3 +138,11 @@ class SavingMixin(_Base):  # type: ignore[misc]
             for name, value in self.args.to_dict().items()
             if value is not None and not name.endswith("_token")
         }
+
+
+def _chosen(config: dict[str, Any]) -> dict[str, Any]:
+    """What a user chooses of a loss, without its problem type.
+
+    The model's head settles that, or the first batch, which a trainer that resumes has not seen.
+    """
+    return {name: value for name, value in config.items() if name != "problem_type"}

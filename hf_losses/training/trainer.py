@@ -31,6 +31,13 @@ from hf_losses.training.reports.steps import StepReportsMixin
 from hf_losses.training.wrapped_model import WrappedModel
 
 
+class _AsItIs:
+    """Stands in the arguments for a value, so that a search takes another one without a cast."""
+
+    def __new__(cls, value: Any) -> Any:
+        return value
+
+
 class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
     """Gives any `Trainer` subclass a loss: `class MyTrainer(LossMixin, SFTTrainer)`.
 
@@ -107,6 +114,19 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         check_weights_kept(dataset, prepared)
         return prepared
 
+    def _hp_search_setup(self, trial: Any) -> None:
+        kwargs = getattr(self.args, "loss_kwargs", None)
+        if kwargs is None:
+            super()._hp_search_setup(trial)
+            return
+        # Trainer makes a new value by the class of the old one, and a dict of JSON text it cannot.
+        placeholder = self.args.loss_kwargs = object.__new__(_AsItIs)
+        try:
+            super()._hp_search_setup(trial)
+        finally:
+            if self.args.loss_kwargs is placeholder:
+                self.args.loss_kwargs = kwargs
+
     # ---- Computing the loss ------------------------------------------------------------------
 
     def compute_loss(
@@ -163,7 +183,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         if fused and not return_outputs:
             return self._fused_loss(model, inputs, batch, loss_of)
         if self._wrapped.needs_labels:
-            inputs["labels"] = raw_labels
+            inputs[self.label_names[0]] = raw_labels
         outputs = without_loss(model(**inputs))
         self._sft.add(batch, outputs)
         loss = loss_of(outputs)
@@ -261,11 +281,16 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
             self._settle_problem_type(batch)
             labels = targets.of_batch(batch)
             items_of_batches.append([items_of(tensor, self._active.problem) for tensor in labels])
-        counts = []
-        for items_of_step in zip(*items_of_batches, strict=True):
-            # Trainer counts what is not -100, and takes shift_labels as they are.
-            batches = [{"labels": items, "shift_labels": items} for items in items_of_step]
-            counts.append(super()._get_num_items_in_batch(batches, device))
+        counts, args, averages = [], self.args, self.args.average_tokens_across_devices
+        # Otherwise Trainer divides the count by the GPUs of DataParallel, and rounds.
+        args.average_tokens_across_devices = averages or args.n_gpu > 1
+        try:
+            for items_of_step in zip(*items_of_batches, strict=True):
+                # Trainer counts what is not -100, and takes shift_labels as they are.
+                batches = [{"labels": items, "shift_labels": items} for items in items_of_step]
+                counts.append(super()._get_num_items_in_batch(batches, device))
+        finally:
+            args.average_tokens_across_devices = averages
         if self.model.training:
             self._empty_steps.add(sum(counts))
         return counts[0] if len(counts) == 1 else torch.stack(counts)
@@ -278,7 +303,8 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         balance = outputs.get("aux_loss") if hasattr(outputs, "get") else None
         if balance is not None:
             weight = self._sft.balance_weight()
-            added = added + balance * (
+            # DataParallel gives that of each GPU.
+            added = added + balance.mean() * (
                 auxiliary_weight(self._wrapped.core) if weight is None else weight
             )
         # An optimizer step gets the mean over its micro-batches.

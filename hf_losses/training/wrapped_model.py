@@ -51,7 +51,8 @@ class WrappedModel:
             return False
         if self.targets.decodes:
             return True
-        labels = inspect.signature(self.core.forward).parameters.get("labels")
+        parameters = inspect.signature(self.core.forward).parameters
+        labels = parameters.get(self.trainer.label_names[0])
         return labels is not None and labels.default is inspect.Parameter.empty
 
     @property

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import BertForTokenClassification, TrainingArguments
 
 from hf_losses import LossTrainer, compute_loss_func, get_loss
+from hf_losses.training.loss.items import divisors, sum_over_items
 
 SINGLE, SEVERAL = "single_label_classification", "multi_label_classification"
 
@@ -232,14 +233,27 @@ def test_a_mean_over_no_item_is_zero(build):
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
-def test_counts_of_data_parallel_come_once_per_gpu(build):
-    trainer = build(tiny.bert(), tiny.texts(8), "strict_m")
+@pytest.mark.parametrize("averages", [True, False])
+def test_counts_of_data_parallel_come_once_per_gpu(build, averages):
+    trainer = build(tiny.bert(), tiny.texts(8), "strict_m", average_tokens_across_devices=averages)
     trainer.model.train()
     trainer.args._n_gpu = 2  # What torch.nn.DataParallel on two GPUs sets.
-    for labels, items in ([0, 1, 2, 0], 4), ([-100, -100], 0):
-        counts = trainer._get_num_items_in_batch([{"labels": torch.tensor(labels)}], "cpu")
+    for labels, items in ([0, 1, 2, 0], 4), ([0, 1, 2], 3), ([-100, -100], 0):
+        labels = torch.tensor(labels)
+        counts = trainer._get_num_items_in_batch([{"labels": labels}], "cpu")
         assert counts.tolist() == [[items], [items]]
+        assert divisors(trainer, [labels], counts, SINGLE) == [max(items, 1)]
     assert int(trainer._empty_steps.count) == 1
+    assert trainer.args.average_tokens_across_devices is averages
+
+
+def test_class_weights_follow_the_logits():
+    # As on a GPU, where compute_loss_func of the stock Trainer leaves the loss on the CPU.
+    loss, logits, labels = get_loss("cross_entropy", weight=[1, 5]), torch.randn(4, 2), [0, 1, 1, 0]
+    expected = nn.functional.cross_entropy(logits, torch.tensor(labels), loss.weight).item()
+    summed = sum_over_items(loss.to(torch.bfloat16), SINGLE)
+    value = summed(logits, torch.tensor(labels), 12.0, None)
+    assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
 # ---- Labels that a loss is not defined for -------------------------------------------------------

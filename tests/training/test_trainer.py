@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 
@@ -478,6 +479,22 @@ def test_a_mixture_of_experts_keeps_its_auxiliary_loss(build):
     trainer.current_gradient_accumulation_steps = 2
     items = (inputs["labels"][:, 1:] != -100).sum() * 2
     torch.testing.assert_close(trainer.compute_loss(model, inputs, False, items) * 2, loss)
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def of_each_gpu(**given):  # As DataParallel gathers scalars.
+        outputs = forward(**given)
+        outputs["aux_loss"] = outputs.aux_loss + torch.tensor([-0.25, 0.25])
+        return outputs
+
+    model.forward = of_each_gpu
+    assert trainer.evaluate(tiny.texts(4, tiny.some_next_tokens))["eval_loss"] == pytest.approx(
+        builtin.loss.item(), rel=1e-5
+    )
+    del model.forward
+    model.config.return_dict = False
+    with pytest.raises(ValueError, match="return_dict=False the model's outputs do not tell"):
+        build(model, tiny.texts(label=tiny.some_next_tokens), loss="cross_entropy")
 
 
 def test_the_experts_of_a_model_that_sees_have_their_weight_in_its_text_config(build):

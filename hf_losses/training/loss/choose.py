@@ -217,6 +217,8 @@ class ActiveLoss:
             spec = getattr(criterion, "spec", None)
             for name in ("name", "max_weight", *(spec.parameters if spec else ())):
                 options.pop(name, None)
+            if spec is None and self.problem == MULTI_LABEL:
+                options["problem_type"] = MULTI_LABEL
             initial = get_loss(key[1] or self.baseline_name, **options).to(args.device)
             check_fit(initial, self.trainer._wrapped.core)
             self._initial = (key, initial, sum_over_items(initial, self.problem))
@@ -226,11 +228,9 @@ class ActiveLoss:
     def baseline_name(self) -> str:
         """The baseline of the task, such as `cross_entropy`."""
         spec = getattr(self.criterion, "spec", None)
-        return builtin_loss(self.trainer._wrapped.core) if spec is None else neutral_loss(spec.task)
+        return neutral_loss(_task(self.problem) if spec is None else spec.task)
 
     def baseline(self) -> ClassificationLoss | RegressionLoss:
         """The plain baseline of the task, by which runs with different losses are compared."""
-        multi_label = problem_type(self.trainer._wrapped.core) == MULTI_LABEL
-        return get_loss(
-            self.baseline_name, **({"problem_type": MULTI_LABEL} if multi_label else {})
-        )
+        several = self.problem == MULTI_LABEL
+        return get_loss(self.baseline_name, **({"problem_type": MULTI_LABEL} if several else {}))

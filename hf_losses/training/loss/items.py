@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLoss
@@ -193,7 +194,6 @@ def _sum_of_loss(loss: ClassificationLoss | RegressionLoss) -> SumFunction:
 
 def _sum_of_cross_entropy(loss: ClassificationLoss) -> SumFunction:
     general = _sum_of_loss(loss)
-    kernel = nn.CrossEntropyLoss(loss.weight, reduction="sum", label_smoothing=loss.label_smoothing)
 
     def summed(
         logits: Tensor, labels: Tensor, divisor: Tensor | float, weight: Tensor | None = None
@@ -203,7 +203,12 @@ def _sum_of_cross_entropy(loss: ClassificationLoss) -> SumFunction:
             return general(logits, labels, divisor, weight)
         # PyTorch's kernel, so that the baseline is the stock Trainer's to the last bit.
         try:
-            value: Tensor = kernel(*_pytorch_shapes(logits.float(), labels.long()))
+            value = F.cross_entropy(
+                *_pytorch_shapes(logits.float(), labels.long()),
+                weight=loss.weight_for(logits),
+                reduction="sum",
+                label_smoothing=loss.label_smoothing,
+            )
         except IndexError as error:
             loss.check_indices(labels, logits.shape[-1], error)
             raise
@@ -305,11 +310,7 @@ def divisors(
     result = []
     for batch_labels, count in zip(labels, counts, strict=True):
         if torch.is_tensor(count) and count.dim():
-            # DataParallel has the count once per GPU, and without averaging across devices it is
-            # already divided by their number.
-            count = count.flatten()[0]
-            if not args.average_tokens_across_devices:
-                count = count * args.n_gpu
+            count = count.flatten()[0]  # DataParallel has the count once per GPU.
         divisor = item_count(batch_labels, count, problem)
         if count is None:
             if trainer.model.training:

@@ -30,6 +30,7 @@ class EvaluationLosses:
         self._terms: list[Tensor] = []
         self._bins: Tensor | None = None
         self._classes: Tensor | None = None
+        self._has_baseline = True
 
     def add(self, active: ActiveLoss, batches: Sequence[Items]) -> Tensor:
         """Adds a batch.
@@ -49,10 +50,12 @@ class EvaluationLosses:
         same = not weighted and baseline.config == active.config
         summed_baseline = sum_over_items(baseline, problem)
         for logits, labels, weight in batches:
+            # A user's loss may take these for anything.
+            self._has_baseline &= problem is not None or not labels.is_floating_point()
             if len(labels):
                 loss = summed(logits, labels, 1.0, weight)
                 baseline_loss = loss
-                if not same or weight is not None:
+                if self._has_baseline and (not same or weight is not None):
                     baseline_loss = summed_baseline(logits, labels, 1.0, None)
                 parts.append(torch.stack([loss, baseline_loss, item_mask(labels, problem).sum()]))
             else:
@@ -83,7 +86,8 @@ class EvaluationLosses:
                 `logging_nan_inf_filter`.
 
         Returns:
-            `loss`, `baseline` and for a classifier `ece`; empty if there were no batches.
+            `loss`, `baseline` if the task is known, and for a classifier `ece`; empty if there were
+            no batches.
         """
         if not self._sums:
             return {}
@@ -91,7 +95,9 @@ class EvaluationLosses:
         if finite_only and (finite := sums[:, 0].isfinite().all(-1)).any():
             sums = sums[finite]
         loss, baseline, items = _summed_over_processes(sums.sum(0), accelerator)
-        metrics = {"loss": _mean(loss, items), "baseline": _mean(baseline, items)}
+        metrics = {"loss": _mean(loss, items)}
+        if self._has_baseline:
+            metrics["baseline"] = _mean(baseline, items)
         if self._terms:
             term, rows = _summed_over_processes(
                 torch.stack(self._terms).cpu().double().sum(0), accelerator
@@ -222,6 +228,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
             if losses:
                 # Trainer's mean weighs batches by their rows, however many items they have.
                 output.metrics[f"{prefix}_loss"] = losses["loss"]
+            if "baseline" in losses:
                 # A metric of the user's by this name, of rescaled numbers perhaps, stays.
                 baseline = f"{prefix}_{self._active.baseline_name}"
                 output.metrics.setdefault(baseline, losses["baseline"])

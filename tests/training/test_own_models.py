@@ -1,0 +1,156 @@
+"""Models that users write themselves: which task they have, and what they are given."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+import tiny
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hf_losses import LossTrainer, LossTrainingArguments, get_loss
+
+SEVERAL = "multi_label_classification"
+
+
+class Own(nn.Module):
+    """A layer over the token ids, which transformers does not know."""
+
+    def __init__(self, outputs, squeezed=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.squeezed = nn.Linear(tiny.LENGTH, outputs), squeezed
+
+    def forward(self, input_ids, attention_mask=None):
+        logits = self.linear(input_ids / tiny.VOCABULARY)
+        return {"logits": logits.squeeze(-1) if self.squeezed else logits}
+
+
+def build(tmp_path, model, data, loss, **settings):
+    args = tiny.arguments(tmp_path, max_steps=1, loss=None, **settings)
+    return LossTrainer(model=model, args=args, train_dataset=data, eval_dataset=data, loss=loss)
+
+
+def outputs_of(model, data):
+    """Outputs and labels, without dimensions of one."""
+    with torch.no_grad():
+        logits = model(torch.stack([row["input_ids"] for row in data]))["logits"]
+    return logits.squeeze(-1), torch.stack([torch.as_tensor(row["labels"]) for row in data])
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+@pytest.mark.parametrize("loss", [nn.L1Loss(), get_loss("smae")], ids=["L1Loss", "smae"])
+def test_numbers_are_compared_by_their_squared_error(tmp_path, loss, squeezed):
+    data, model = tiny.texts(16, tiny.number), Own(1, squeezed)
+    logits, labels = outputs_of(model, data)
+    metrics = build(tmp_path, model, data, loss).evaluate()
+    assert metrics["eval_mse"] == pytest.approx(F.mse_loss(logits, labels).item(), rel=1e-5)
+    assert "eval_cross_entropy" not in metrics
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.BCEWithLogitsLoss(), get_loss("strict_l", problem_type=SEVERAL)],
+    ids=["BCEWithLogitsLoss", "strict_l"],
+)
+def test_several_yes_or_no_labels_are_compared_by_their_own_cross_entropy(tmp_path, loss):
+    data, model = tiny.texts(16, tiny.yes_or_no_per_class), Own(tiny.CLASSES)
+    expected = F.binary_cross_entropy_with_logits(*outputs_of(model, data)).item()
+    settings = {"loss_warmup_ratio": 0.5, "per_device_train_batch_size": 16}
+    trainer = build(tmp_path, model, data, loss, **settings)
+    assert trainer.evaluate()["eval_cross_entropy"] == pytest.approx(expected, rel=1e-5)
+    trainer.train()  # The step of the warm-up is of the same kind.
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_a_function_means_by_numbers_is_not_guessed(tmp_path):
+    data, model = tiny.texts(16, tiny.number), Own(1)
+    metrics = build(tmp_path, model, data, lambda z, y: (z.squeeze() - y).abs().mean()).evaluate()
+    logits, labels = outputs_of(model, data)
+    assert metrics["eval_loss"] == pytest.approx(F.l1_loss(logits, labels).item(), rel=1e-5)
+    assert not {"eval_cross_entropy", "eval_mse"} & metrics.keys()
+
+
+def test_a_forward_that_requires_its_labels_gets_them_by_their_name(tmp_path):
+    class Named(Own):
+        def forward(self, input_ids, attention_mask, true_label):
+            assert true_label.shape == input_ids.shape[:1]
+            return super().forward(input_ids)
+
+    data = [{"true_label" if k == "labels" else k: v for k, v in r.items()} for r in tiny.texts(8)]
+    build(tmp_path, Named(tiny.CLASSES), data, "strict_m").train()
+
+
+class OwnLanguageModel(nn.Module):
+    """Transformers does not know whether it shifts labels, as its loss would be its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(tiny.VOCABULARY, tiny.VOCABULARY)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return {"logits": self.embedding(input_ids)}
+
+
+def test_labels_that_are_the_input_are_refused_unless_they_stand_in_place(tmp_path):
+    data = tiny.texts(8, tiny.some_next_tokens)
+    with pytest.raises(ValueError, match=r"the labels are the input_ids.*OwnLanguageModel.*shift"):
+        build(tmp_path, OwnLanguageModel(), data, "strict_m").train()
+    in_place = [
+        row | {"shift_labels": F.pad(row["labels"], (0, 1), value=-100)[1:]} for row in data
+    ]
+    trainer = build(
+        tmp_path, OwnLanguageModel(), in_place, "cross_entropy", remove_unused_columns=False
+    )
+    ids, labels = (torch.stack([row[k] for row in in_place]) for k in ("input_ids", "shift_labels"))
+    logits = trainer.model.embedding(ids)
+    expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    trainer.train()
+    # Other labels of tokens are taken as they are.
+    tags = tiny.texts(8, tiny.class_of_each_token)
+    build(tmp_path, OwnLanguageModel(), tags, "strict_m").train()
+
+
+def test_several_labels_resume_though_only_the_data_tell_of_them(tmp_path):
+    data = tiny.texts(8, tiny.yes_or_no_per_class)
+
+    def trainer(steps):
+        args = tiny.arguments(
+            tmp_path, loss="strict_l", max_steps=steps, save_strategy="steps", save_steps=1
+        )
+        return LossTrainer(model=tiny.bert(), args=args, train_dataset=data)
+
+    trainer(1).train()
+    resumed = trainer(2)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    assert resumed.loss_config["problem_type"] == SEVERAL
+
+
+@pytest.mark.parametrize("given", [None, {"alpha": 0.5}])
+def test_a_search_takes_parameters_as_text_as_a_dict_and_none(tmp_path, given):
+    tried = iter(['{"alpha": 0.3}', {"alpha": 0.6}, None, '{"alpha": 0.4}'])
+    seen = []
+
+    def model_init(trial):
+        return tiny.bert()
+
+    def objective(metrics):
+        seen.append(trainer.loss_config["alpha"])
+        return metrics["eval_loss"]
+
+    args = tiny.arguments(
+        tmp_path, LossTrainingArguments, loss="strict_m_power", loss_kwargs=given, max_steps=1
+    )
+    data = tiny.texts(8)
+    trainer = LossTrainer(model_init=model_init, args=args, train_dataset=data, eval_dataset=data)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    settings = {"n_trials": 4, "backend": "optuna", "compute_objective": objective}
+    trainer.hyperparameter_search(lambda trial: {"loss_kwargs": next(tried)}, **settings)
+    assert seen == [0.3, 0.6, 0.5, 0.4]  # 0.5 is the default.
+    trainer.hyperparameter_search(
+        lambda trial: {"learning_rate": 1e-4}, **settings | {"n_trials": 1}
+    )
+    assert seen[-1] == 0.4  # What a search does not set stays.
