@@ -21,6 +21,13 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "adde
 # Keys whose value names a model; of a local folder only the last part is kept.
 NAMES = ("name_or_path", "_name_or_path", "base_model_name_or_path", "best_model_checkpoint")
 
+# Where the files of users lie on other machines, on which the run may have been made.
+FOREIGN = re.compile(
+    r"(?<![\w./-])(?:/(?:home|Users|root|mnt|media|Volumes|data|scratch|work|workspace|content|kaggle|"
+    r"srv|opt|nfs|gpfs|lustre|export|tmp|var)/|[A-Za-z]:\\)[^\s\"'<>|:*?`()\[\],;]+"
+)
+HOME = re.compile(r"(?:/home|/Users|[A-Za-z]:\\Users)[\\/][^\\/]+[\\/]?")
+
 TOKEN = re.compile(rb"\bhf_[A-Za-z]{34}\b")
 
 
@@ -39,7 +46,9 @@ def is_text(path: Path) -> bool:
 
 
 class Scrub:
-    """Cleans files of the paths of this machine: a path becomes its last part.
+    """Cleans files of the paths of this machine and the usual ones of others.
+
+    A path becomes its last part.
 
     Args:
         run_dir: The folder of the run; its own path is cut, too.
@@ -69,11 +78,13 @@ class Scrub:
             path.write_text(cleaned, encoding="utf-8", errors="surrogateescape")
 
     def _text(self, text: str) -> str:
-        return self._paths.sub(lambda match: self._last_part(match.group()), text)
+        text = self._paths.sub(lambda match: self._last_part(match.group()), text)
+        return FOREIGN.sub(lambda match: self._last_part(match.group()), text)
 
     def _last_part(self, path: str) -> str:
-        # The last part of the home directory is the user's name.
-        return "~" if path.rstrip("\\/") in self._home else PureWindowsPath(path).name
+        # The last part of a home directory is the user's name.
+        home = path.rstrip("\\/") in self._home or HOME.fullmatch(path)
+        return "~" if home else PureWindowsPath(path).name
 
     def json(self, value: Any, key: str = "", every: bool = False) -> Any:
         """Cleans JSON values.

@@ -495,6 +495,14 @@ def test_paths_become_their_last_part(tmp_path, monkeypatch):
     (run / "training_args.json").write_text(json.dumps({"output_dir": "/mnt/x/run", "lr": 0.1}))
     (run / "predictions.tsv").write_text(f"{home}/pictures/cat.png\t1\nhttps://a.b/c\t2\n")
     (run / "tokenizer.json").write_text(json.dumps({"vocab": {str(home): 1}}))
+    # Of another machine, on which the run was made; a script of the user's wrote them.
+    elsewhere = {
+        "file": "/mnt/clients/acme/train.csv",
+        "by": "/home/alice",
+        "x": "C:\\Users\\Bob\\a.csv",
+    }
+    (run / "args.json").write_text(json.dumps(elsewhere))
+    (run / "notes.txt").write_text("from /scratch/acme/b.csv, see https://a.b/data/c or w/mnt/d\n")
     (run / "config.json").write_text('{"id2label":  {"0": "/m/0dv5r"}}')
     run_folder.copy_files(run, home / "out", run_folder.is_published)
 
@@ -506,6 +514,9 @@ def test_paths_become_their_last_part(tmp_path, monkeypatch):
     assert read("trainer_state.json") == state
     assert read("training_args.json") == {"output_dir": "run", "lr": 0.1}
     assert (home / "out/predictions.tsv").read_text() == "cat.png\t1\nhttps://a.b/c\t2\n"
+    assert read("args.json") == {"file": "train.csv", "by": "~", "x": "a.csv"}
+    notes = "from b.csv, see https://a.b/data/c or w/mnt/d\n"
+    assert (home / "out/notes.txt").read_text() == notes
     for name in ("tokenizer.json", "config.json"):  # As they were, to the byte.
         assert (home / "out" / name).read_bytes() == (run / name).read_bytes()
 
