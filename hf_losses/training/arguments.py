@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_losses.losses.fused import triton_launch
 from hf_losses.losses.registry import list_losses, parse_loss_kwargs
 from hf_losses.messages import UsageError
 from hf_losses.metrics.direction import lower_is_better
@@ -114,6 +115,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
             self.loss, self.loss_warmup_ratio, self.loss_warmup_steps, self.loss_warmup_from
         )
         check_stats_steps(self.loss_stats_steps)
+        triton_launch.choice()  # Raises if its variable is wrong.
         args: Any = self  # The type checker does not see the fields of transformers.
         # By default transformers takes more for better, except for names that end in `loss`.
         if args.greater_is_better is None and lower_is_better(args.metric_for_best_model or ""):

@@ -10,6 +10,7 @@ import test_glue
 from huggingface_hub import constants
 from test_glue import RECIPES, rows, write
 
+from hf_losses.losses.fused import triton_launch
 from hf_losses.messages import UsageError
 from hf_losses.training.output_folder import check_folder
 
@@ -110,6 +111,17 @@ def test_the_folder_of_a_file_is_refused_by_the_recipe(refused, tmp_path):
     train = write(tmp_path / "train.csv", rows(32, 0))
     message = refused("--train_file", train, "--validation_file", train, name="train.csv")
     assert f"cannot write to the folder '{train}' (File exists)" in message
+
+
+def test_a_wrong_variable_leaves_no_folder(refused, tmp_path, monkeypatch):
+    train = write(tmp_path / "train.csv", rows(32, 0))
+    monkeypatch.setenv("HF_LOSSES_TRITON", "on")
+    triton_launch.choice.cache_clear()
+    try:
+        message = refused("--train_file", train, "--validation_file", train)
+        assert "HF_LOSSES_TRITON must be 0 or 1, got 'on'" in message
+    finally:
+        triton_launch.choice.cache_clear()
 
 
 def test_a_missing_token_is_one_line(refused, tmp_path, monkeypatch):
