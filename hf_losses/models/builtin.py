@@ -310,7 +310,7 @@ def auxiliary_weight(model: Any) -> float:
     """
     model = with_known_loss(model)
     config = getattr(model, "config", None)
-    text_config = config and config.get_text_config()
+    text_config = getattr(config, "get_text_config", lambda: config)()
     for holder, name in (
         (model, "router_aux_loss_coef"),
         (model, "aux_loss_coef"),

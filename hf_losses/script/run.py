@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib.abc
 import importlib.util
+import inspect
 import io
 import os
 import runpy
@@ -142,6 +143,7 @@ class _TrainerHook(importlib.abc.MetaPathFinder):
 
         # Python then calls __init__ of the class that __new__ chose. That class derives from the
         # one that the script called, so the script's names, imports and subclasses stay valid.
+        make.__signature__ = inspect.signature(module.Trainer.__init__)  # type: ignore[attr-defined]
         module.Trainer.__new__ = staticmethod(make)
 
     def check(self) -> None:

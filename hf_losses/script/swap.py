@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.utils.generic import find_labels
 
 from hf_losses.training.base_trainers import SAME_LOSS, full_name
+from hf_losses.training.loss.class_weights import ClassWeights
 from hf_losses.training.trainer import LossMixin
 
 # For trainers of other libraries: what to do instead of using this command.
@@ -43,6 +44,7 @@ class Swap:
     settings: dict[str, Any]
     stock_loss: Any
     trained: bool = False
+    class_weights: ClassWeights = field(default_factory=ClassWeights)
     _swapped: dict[type, type] = field(default_factory=dict)
 
     def refuse(self, why: str) -> NoReturn:
@@ -83,6 +85,9 @@ class Swap:
                 "swap": self,
                 "overriding": overriding,
             }
+            for base in reversed(_derived(cls, trainer)):
+                if "criterion" in vars(base):  # The script's own, which LossMixin would hide.
+                    attributes["criterion"] = vars(base)["criterion"]
             self._swapped[cls] = type(cls.__name__, bases, attributes)
         return self._swapped[cls]
 
@@ -125,6 +130,8 @@ class _SwappedLoss(LossMixin):
 
     def _check_trainer(self) -> None:
         swap, name = self.swap, type(self).__name__
+        if self.args.gradient_accumulation_steps > 1:
+            self._check_training_step()
         for script_loss in (self._active.loss, getattr(self.args, "loss", None)):
             if script_loss not in (None, swap.loss):
                 swap.refuse(f"the script gives its {name} the loss {script_loss!r}; keep one")
@@ -141,6 +148,8 @@ class _SwappedLoss(LossMixin):
                 "logits and labels"
             )
         self._active.loss = swap.loss
+        # A script may build a second trainer to predict, without the labels that were counted.
+        self._active.class_weights = swap.class_weights
         for option, value in swap.settings.items():
             setattr(self.args, option, value)
         try:
@@ -148,6 +157,21 @@ class _SwappedLoss(LossMixin):
             self._active.target()
         except ValueError as error:
             swap.refuse(str(error))
+
+    def _check_training_step(self) -> None:
+        """Refuses a `training_step` that divides the loss, as old ones of transformers did."""
+        for base in type(self).__mro__:
+            function = vars(base).get("training_step")
+            library = base.__module__.partition(".")[0]
+            if function is None or library in ("hf_losses", "transformers", "trl"):
+                continue
+            names = {*getattr(_code(function), "co_names", ())}
+            if "gradient_accumulation_steps" in names and "super" not in names:
+                self.swap.refuse(
+                    f"{base.__qualname__}.training_step{_place(function)} divides the loss by "
+                    "gradient_accumulation_steps, as this one has been already: take that out, or "
+                    "let it call super().training_step"
+                )
 
     def check_same_loss(self, checkpoint: str) -> None:
         try:
@@ -195,14 +219,30 @@ class _ScriptsLoss(_SwappedLoss):
     """Comes before the script's class in method resolution, and calls its `compute_loss`."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        return super(LossMixin, self).compute_loss(*args, **kwargs)
+        return _scaled(super(LossMixin, self).compute_loss(*args, **kwargs), 1 / _steps(self))
 
 
 class _LossBelow:
-    """Comes after the script's class, so that its `super().compute_loss` is the loss."""
+    """Comes after the script's class, so that its `super().compute_loss` is the loss.
+
+    The script's class sees the mean of the micro-batch, as from the stock Trainer: what it adds to
+    that then counts as much as there, whatever the number of accumulation steps.
+    """
 
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return LossMixin.compute_loss(self, *args, **kwargs)
+        return _scaled(LossMixin.compute_loss(self, *args, **kwargs), _steps(self))
+
+
+def _steps(trainer: Any) -> int:
+    """How many micro-batches the loss that is computed now has been divided by."""
+    return trainer.current_gradient_accumulation_steps if trainer.model.training else 1
+
+
+def _scaled(result: Any, factor: float) -> Any:
+    """What a `compute_loss` returned, with its loss times a factor."""
+    if factor == 1:
+        return result
+    return (result[0] * factor, *result[1:]) if isinstance(result, tuple) else result * factor
 
 
 def _is_same(base: type) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accelerate.utils import is_compiled_module
+from transformers import PreTrainedConfig
 from transformers.utils.generic import find_labels
 
 from hf_losses.losses.fused import triton_launch
@@ -63,17 +64,25 @@ def check_trainer(trainer: Any) -> None:
         processes=trainer.accelerator.num_processes,
     )
     config = getattr(trainer._wrapped.core, "config", None)
-    routes = config and getattr(config.get_text_config(), "output_router_logits", False)
-    if routes and not getattr(config, "return_dict", True):
+    if (
+        isinstance(config, PreTrainedConfig)
+        and getattr(config.get_text_config(), "output_router_logits", False)
+        and not config.return_dict
+    ):
         raise UsageError(
             "with config.return_dict=False the model's outputs do not tell the aux_loss of its "
             "mixture of experts: set it to True, or config.output_router_logits=False"
         )
     shifts_labels(trainer._wrapped.core)  # Raises if it is unknown whether the model shifts.
-    check_stats(trainer.args, trainer.criterion)
+    if not trainer.loss_is_scaled_for_ga:
+        raise UsageError(
+            f"{type(trainer).__name__}.loss_is_scaled_for_ga=False would divide the loss by the "
+            "accumulation steps a second time: take it out"
+        )
+    check_stats(trainer.args, trainer._active.criterion)
     if warmup_share(trainer.args, 0, 1) is not None:
         trainer._active.initial()  # Raises if it does not fit the model.
-        if getattr(trainer.criterion, "overwrite_logits", False):
+        if getattr(trainer._active.criterion, "overwrite_logits", False):
             raise UsageError(
                 "overwrite_logits leaves nothing for the other loss of a warm-up: keep one"
             )
@@ -92,7 +101,7 @@ def check_fused_linear(trainer: Any) -> None:
         raise UsageError(
             f"fused_linear is for causal language models, not {type(core).__name__}: switch it off"
         )
-    check_linear(trainer.criterion)
+    check_linear(trainer._active.criterion)
     plugin = trainer.accelerator.state.deepspeed_plugin
     for feature, present in (
         ("loss_stats_steps, which needs the logits", trainer.args.loss_stats_steps),

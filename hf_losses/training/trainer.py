@@ -20,7 +20,11 @@ from hf_losses.models.heads import LOSS_WEIGHT, logits_of, settle_problem_type, 
 from hf_losses.training.base_trainers import SFTLog, check_base
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
-from hf_losses.training.loss.item_weights import check_weights_kept, keeping_weights
+from hf_losses.training.loss.item_weights import (
+    check_weights_kept,
+    keeping_weights,
+    truncated_weights,
+)
 from hf_losses.training.loss.items import Items, SumFunction, divisors, fit, items_of
 from hf_losses.training.loss.targets import FirstTargets
 from hf_losses.training.loss.warmup import warmup_share
@@ -36,6 +40,16 @@ class _AsItIs:
 
     def __new__(cls, value: Any) -> Any:
         return value
+
+
+class _Replaceable:
+    """A property that a trainer of the user's may set to something of its own."""
+
+    def __init__(self, get: Callable[[Any], Any]) -> None:
+        self.get, self.__doc__ = get, get.__doc__
+
+    def __get__(self, trainer: Any, cls: Any = None) -> Any:
+        return self if trainer is None else self.get(trainer)
 
 
 class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
@@ -81,7 +95,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
 
     # ---- Which loss --------------------------------------------------------------------------
 
-    @property
+    @_Replaceable
     def criterion(self) -> Any:
         """The loss in force: a module of this project, or the callable passed as `loss`."""
         return self._active.criterion
@@ -108,11 +122,13 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         with keeping_weights(self):
             return super()._get_dataloader(*args, **kwargs)
 
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, *more: Any, **kwargs: Any
+    ) -> Any:
         """The data as `SFTTrainer` prepares them, which must not lose the column `loss_weight`."""
-        prepared = super()._prepare_dataset(dataset, *args, **kwargs)
+        prepared = super()._prepare_dataset(dataset, processing_class, args, *more, **kwargs)
         check_weights_kept(dataset, prepared)
-        return prepared
+        return truncated_weights(prepared, args)
 
     def _hp_search_setup(self, trial: Any) -> None:
         kwargs = getattr(self.args, "loss_kwargs", None)
@@ -239,7 +255,9 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
             fit(z, target, problem, weight)
             for z, target, weight in zip(logits, labels, weights, strict=True)
         ]
-        self._first_targets.add(batches, self.criterion, self.model.training, self._fused_head)
+        self._first_targets.add(
+            batches, self._active.criterion, self.model.training, self._fused_head
+        )
         self._batch_has_loss = True
         auxiliary = self._auxiliary(outputs)
         if self._evaluation is not None:
@@ -261,7 +279,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         share = None
         if self.model.training:
             if stats_due(self.args, self.state.global_step + 1):
-                self._stats.add(self.criterion, batch)
+                self._stats.add(self._active.criterion, batch)
             share = warmup_share(self.args, self.state.global_step, self.state.max_steps)
         if share == 0:
             return self._divided(self._active.initial(), batch, divisor)

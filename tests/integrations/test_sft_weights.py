@@ -44,6 +44,20 @@ def test_rows_in_one_line_weigh_as_padded_ones(of_tokens, tmp_path):
     assert tiny.difference(gradients_by_weight(tmp_path, rows), in_line) > 0.05
 
 
+@pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode:FutureWarning")
+@pytest.mark.parametrize(
+    ("mode", "kept"), [("keep_start", slice(6)), ("keep_end", slice(-6, None))]
+)
+def test_weights_of_tokens_are_cut_with_them(mode, kept, tmp_path):
+    rows = []
+    for number in range(4):
+        ids = list(range(4, 9 + number))
+        rows.append({"input_ids": ids, "labels": ids, "loss_weight": [0.5 + i % 3 for i in ids]})
+    cut = gradients_by_weight(tmp_path, rows, max_length=6, truncation_mode=mode)
+    by_hand = [{name: values[kept] for name, values in row.items()} for row in rows]
+    assert tiny.difference(gradients_by_weight(tmp_path, by_hand), cut) < 1e-6
+
+
 def test_packing_does_not_lose_weights_in_silence(tmp_path):
     rows = [{"input_ids": [4, 5, 6], "labels": [4, 5, 6], "loss_weight": 2.0}] * 4
     with pytest.raises(ValueError, match="packing loses the column 'loss_weight'"):

@@ -146,6 +146,30 @@ class MyTrainer(Trainer):
         loss = torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 """
+PENALTY = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    loss_is_scaled_for_ga = False
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss = loss + model.classifier.weight.square().sum()
+        return (loss, outputs) if return_outputs else loss
+"""
+DIVIDES = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        if self.args.gradient_accumulation_steps > 1:
+            loss = loss / self.args.gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+"""
+CRITERION = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    criterion = "of the script"
+"""
 CROSS_ENCODER = """
 from sentence_transformers.cross_encoder import CrossEncoderTrainer
 """
@@ -212,6 +236,24 @@ USED = {
         PARTS,
     ),
     "logs_helper": (script(HELPER, "MyTrainer"), PARTS),
+    "signature": (
+        script(
+            "import inspect\nfrom transformers import Trainer",
+            train="assert 'processing_class' in inspect.signature(Trainer).parameters\n"
+            "    trainer.train()",
+        ),
+        PARTS,
+    ),
+    "criterion": (
+        script(
+            CRITERION,
+            "MyTrainer",
+            train="assert trainer.criterion == 'of the script'; trainer.criterion = 0\n"
+            "    trainer.train()",
+        ),
+        PARTS,
+    ),
+    "divides": (script(DIVIDES, "MyTrainer"), PARTS),  # By one step.
     "save_pretrained": (
         script(train="trainer.train(); trainer.model.save_pretrained('model')"),
         PARTS,
@@ -223,6 +265,10 @@ REFUSED = {
     "own": (script(OWN, "MyTrainer"), r"Weighted\.compute_loss \(.*script\.py:\d+\) computes an"),
     "func": (script(more="compute_loss_func=main"), r"a compute_loss_func \(.*script\.py:\d+\);"),
     "patched": (script(PATCHED), r"Trainer\.compute_loss \(.*script\.py:\d+\) computes another"),
+    "divides_twice": (
+        script(DIVIDES, "MyTrainer", "gradient_accumulation_steps=2"),
+        r"MyTrainer\.training_step \(.*script\.py:\d+\) divides the loss by gradient_accumul",
+    ),
     "step": (script(STEP, "MyTrainer"), r"MyTrainer\.training_step \(.*script\.py:\d+\) does not"),
     "regression": (
         script(model="tiny.bert(num_labels=1)", labels="tiny.number"),
@@ -289,6 +335,12 @@ REFUSED = {
         r"\(.*; to hf-losses run before SCRIPT\)$",
     ),
 }
+ADDS = script(
+    PENALTY,
+    "MyTrainer",
+    "per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=0.0",
+    train="trainer.train()\n    print(trainer.evaluate(tiny.texts(8))['eval_loss'])",
+)
 RESUMED = script(options="max_steps=2", train="trainer.train('../stock/checkpoint-1')")
 
 
@@ -303,6 +355,7 @@ def cases(tmp_path_factory):
     for name, text, option in (
         ("warmup", WARMUP, ["--loss_warmup_steps", "2"]),
         ("resumed", RESUMED, ["--allow_loss_change"]),
+        ("penalty", ADDS, []),
     ):
         folders[name] = tmp_path_factory.mktemp(name)
         (folders[name] / "script.py").write_text(text)
@@ -318,7 +371,8 @@ def cases(tmp_path_factory):
     )
     Trainer(tiny.bert(), args, train_dataset=tiny.texts(8)).train()
     folders["balanced"] = tmp_path_factory.mktemp("balanced")
-    (folders["balanced"] / "script.py").write_text(script())
+    again = "trainer.train(); Trainer(trainer.model, args).predict(tiny.texts(8))"
+    (folders["balanced"] / "script.py").write_text(script(train=again))
     options = '{"gamma": 1, "weight": "balanced"}'
     balanced = ["--loss", "focal", "--loss_kwargs", options, "script.py"]
     arguments[str(folders["balanced"])] = balanced
@@ -393,6 +447,19 @@ def test_a_compute_loss_that_calls_super_stays_in_force(cases, name):
         batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
         loss = get_loss("strict_m_power", alpha=0.3)(tiny.bert()(**batch).logits, batch["labels"])
         assert lines[0] == f"batch loss {loss.item():.4f} (8, 3)"
+
+
+def test_what_the_scripts_loss_adds_counts_once_per_step(cases):
+    gradient, expected = torch.load(cases["penalty"] / "gradient.pt"), wanted_gradient(**PARTS)
+    weight = tiny.bert().classifier.weight.detach()
+    size = expected.numel() - weight.numel() - len(weight)  # The classifier comes last.
+    expected[size : size + weight.numel()] += 2 * weight.flatten()
+    assert (gradient - expected).norm() < 2e-6 * expected.norm()
+    rows = tiny.texts(8)
+    batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+    loss = get_loss("strict_m_power", alpha=0.3)(tiny.bert()(**batch).logits, batch["labels"])
+    evaluated = float((cases["penalty"] / "stdout").read_text().splitlines()[-2])
+    assert evaluated == pytest.approx((loss + weight.square().sum()).item(), rel=1e-5)
 
 
 def test_a_model_saved_by_save_pretrained_alone_names_its_loss(cases):

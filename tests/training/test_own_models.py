@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import optuna
 import pytest
 import tiny
@@ -62,6 +64,57 @@ def test_several_yes_or_no_labels_are_compared_by_their_own_cross_entropy(tmp_pa
     assert trainer.evaluate()["eval_cross_entropy"] == pytest.approx(expected, rel=1e-5)
     trainer.train()  # The step of the warm-up is of the same kind.
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_config_may_be_anything(tmp_path):
+    model = Own(tiny.CLASSES)
+    model.config = SimpleNamespace(block_size=tiny.LENGTH)
+    trainer = build(tmp_path, model, tiny.texts(8), "strict_m")
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_what_a_compute_loss_adds_is_part_of_the_evaluation(tmp_path, batches):
+    class Adds(LossTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+            loss = loss + 2 * inputs["input_ids"].float().mean()
+            return (loss, outputs) if return_outputs else loss
+
+    data = tiny.texts(8)
+    args = tiny.arguments(tmp_path, loss="strict_m", per_device_eval_batch_size=8 // batches)
+    plain, adds = (
+        cls(model=tiny.bert(), args=args, eval_dataset=data).evaluate()["eval_loss"]
+        for cls in (LossTrainer, Adds)
+    )
+    mean = torch.stack([row["input_ids"] for row in data]).float().mean().item()
+    assert adds == pytest.approx(plain + 2 * mean, rel=1e-6)
+
+
+def test_a_trainer_may_have_a_criterion_of_its_own(tmp_path):
+    class Mine(LossTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.criterion = nn.KLDivLoss()
+
+    data, args = tiny.texts(8), tiny.arguments(tmp_path, loss="strict_m", max_steps=1)
+    mine = Mine(model=tiny.bert(), args=args, train_dataset=data)
+    mine.train()
+    plain = LossTrainer(model=tiny.bert(), args=args, train_dataset=data)
+    assert plain.criterion.spec.name == "strict_m"
+    plain.train()
+    assert mine.state.log_history[0]["loss"] == plain.state.log_history[0]["loss"]
+
+
+def test_a_loss_is_not_divided_by_the_accumulation_steps_twice(tmp_path):
+    class Mine(LossTrainer):
+        loss_is_scaled_for_ga = False
+
+    with pytest.raises(
+        ValueError, match=r"Mine\.loss_is_scaled_for_ga=False would divide the loss"
+    ):
+        Mine(model=tiny.bert(), args=tiny.arguments(tmp_path, loss="strict_m"))
 
 
 def test_what_a_function_means_by_numbers_is_not_guessed(tmp_path):

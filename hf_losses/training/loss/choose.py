@@ -156,12 +156,15 @@ class ActiveLoss:
     Args:
         trainer: The trainer; not read before its `__init__` is done.
         loss: The `loss` that the trainer was given.
+
+    Attributes:
+        class_weights: The class weights of the loss, if it has any.
     """
 
     def __init__(self, trainer: Any, loss: Any) -> None:
         self.trainer = trainer
         self.loss = loss
-        self._class_weights = ClassWeights()
+        self.class_weights = ClassWeights()
         self._target: tuple[Any, Any, SumFunction] | None = None
         self._initial: tuple[Any, Any, SumFunction] | None = None
 
@@ -190,13 +193,13 @@ class ActiveLoss:
         args = trainer.args
         key = (
             getattr(args, "loss", None),
-            json.dumps(self._class_weights.plain_kwargs(args)),
+            json.dumps(self.class_weights.plain_kwargs(args)),
             args.label_smoothing_factor,
             problem_type(model),
         )
         if self._target is None or self._target[0] != key:
             weigh = functools.partial(
-                self._class_weights.resolve,
+                self.class_weights.resolve,
                 dataset=trainer.train_dataset,
                 label_names=trainer.label_names,
                 show=trainer.is_world_process_zero(),

@@ -99,7 +99,8 @@ class ClassWeights:
         ids = {} if _is_language_model(model) else model.config.label2id
         ids = {str(name): index for name, index in (ids or {}).items()}
         key = (weight, classes, ids)
-        if self._resolved is None or self._resolved[0] != key or self._resolved[1] is not dataset:
+        last_key, counted, _ = self._resolved or (None, None, None)
+        if last_key != key or not (dataset is None or dataset is counted):
             if isinstance(weight, dict):
                 numbers = _weights_by_name(weight, classes, ids)
             else:
@@ -119,6 +120,7 @@ class ClassWeights:
             self._resolved = key, dataset, numbers
             if show:
                 print(_weights_in_words(numbers, ids), flush=True)
+        assert self._resolved is not None
         return params | {"weight": self._resolved[2]}
 
 

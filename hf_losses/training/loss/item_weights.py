@@ -112,6 +112,25 @@ def check_weights_kept(dataset: Any, prepared: Any) -> None:
         )
 
 
+def truncated_weights(dataset: Any, args: Any) -> Any:
+    """A data set with a weight for each token that is left: `SFTTrainer` cuts labels and tokens.
+
+    Args:
+        dataset: As `SFTTrainer` has prepared it.
+        args: Its arguments.
+    """
+    length, mode = getattr(args, "max_length", None), getattr(args, "truncation_mode", None)
+    if length is None or mode is None or LOSS_WEIGHT not in _columns(dataset):
+        return dataset
+    part = slice(None, length) if mode == "keep_start" else slice(-length, None)
+
+    def cut(row: Mapping[str, Any]) -> dict[str, Any]:
+        weight = row[LOSS_WEIGHT]
+        return {LOSS_WEIGHT: weight[part] if isinstance(weight, list) else weight}
+
+    return dataset.map(cut)
+
+
 def _columns(dataset: Any) -> list[str]:
     names: list[str] | None = getattr(dataset, "column_names", None)
     return [*next(iter(dataset), {})] if names is None else names

@@ -190,6 +190,8 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
+        # Of the present batch, before a subclass adds to it; and the rows of the batch.
+        self._own_loss: tuple[Tensor, int] | None = None
         super().__init__(*args, **kwargs)
 
     def _loss_of_evaluation(self, batches: Sequence[Items], auxiliary: Tensor | float) -> Tensor:
@@ -200,7 +202,8 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         loss = self._evaluation.add(self._active, [batch.rows(rows) for batch in batches])
         if torch.is_tensor(auxiliary):
             self._evaluation.add_term(auxiliary, size)
-        return loss + auxiliary
+        self._own_loss = (loss + auxiliary, size)
+        return self._own_loss[0]
 
     def evaluation_loop(
         self,
@@ -253,4 +256,9 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
         self._weight_of_evaluation = None
+        if loss is not None and self._own_loss is not None and self._evaluation is not None:
+            own_loss, rows = self._own_loss  # A compute_loss of the user's may have added a term.
+            added = (loss - own_loss).where(own_loss.isfinite(), 0.0)
+            self._evaluation.add_term(added, rows)
+        self._own_loss = None
         return loss, logits, labels

@@ -48,7 +48,7 @@ class StepReportsMixin(_Base):  # type: ignore[misc]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Does Trainer's work after a step, and logs the figures of `loss_stats_steps`."""
-        self._stats_to_log = self._stats.take(self.criterion, self.accelerator)
+        self._stats_to_log = self._stats.take(self._active.criterion, self.accelerator)
         if self._stats_to_log and not self.control.should_log:
             self.log({})
         super()._maybe_log_save_evaluate(*args, **kwargs)
