@@ -25,11 +25,26 @@ done
 losses=(cross_entropy 'strict_*' liberal_exp focal gce dft poly1 "${bounded[@]}")
 output=results/which_loss
 
+# Ten messages of each class on average, as few-shot studies of intents take; tested on 2,000.
+messages() {  # Number of epochs
+  flags=(--train_file "$data"/banking77/train-*.parquet --test_file "$data"/banking77/test-*.parquet)
+  flags+=(--train_val_split 0.03 --max_train_samples 770 --max_eval_samples 2000)
+  flags+=(--num_train_epochs "$1" --max_length 64 --bf16 --train_sampling_strategy group_by_length)
+  flags+=(--eval_strategy steps --eval_steps 0.2)
+}
+
 # Was it the loss, or the learning rate that one tuning seed chose? Without a tuning, 8 seeds.
 same_rate() {
   hf-losses compare --jobs 2 --output_dir results/same_rate/sst2 --seeds 8 \
     --losses cross_entropy strict_l -- recipes/glue.py --task_name sst2 --learning_rate 2e-4 \
     --dataset_name "$data/glue" --train_val_split 0.0075 "${small[@]}" "${quiet[@]}"
+}
+# Does what was found on banking77 last in a training of twice the length?
+twice_as_long() {
+  messages 10
+  hf-losses compare --jobs 2 --output_dir results/same_rate/banking77_10_epochs --seeds 8 \
+    --losses cross_entropy focal strict_l_full -- recipes/glue.py --learning_rate 1.265e-3 \
+    "${flags[@]}" "${quiet[@]}"
 }
 
 compare() {  # NAME, range of the learning rate, then what follows --
@@ -50,11 +65,9 @@ cola() {  # All texts: in one epoch Matthews correlation stays at 0
     --max_length 64 --bf16 --train_sampling_strategy group_by_length \
     --eval_strategy steps --eval_steps 0.2
 }
-banking77() {  # Ten texts of each class on average, as few-shot studies of intents take; tested on 2,000
-  compare banking77 4e-5:4e-3 recipes/glue.py --train_file "$data"/banking77/train-*.parquet \
-    --test_file "$data"/banking77/test-*.parquet --train_val_split 0.03 --max_train_samples 770 \
-    --max_eval_samples 2000 --num_train_epochs 5 --max_length 64 --bf16 \
-    --train_sampling_strategy group_by_length --eval_strategy steps --eval_steps 0.2
+banking77() {
+  messages 5
+  compare banking77 4e-5:4e-3 recipes/glue.py "${flags[@]}"
 }
 # SST-2 with a share of the training labels exchanged, of those losses that differ in how they take
 # a wrong label. Tuned on 2,000 phrases with right labels, at smaller learning rates than above.
@@ -83,7 +96,7 @@ cifar10() {  # A small ResNet from scratch on a subset; parts of less than a hal
     --eval_strategy steps --eval_steps 0.1 --dataloader_num_workers 0
 }
 
-everything=(sst2 same_rate cola banking77 noise_0.2 noise_0.4 cifar10 wnut_17)
+everything=(sst2 same_rate cola banking77 twice_as_long noise_0.2 noise_0.4 cifar10 wnut_17)
 names=("${@:-${everything[@]}}")
 for name in "${names[@]}"; do
   case " ${everything[*]} " in
