@@ -190,8 +190,8 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
-        # Of the present batch, before a subclass adds to it; and the rows of the batch.
-        self._own_loss: tuple[Tensor, int] | None = None
+        # Of the present batch: its loss, the term that the model adds, and the number of rows.
+        self._own_loss: tuple[Tensor, Tensor | float, int] | None = None
         super().__init__(*args, **kwargs)
 
     def _loss_of_evaluation(self, batches: Sequence[Items], auxiliary: Tensor | float) -> Tensor:
@@ -200,10 +200,8 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         size = len(batches[0].labels)
         rows = rows_of_last_batch(self.accelerator, size, tensor_parallel=self.get_tp_size() > 1)
         loss = self._evaluation.add(self._active, [batch.rows(rows) for batch in batches])
-        if torch.is_tensor(auxiliary):
-            self._evaluation.add_term(auxiliary, size)
-        self._own_loss = (loss + auxiliary, size)
-        return self._own_loss[0]
+        self._own_loss = (loss, auxiliary, size)
+        return loss + auxiliary
 
     def evaluation_loop(
         self,
@@ -257,8 +255,9 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
                 loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
         self._weight_of_evaluation = None
         if loss is not None and self._own_loss is not None and self._evaluation is not None:
-            own_loss, rows = self._own_loss  # A compute_loss of the user's may have added a term.
-            added = (loss - own_loss).where(own_loss.isfinite(), 0.0)
-            self._evaluation.add_term(added, rows)
+            own_loss, auxiliary, rows = self._own_loss
+            # A compute_loss of the user's may have added a term, too.
+            added = (loss - (own_loss + auxiliary)).where(own_loss.isfinite(), 0.0)
+            self._evaluation.add_term(added + auxiliary, rows)
         self._own_loss = None
         return loss, logits, labels
