@@ -27,7 +27,8 @@ class EvaluationLosses:
     def __init__(self) -> None:
         """Starts without items."""
         self._sums: list[Tensor] = []
-        self._terms: list[Tensor] = []
+        # By whom they are added: the model, or a compute_loss of the user's.
+        self._terms: dict[str, list[Tensor]] = {"model": [], "user": []}
         self._bins: Tensor | None = None
         self._classes: Tensor | None = None
         self._has_baseline = True
@@ -73,9 +74,9 @@ class EvaluationLosses:
         mean: Tensor = (loss / items.clamp(min=1)).mean()
         return mean
 
-    def add_term(self, term: Tensor, rows: int) -> None:
+    def add_term(self, by: str, term: Tensor, rows: int) -> None:
         """Adds the term that a batch of `rows` rows adds to its loss, such as a router's."""
-        self._terms.append(torch.stack([term.detach() * rows, term.new_full((), rows)]))
+        self._terms[by].append(torch.stack([term.detach() * rows, term.new_full((), rows)]))
 
     def metrics(self, accelerator: Any, *, finite_only: bool) -> dict[str, float]:
         """The means over the items of all processes, which must all call this.
@@ -98,9 +99,9 @@ class EvaluationLosses:
         metrics = {"loss": _mean(loss, items)}
         if self._has_baseline:
             metrics["baseline"] = _mean(baseline, items)
-        if self._terms:
+        for terms in filter(None, self._terms.values()):
             term, rows = _summed_over_processes(
-                torch.stack(self._terms).cpu().double().sum(0), accelerator
+                torch.stack(terms).cpu().double().sum(0), accelerator
             )
             metrics["loss"] += float(term / rows)
         if self._bins is not None:
@@ -190,8 +191,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
-        # Of the present batch: its loss, the term that the model adds, and the number of rows.
-        self._own_loss: tuple[Tensor, Tensor | float, int] | None = None
+        self._own_loss: tuple[Tensor, int] | None = None  # Of the present batch, and its rows.
         super().__init__(*args, **kwargs)
 
     def _loss_of_evaluation(self, batches: Sequence[Items], auxiliary: Tensor | float) -> Tensor:
@@ -200,8 +200,11 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         size = len(batches[0].labels)
         rows = rows_of_last_batch(self.accelerator, size, tensor_parallel=self.get_tp_size() > 1)
         loss = self._evaluation.add(self._active, [batch.rows(rows) for batch in batches])
-        self._own_loss = (loss, auxiliary, size)
-        return loss + auxiliary
+        if torch.is_tensor(auxiliary):
+            self._evaluation.add_term("model", auxiliary, size)
+        loss = loss + auxiliary
+        self._own_loss = (loss, size)
+        return loss
 
     def evaluation_loop(
         self,
@@ -255,9 +258,8 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
                 loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
         self._weight_of_evaluation = None
         if loss is not None and self._own_loss is not None and self._evaluation is not None:
-            own_loss, auxiliary, rows = self._own_loss
-            # A compute_loss of the user's may have added a term, too.
-            added = (loss - (own_loss + auxiliary)).where(own_loss.isfinite(), 0.0)
-            self._evaluation.add_term(added + auxiliary, rows)
+            own_loss, rows = self._own_loss
+            added = (loss - own_loss).where(own_loss.isfinite(), 0.0)
+            self._evaluation.add_term("user", added, rows)
         self._own_loss = None
         return loss, logits, labels
