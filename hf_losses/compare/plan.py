@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
@@ -75,14 +75,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked before a run."""
-        flags_of_losses = [flag for loss in self.losses for flag in shlex.split(loss)[1:]]
-        for argument in (*self.arguments, *flags_of_losses):
-            flag = argument.partition("=")[0].removeprefix("--").replace("-", "_")
-            if argument.startswith("--") and flag in (*RESERVED, *self.tune):
-                raise UsageError(
-                    f"compare itself gives --{flag} to the script; leave it out behind -- and in "
-                    "--losses"
-                )
+        self._check_flags(self.arguments)
         if len(self.losses) < 2:
             raise UsageError(f"a comparison needs two losses or more, got {', '.join(self.losses)}")
         if self.baseline not in self.losses:
@@ -97,6 +90,15 @@ class Plan:
                 f"--margin must be a positive number in units of the metric, such as 0.005, got "
                 f"{self.margin:g}"
             )
+
+    def _check_flags(self, arguments: Iterable[str]) -> None:
+        given = {_flag(name) for name in (*RESERVED, *self.tune)}
+        for argument in arguments:
+            if argument.startswith("--") and _flag(argument) in given:
+                raise UsageError(
+                    f"compare itself gives --{_flag(argument)} to the script; leave it out behind "
+                    "-- and in --losses"
+                )
 
     def _check_seeds(self) -> None:
         stages = {"screen": self.screen, "confirm": self.confirm, "top": self.top}
@@ -237,7 +239,7 @@ def make_plan(
     if command:
         find_program(command[0])
     names, baseline = expand(losses, baseline)
-    return Plan(
+    plan = Plan(
         script=script,
         arguments=list(arguments),
         losses=names,
@@ -247,6 +249,14 @@ def make_plan(
         threads=max(1, (os.cpu_count() or 1) // jobs),
         **settings,
     )
+    # Not in `Plan`: earlier comparisons, which can still be reported, were not checked so.
+    plan._check_flags(flag for name in names for flag in shlex.split(name)[1:])
+    return plan
+
+
+def _flag(argument: str) -> str:
+    """The name of a flag, however it is written: `--learning-rate=1` is `learning_rate`."""
+    return argument.partition("=")[0].removeprefix("--").replace("-", "_")
 
 
 def split(text: str, flag: str) -> list[str]:

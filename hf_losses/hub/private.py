@@ -23,8 +23,8 @@ NAMES = ("name_or_path", "_name_or_path", "base_model_name_or_path", "best_model
 
 # Where the files of users lie on other machines, on which the run may have been made.
 FOREIGN = re.compile(
-    r"(?<![\w./-])(?:/(?:home|Users|root|mnt|media|Volumes|data|scratch|work|workspace|content|kaggle|"
-    r"srv|opt|nfs|gpfs|lustre|export|tmp|var)/|[A-Za-z]:\\)[^\s\"'<>|:*?`()\[\],;]+"
+    r"(?:(?<=file://)|(?<![\w./-]))(?:/(?:home|Users|root|mnt|media|Volumes|data|scratch|work|"
+    r"workspace|content|kaggle|srv|opt|nfs|gpfs|lustre|export|tmp|var)/|[A-Za-z]:\\Users\\)[^\s\"'<>|:*?`()\[\],;]+"
 )
 HOME = re.compile(r"(?:/home|/Users|[A-Za-z]:\\Users)[\\/][^\\/]+[\\/]?")
 

@@ -68,11 +68,14 @@ def upload(
         # Old weights under a name that the new model does not use would be loaded in its place, and
         # an old adapter on top of it.
         indices = (".safetensors.index.json", ".bin.index.json")
-        weights = (".safetensors", ".bin", *indices, "adapter_config.json")
+        weights = (".safetensors", ".bin", *indices)
+        configs = ("config.json", "adapter_config.json")
         stale = [
             name
             for name in files
-            if "/" not in name and name.endswith(weights) and not os.path.exists(f"{folder}/{name}")
+            if "/" not in name
+            and (name in configs or name.endswith(weights))
+            and not os.path.exists(f"{folder}/{name}")
         ]
         return retried(
             lambda: hub_api(token).upload_folder(

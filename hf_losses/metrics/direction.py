@@ -22,7 +22,8 @@ LOWER_IS_BETTER = (
     *("mean_absolute_error", "median_absolute_error", "mean_absolute_percentage_error"),
     "nonfinite_grad_steps",
 )
-TURNED_ROUND = ("neg", "negative")  # Prefixes as in scikit-learn, where more is always better.
+# Prefixes as in scikit-learn, where more is always better; and as in `recall_at_fpr`.
+TURNED_ROUND = ("neg", "negative", "at")
 
 
 def lower_is_better(metric: str) -> bool:

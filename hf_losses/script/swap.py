@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from transformers import Trainer
 from transformers.utils.generic import find_labels
 
+from hf_losses.models.builtin import loss_type
+from hf_losses.models.heads import LABELLERS, SEGMENTATION
 from hf_losses.training.base_trainers import SAME_LOSS, full_name
 from hf_losses.training.loss.class_weights import ClassWeights
 from hf_losses.training.trainer import LossMixin
@@ -27,6 +29,10 @@ INSTEAD = {
         "model.model_head.get_loss_fn = functools.partial(hf_losses.get_loss, {loss!r})"
     ),
 }
+
+
+# Whose own loss is divided by the items of the whole step, if Trainer counts them.
+COUNTED_HEADS = {*LABELLERS} - {SEGMENTATION}
 
 
 @dataclass
@@ -166,11 +172,14 @@ class _SwappedLoss(LossMixin):
             if function is None or library in ("hf_losses", "transformers", "trl"):
                 continue
             names = {*getattr(_code(function), "co_names", ())}
-            if "gradient_accumulation_steps" in names and "super" not in names:
+            # Transformers' own, and copies of it, know when not to divide.
+            if names & {"super", "loss_is_scaled_for_ga", "compute_loss_func"}:
+                continue
+            if names & {"gradient_accumulation_steps", "current_gradient_accumulation_steps"}:
                 self.swap.refuse(
-                    f"{base.__qualname__}.training_step{_place(function)} divides the loss by "
-                    "gradient_accumulation_steps, as this one has been already: take that out, or "
-                    "let it call super().training_step"
+                    f"{base.__qualname__}.training_step{_place(function)} divides the loss by the "
+                    "accumulation steps, as this one has been already: let it call "
+                    "super().training_step, or take that out"
                 )
 
     def check_same_loss(self, checkpoint: str) -> None:
@@ -225,8 +234,8 @@ class _ScriptsLoss(_SwappedLoss):
 class _LossBelow:
     """Comes after the script's class, so that its `super().compute_loss` is the loss.
 
-    The script's class sees the mean of the micro-batch, as from the stock Trainer: what it adds to
-    that then counts as much as there, whatever the number of accumulation steps.
+    The script's class sees what it would of the stock Trainer, so that what it adds to that counts
+    as much as there.
     """
 
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -234,8 +243,20 @@ class _LossBelow:
 
 
 def _steps(trainer: Any) -> int:
-    """How many micro-batches the loss that is computed now has been divided by."""
-    return trainer.current_gradient_accumulation_steps if trainer.model.training else 1
+    """By how many micro-batches the stock Trainer would divide what the script's class returns.
+
+    It divides nothing where the model's own loss is one of the whole step already, unless the class
+    asks for it. (Of a classifier it does not divide either, but the model's loss is that of the
+    micro-batch, so that what the script adds weighs as if both had been divided.)
+    """
+    scaled = super(LossMixin, trainer).loss_is_scaled_for_ga
+    if scaled is None:
+        takes_count = loss_type(trainer._wrapped.core) in COUNTED_HEADS
+        scaled = trainer.model_accepts_loss_kwargs and takes_count
+    if scaled or not trainer.model.training:
+        return 1
+    steps: int = trainer.current_gradient_accumulation_steps
+    return steps
 
 
 def _scaled(result: Any, factor: float) -> Any:

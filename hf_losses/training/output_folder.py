@@ -272,8 +272,8 @@ def write_result(
     cuda = args.device.type == "cuda"
     result = {
         **facts,
-        "loss": trainer.criterion.config,
-        "kind": trainer.criterion.spec.kind,
+        "loss": trainer.loss_config,
+        "kind": trainer._active.criterion.spec.kind,
         "seed": args.seed,
         "metric": order[0],
         "metrics": {name: values for name, values in scores.items() if values},

@@ -122,13 +122,13 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         with keeping_weights(self):
             return super()._get_dataloader(*args, **kwargs)
 
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, *more: Any, **kwargs: Any
-    ) -> Any:
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """The data as `SFTTrainer` prepares them, which must not lose the column `loss_weight`."""
-        prepared = super()._prepare_dataset(dataset, processing_class, args, *more, **kwargs)
+        prepared = super()._prepare_dataset(dataset, *args, **kwargs)
         check_weights_kept(dataset, prepared)
-        return truncated_weights(prepared, args)
+        if not self._sft.is_sft:
+            return prepared
+        return truncated_weights(prepared, kwargs["args"] if "args" in kwargs else args[1])
 
     def _hp_search_setup(self, trial: Any) -> None:
         kwargs = getattr(self.args, "loss_kwargs", None)

@@ -502,7 +502,10 @@ def test_paths_become_their_last_part(tmp_path, monkeypatch):
         "x": "C:\\Users\\Bob\\a.csv",
     }
     (run / "args.json").write_text(json.dumps(elsewhere))
-    (run / "notes.txt").write_text("from /scratch/acme/b.csv, see https://a.b/data/c or w/mnt/d\n")
+    (run / "notes.txt").write_text(
+        "from /scratch/acme/b.csv, see https://a.b/data/c or w/mnt/d\nfile:///home/alice/x\n"
+    )
+    (run / "chat_template.jinja").write_text(r"'Q:\n{{q}}\nA:\n{{a}}\n'")
     (run / "config.json").write_text('{"id2label":  {"0": "/m/0dv5r"}}')
     run_folder.copy_files(run, home / "out", run_folder.is_published)
 
@@ -515,9 +518,13 @@ def test_paths_become_their_last_part(tmp_path, monkeypatch):
     assert read("training_args.json") == {"output_dir": "run", "lr": 0.1}
     assert (home / "out/predictions.tsv").read_text() == "cat.png\t1\nhttps://a.b/c\t2\n"
     assert read("args.json") == {"file": "train.csv", "by": "~", "x": "a.csv"}
-    notes = "from b.csv, see https://a.b/data/c or w/mnt/d\n"
+    notes = "from b.csv, see https://a.b/data/c or w/mnt/d\nfile://x\n"
     assert (home / "out/notes.txt").read_text() == notes
-    for name in ("tokenizer.json", "config.json"):  # As they were, to the byte.
+    for name in (
+        "tokenizer.json",
+        "config.json",
+        "chat_template.jinja",
+    ):  # As they were, to the byte.
         assert (home / "out" / name).read_bytes() == (run / name).read_bytes()
 
 

@@ -28,6 +28,7 @@ MORE += [
     "neg_mse",
     "eval_negative_mae",
     "neg_mean_squared_error",
+    "recall_at_fpr",
     "mse_gain",
     "power",
     "",

@@ -149,10 +149,10 @@ class MyTrainer(Trainer):
 PENALTY = """
 from transformers import Trainer
 class MyTrainer(Trainer):
-    loss_is_scaled_for_ga = False
+    loss_is_scaled_for_ga = {flag}
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        loss = loss + model.classifier.weight.square().sum()
+        loss = loss + next(model.parameters()).square().sum()
         return (loss, outputs) if return_outputs else loss
 """
 DIVIDES = """
@@ -164,6 +164,14 @@ class MyTrainer(Trainer):
             loss = loss / self.args.gradient_accumulation_steps
         self.accelerator.backward(loss)
         return loss.detach()
+"""
+COPIED_STEP = """
+import types
+from transformers import Trainer
+stock = Trainer.training_step
+class MyTrainer(Trainer):
+    training_step = types.FunctionType(stock.__code__, stock.__globals__, "training_step",
+                                       stock.__defaults__, stock.__closure__)
 """
 CRITERION = """
 from transformers import Trainer
@@ -253,6 +261,12 @@ USED = {
         ),
         PARTS,
     ),
+    "copied_step": (
+        script(
+            COPIED_STEP, "MyTrainer", "per_device_train_batch_size=4, gradient_accumulation_steps=2"
+        ),
+        PARTS,
+    ),
     "divides": (script(DIVIDES, "MyTrainer"), PARTS),  # By one step.
     "save_pretrained": (
         script(train="trainer.train(); trainer.model.save_pretrained('model')"),
@@ -267,7 +281,7 @@ REFUSED = {
     "patched": (script(PATCHED), r"Trainer\.compute_loss \(.*script\.py:\d+\) computes another"),
     "divides_twice": (
         script(DIVIDES, "MyTrainer", "gradient_accumulation_steps=2"),
-        r"MyTrainer\.training_step \(.*script\.py:\d+\) divides the loss by gradient_accumul",
+        r"MyTrainer\.training_step \(.*script\.py:\d+\) divides the loss by the accumulation",
     ),
     "step": (script(STEP, "MyTrainer"), r"MyTrainer\.training_step \(.*script\.py:\d+\) does not"),
     "regression": (
@@ -335,12 +349,15 @@ REFUSED = {
         r"\(.*; to hf-losses run before SCRIPT\)$",
     ),
 }
-ADDS = script(
-    PENALTY,
-    "MyTrainer",
-    "per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=0.0",
-    train="trainer.train()\n    print(trainer.evaluate(tiny.texts(8))['eval_loss'])",
-)
+# By name: a class that adds to the loss, the model, and the labels.
+ADDS = {
+    "adds_to_classifier": (PENALTY.format(flag=False), "tiny.bert()", "None"),
+    "adds_to_language_model": (
+        PENALTY.format(flag=None),
+        "tiny.causal_lm()",
+        "tiny.some_next_tokens",
+    ),
+}
 RESUMED = script(options="max_steps=2", train="trainer.train('../stock/checkpoint-1')")
 
 
@@ -355,11 +372,18 @@ def cases(tmp_path_factory):
     for name, text, option in (
         ("warmup", WARMUP, ["--loss_warmup_steps", "2"]),
         ("resumed", RESUMED, ["--allow_loss_change"]),
-        ("penalty", ADDS, []),
     ):
         folders[name] = tmp_path_factory.mktemp(name)
         (folders[name] / "script.py").write_text(text)
         arguments[str(folders[name])] = [*POWER, *option, "script.py"]
+    for name, (source, model, labels) in ADDS.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        settings = "per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=0.0"
+        evaluate = f"print(trainer.evaluate(tiny.texts(8, {labels}))['eval_loss'])"
+        train = f"trainer.train()\n    {evaluate}"
+        text = script(source, "MyTrainer", settings, model, labels, train=train)
+        (folders[name] / "script.py").write_text(text)
+        arguments[str(folders[name])] = ["--loss", "cross_entropy", "script.py"]
     args = tiny.arguments(
         tmp_path_factory.getbasetemp() / "stock",
         TrainingArguments,
@@ -449,17 +473,22 @@ def test_a_compute_loss_that_calls_super_stays_in_force(cases, name):
         assert lines[0] == f"batch loss {loss.item():.4f} (8, 3)"
 
 
-def test_what_the_scripts_loss_adds_counts_once_per_step(cases):
-    gradient, expected = torch.load(cases["penalty"] / "gradient.pt"), wanted_gradient(**PARTS)
-    weight = tiny.bert().classifier.weight.detach()
-    size = expected.numel() - weight.numel() - len(weight)  # The classifier comes last.
-    expected[size : size + weight.numel()] += 2 * weight.flatten()
-    assert (gradient - expected).norm() < 2e-6 * expected.norm()
-    rows = tiny.texts(8)
-    batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
-    loss = get_loss("strict_m_power", alpha=0.3)(tiny.bert()(**batch).logits, batch["labels"])
-    evaluated = float((cases["penalty"] / "stdout").read_text().splitlines()[-2])
-    assert evaluated == pytest.approx((loss + weight.square().sum()).item(), rel=1e-5)
+@pytest.mark.parametrize("name", ADDS)
+def test_what_a_script_adds_to_the_loss_weighs_as_in_the_stock_trainer(cases, name, tmp_path):
+    source, model, labels = ADDS[name]
+    defined = {}
+    exec(source, defined)
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    model, labels = (eval(text, {"tiny": tiny}) for text in (model, labels))
+    data = tiny.texts(8, labels)
+    (stock,) = tiny.gradients(tmp_path, model, data, trainer=defined["MyTrainer"], **settings)
+    gradient = torch.load(cases[name] / "gradient.pt")
+    assert (gradient - stock).norm() < 1e-5 * stock.norm()
+    # The evaluation has the term, too.
+    args = tiny.arguments(tmp_path, TrainingArguments)
+    expected = defined["MyTrainer"](model, args, eval_dataset=data).evaluate()["eval_loss"]
+    evaluated = float((cases[name] / "stdout").read_text().splitlines()[-2])
+    assert evaluated == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_model_saved_by_save_pretrained_alone_names_its_loss(cases):

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -122,13 +124,17 @@ def truncated_weights(dataset: Any, args: Any) -> Any:
     length, mode = getattr(args, "max_length", None), getattr(args, "truncation_mode", None)
     if length is None or mode is None or LOSS_WEIGHT not in _columns(dataset):
         return dataset
+    first = next(iter(dataset), None)
+    if first is None or not np.ndim(first[LOSS_WEIGHT]):
+        return dataset
     part = slice(None, length) if mode == "keep_start" else slice(-length, None)
 
     def cut(row: Mapping[str, Any]) -> dict[str, Any]:
-        weight = row[LOSS_WEIGHT]
-        return {LOSS_WEIGHT: weight[part] if isinstance(weight, list) else weight}
+        return {LOSS_WEIGHT: row[LOSS_WEIGHT][part]}
 
-    return dataset.map(cut)
+    processes = {"num_proc": args.dataset_num_proc} if hasattr(dataset, "__len__") else {}
+    with PartialState().main_process_first():
+        return dataset.map(cut, **processes)
 
 
 def _columns(dataset: Any) -> list[str]:

@@ -259,7 +259,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         self._weight_of_evaluation = None
         if loss is not None and self._own_loss is not None and self._evaluation is not None:
             own_loss, rows = self._own_loss
-            added = (loss - own_loss).where(own_loss.isfinite(), 0.0)
+            added = (loss.mean() - own_loss).where(own_loss.isfinite(), 0.0)
             self._evaluation.add_term("user", added, rows)
         self._own_loss = None
         return loss, logits, labels
