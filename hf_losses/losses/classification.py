@@ -51,8 +51,8 @@ def cross_entropy_pq(p: Tensor, q: Tensor) -> Pair:
     reference="negative log-likelihood; the baseline of the paper",
     use="The baseline: begin with it, and keep it unless another loss wins on your data over "
     "paired seeds (`hf-losses compare`), as none did in five untuned comparisons "
-    "(results/untuned) and on CIFAR-10 (results/which_loss/cifar10), and focal, strict_l_full and "
-    "strict_l did on one text or both (results/which_loss/banking77, results/which_loss/sst2).",
+    "(results/untuned) and on CIFAR-10 (results/which_loss/cifar10), and as focal and strict losses "
+    "did on texts (results/which_loss/wnut_17, results/which_loss/banking77).",
     avoid="With many wrong labels, since its gradient weight does not fall, however improbable a "
     "label is (Zhang and Sabuncu 2018, arXiv:1805.07836): with 40 % exchanged, three liberal "
     "losses were better (results/label_noise/sst2_0.4).",
@@ -75,9 +75,9 @@ def strict_m_pq(p: Tensor, q: Tensor) -> Pair:
     weight_formula="1/p",
     probability_function=strict_m_pq,
     reference=f"{PAPER} (CustomMLoss)",
-    use="Where the examples that are still wrong should count most: it penalises wrong outputs "
-    "more strictly than cross-entropy (Noel et al. 2023, arXiv:2303.09935), by its formula with w "
-    "= 1/p.",
+    use="Where the examples that are still wrong should count most, by its formula with w = 1/p, "
+    "such as rare names in text: in a short training it beat cross-entropy on WNUT-17, by 6.2 "
+    "points of F1 (results/which_loss/wnut_17).",
     avoid="In trainings from scratch, where over 2 or 3 seeds it came last of the strict losses: "
     "at the learning rate of cross-entropy (results/untuned/digits, "
     "results/untuned/fashion_mnist_10k), and tuned (results/which_loss/cifar10).",
@@ -161,8 +161,8 @@ register_loss(
     wrong_class_formula="q/(1 - q)",
     wrong_class_function=strict_m_wrong,
     reference=f"{PAPER} (CustomMFullLoss)",
-    use="Like strict_m, where wrong classes that stand out should be pushed down by themselves: by "
-    "its formula each pays q/(1 − q) for its own probability q.",
+    use="Like strict_m, but each wrong class pays q/(1 − q) for its own probability q: in a short "
+    "training it beat cross-entropy on WNUT-17 by 5.4 points of F1 (results/which_loss/wnut_17).",
     avoid="It was no more than equivalent to cross-entropy on the noisy labels of one rater "
     "(results/untuned/movie_reviews_single_rater), 4 points behind on CIFAR-10, over 2 seeds "
     "(results/which_loss/cifar10), and slower than strict_m (results/benchmarks/losses.json).",
@@ -383,8 +383,8 @@ def focal_pq(p: Tensor, q: Tensor, *, gamma: float) -> Pair:
     },
     reference="Lin et al. 2017, arXiv:1708.02002",
     use="Where few hard examples drown in easy ones, such as objects in background (Lin et al. "
-    "2017, arXiv:1708.02002), and with many classes and few texts of each: it beat cross-entropy "
-    "by 2.0 points in a short training on 77 classes (results/which_loss/banking77).",
+    "2017, arXiv:1708.02002) or names in text: in a short training it beat cross-entropy on "
+    "WNUT-17, by 7.1 points of F1 (results/which_loss/wnut_17).",
     avoid="With wrong labels (20 % made it 0.8 points worse, results/label_noise/sst2_0.2), and "
     "where probabilities are read as such: it is no proper score (Charoenphakdee et al. 2021, "
     "arXiv:2011.09172), with an ECE of 0.11 against 0.02 on rare positives "
