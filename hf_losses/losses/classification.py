@@ -51,7 +51,7 @@ def cross_entropy_pq(p: Tensor, q: Tensor) -> Pair:
     reference="negative log-likelihood; the baseline of the paper",
     use="The baseline: begin with it, and keep it unless another loss wins on your data over "
     "paired seeds (`hf-losses compare`), as none did in five untuned comparisons "
-    "(results/untuned) and on CIFAR-10 (results/which_loss/cifar10), and as focal and strict losses "
+    "(results/untuned) and on CIFAR-10 (results/which_loss/cifar10), and focal and strict losses "
     "did on texts (results/which_loss/wnut_17, results/which_loss/banking77).",
     avoid="With many wrong labels, since its gradient weight does not fall, however improbable a "
     "label is (Zhang and Sabuncu 2018, arXiv:1805.07836): with 40 % exchanged, three liberal "
