@@ -33,14 +33,24 @@ messages() {  # Number of epochs
   flags+=(--eval_strategy steps --eval_steps 0.2)
 }
 
+tweets() {  # Number of epochs
+  flags=(--dataset_name "$data/wnut_17" --max_train_samples 800 --max_eval_samples 600)
+  flags+=(--num_train_epochs "$1" --bf16 --train_sampling_strategy group_by_length)
+  flags+=(--eval_strategy steps --eval_steps 0.25)
+}
+
 # Was it the loss, or the learning rate that one tuning seed chose? Without a tuning, 8 seeds.
 same_rate() {
   hf-losses compare --jobs 2 --output_dir results/same_rate/sst2 --seeds 8 \
     --losses cross_entropy strict_l -- recipes/glue.py --task_name sst2 --learning_rate 2e-4 \
     --dataset_name "$data/glue" --train_val_split 0.0075 "${small[@]}" "${quiet[@]}"
 }
-# Does what was found on banking77 last in a training of twice the length?
+# Does what was found on these last in a training of twice the length?
 twice_as_long() {
+  tweets 6
+  hf-losses compare --jobs 2 --output_dir results/same_rate/wnut_17_6_epochs --seeds 8 \
+    --losses cross_entropy focal strict_m -- recipes/token_classification.py \
+    --learning_rate 4e-4 "${flags[@]}" "${quiet[@]}"
   messages 10
   hf-losses compare --jobs 2 --output_dir results/same_rate/banking77_10_epochs --seeds 8 \
     --losses cross_entropy focal -- recipes/glue.py --learning_rate 1.265e-3 \
@@ -82,10 +92,8 @@ noise() {  # SHARE of the labels that are exchanged
 noise_0.2() { noise 0.2; }
 noise_0.4() { noise 0.4; }
 wnut_17() {
-  compare wnut_17 4e-5:4e-3 recipes/token_classification.py \
-    --dataset_name "$data/wnut_17" --max_train_samples 800 --max_eval_samples 600 \
-    --num_train_epochs 3 --bf16 --train_sampling_strategy group_by_length \
-    --eval_strategy steps --eval_steps 0.25
+  tweets 3
+  compare wnut_17 4e-5:4e-3 recipes/token_classification.py "${flags[@]}"
 }
 cifar10() {  # A small ResNet from scratch on a subset; parts of less than a half show too little
   compare cifar10 2e-4:3e-2 recipes/image_classification.py --dataset_name "$data/cifar10" \
