@@ -808,7 +808,9 @@ def launch(path, *arguments, launcher=ACCELERATE):
 
 @pytest.mark.slow
 def test_the_one_command(tmp_path):
-    assert launch(tmp_path, "--loss", "strict_l")["metrics"]["test"]["accuracy"] >= 0.95
+    # By default it goes on to 40 epochs.
+    result = launch(tmp_path, "--loss", "strict_l", "--num_train_epochs", "15")
+    assert result["metrics"]["test"]["accuracy"] >= 0.9
 
 
 @pytest.mark.slow
