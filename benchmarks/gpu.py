@@ -1,16 +1,16 @@
 """Time and memory on a GPU: the losses alone, with the last layer, and whole training steps.
 
-    python benchmarks/gpu.py results/benchmarks [--cases CASE …] [--device cpu] [--tiny]
+    python benchmarks/gpu.py results/benchmarks [--cases CASE …] [--ways WAY …]
 
 Time: forward and backward of the mean loss by CUDA events, every peer in turns, medians and
 quartiles. Memory: the peak of what PyTorch's allocator hands out beyond the inputs. Every case runs
-twice, each time in a process of its own: with PyTorch's operations (`HF_LOSSES_TRITON=0`), and with
-the kernels, where only ours and `F.cross_entropy` are measured, to which both are relative. Liger's
-kernels are peers where `liger_kernel` is installed. The case `sft` is dynamic fine-tuning: a step
-of TRL's `SFTTrainer` by TRL and by us, and Liger's fused last layer with token scaling in no
-trainer; what could not run there has the reason in its place. Weights are random; nothing is
-downloaded. Writes gpu_CARD.json. `--tiny` shrinks every case, and needs no GPU with `--device cpu`:
-it shows that the script runs, and measures nothing of interest.
+in two ways, each in a process of its own: with PyTorch's operations (`HF_LOSSES_TRITON=0`), and
+with the kernels, where of the others only Liger's kernels and the one to which all are relative are
+measured. Liger's are peers where `liger_kernel` is installed. The case `sft` is dynamic
+fine-tuning: a step of TRL's `SFTTrainer` by TRL and by us, and Liger's fused last layer with token
+scaling in no trainer; what could not run has the reason in its place. Weights are random; nothing
+is downloaded. Writes gpu_CARD.json. `--tiny` shrinks every case, and needs no GPU with
+`--device cpu`: it shows that the script runs, and measures nothing of interest.
 """
 
 import argparse
@@ -48,8 +48,9 @@ EVERY_LOSS = ("4096x32000-bfloat16", "32x2-bfloat16")
 FEW = ("cross_entropy", "liberal_exp", "strict_l", "strict_l_full")  # They hold what the others do.
 TRL_DFT = "SFTTrainer, loss_type='dft'"
 REFERENCE = {"F.cross_entropy", "F.linear + F.cross_entropy", "Trainer", TRL_DFT}
-# Triton of ours changes nothing there.
-FOREIGN = ("F.", "naive", "torch.compile", "Liger", "Trainer", "SFTTrainer")
+# Triton of ours changes nothing there. Liger's are measured again: they are what it must beat.
+FOREIGN = ("F.c", "F.linear + F.", "F.linear_c", "naive", "torch.compile", "Trainer", "SFTTrainer")
+WAYS = {"torch": "torch", "triton": "HF_LOSSES_TRITON=1"}
 ROUNDS = 9  # Fewest.
 SECONDS = 0.1  # Of measuring per peer.
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
@@ -251,16 +252,18 @@ def measure(case, device, tiny, triton):
             fit[name] = run
         except torch.OutOfMemoryError:
             continue  # Reported as null.
+        except Exception as error:  # One peer that fails must not take the others' figures along.
+            absent[name] = f"{type(error).__name__}: {error}"
     clock = seconds_by_events if device == "cuda" else seconds_of
     budget, fewest = (0.0, 2) if tiny else (SECONDS, ROUNDS)
     times = in_turns(fit, fewest=fewest, clock=clock, budget=budget) if fit else {}
     return {n: times[n] | {"peak_bytes": peak[n]} if n in fit else absent.get(n) for n in peers}
 
 
-def child(triton):
+def child(way):
     """Measures in a process of its own, which knows from the start whether to use Triton."""
-    environment = os.environ | {"HF_LOSSES_TRITON": str(int(triton))}
-    command = [sys.executable, *sys.argv, "--child", "triton" if triton else "torch"]
+    environment = os.environ | {"HF_LOSSES_TRITON": str(int(way == "triton"))}
+    command = [sys.executable, *sys.argv, "--child", way]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith('{"case"'):  # Trainers print lines of their own.
@@ -299,11 +302,11 @@ def main(options):
     path = Path(options.folder) / file_name("gpu", facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     cases = {}
-    if options.cases != CASES and path.exists():
+    if (options.cases != CASES or len(options.ways) < len(WAYS)) and path.exists():
         cases = json.loads(path.read_text())["cases"]
-    for triton in (False, True):
-        way = "HF_LOSSES_TRITON=1" if triton else "torch"
-        for result in child(triton):
+    for name in options.ways:
+        way = WAYS[name]
+        for result in child(name):
             case, peers = result["case"], result["peers"]
             cases.setdefault(case, {})[way] = peers
             ratios = {n: p["ratio"] if isinstance(p, dict) else p for n, p in peers.items()}
@@ -316,9 +319,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=tuple(WAYS))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--child", choices=["torch", "triton"])
+    parser.add_argument("--child", choices=WAYS)
     options = parser.parse_args()
     if options.child is None:
         main(options)

@@ -38,4 +38,6 @@ OTHERS = {
     "_orig_mod": "torch._dynamo.eval_frame",
     "_total_train_tokens": "trl.trainer.sft_trainer",
     "_Loss": "torch.nn.modules.loss",
+    "_dataloaders": "accelerate.accelerator",
+    "_iterator": "torch.utils.data.dataloader",
 }

@@ -28,7 +28,7 @@ def test_a_recipe_trains(recipe, precision, device, tmp_path):
             *(("--use_cpu",) if device.type == "cpu" else ()),
         ],
         check=True,
-        timeout=300,
+        timeout=120,  # Of which the processes that load images took more, at the exit.
         # On several GPUs it would be DataParallel.
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "0"},
     )

@@ -40,6 +40,7 @@ from hf_losses import (
     compute_loss_func,
     get_loss,
 )
+from hf_losses.training import output_folder
 from hf_losses.training.loss.items import item_count
 
 
@@ -723,6 +724,19 @@ def test_the_model_card_names_the_loss(build, tmp_path):
     assert '| loss | `{"name": "strict_m_power", "alpha": 0.3}` |' in card
     assert "- hf_losses\n" in card
     assert "- loss:strict_m_power\n" in card
+
+
+def test_the_end_of_a_script_ends_the_processes_that_load_its_data(build):
+    settings = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "max_steps": 2}
+    trainer = build(args=settings)
+    trainer.train()
+    trainer.evaluate()
+    loaders = [loader.base_dataloader for loader in trainer.accelerator._dataloaders]
+    (learner,), (tester,) = [loader._iterator._workers for loader in loaders]
+    assert learner.is_alive()
+    assert tester.is_alive()
+    output_folder.end(trainer)
+    assert (learner.exitcode, tester.exitcode) == (0, 0)  # PyTorch waits 5 s, then terminates.
 
 
 # ---- The stock Trainer -------------------------------------------------------------------------
