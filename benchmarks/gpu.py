@@ -311,6 +311,7 @@ def main(options):
             cases.setdefault(case, {})[way] = peers
             ratios = {n: p["ratio"] if isinstance(p, dict) else p for n, p in peers.items()}
             print(case, way, ratios, flush=True)
+            cases = {name: cases[name] for name in CASES if name in cases}
             # After every case: a later one may fail.
             path.write_text(json.dumps(facts | {"cases": cases}, indent=1) + "\n", encoding="utf-8")
 

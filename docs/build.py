@@ -259,7 +259,7 @@ def gpu() -> str:
         blocks.append(
             f"{content['hardware']['gpu']}, driver {content['hardware']['driver']}, torch "
             f"{versions['torch']}, Triton {versions['triton']}, Liger {versions['liger-kernel']}: "
-            "forward and backward, medians by CUDA events; peak memory beyond the inputs."
+            "medians by CUDA events; peak memory beyond the inputs."
         )
         blocks.append(markdown.table(header, rows, numbers=header[2:]))
     return "\n\n".join(blocks)
