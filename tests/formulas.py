@@ -79,16 +79,20 @@ def bounded(loss, m, max_weight=inf):
     return loss(mp.exp(start)) + max_weight * (start - mp.log(p)), -max_weight * q
 
 
-def reference(name, logits, share, max_weight=inf, **params):
-    """Loss and logit gradient of one item with a share of every class as its target."""
-    with digits(max(abs(z) for z in logits)):
+def reference(name, logits, share, max_weight=inf, largest=None, **params):
+    """Loss and logit gradient of one item with a share of every class as its target.
+
+    `largest` is the largest margin of a class with a share, which more digits have to be made for;
+    without it, the largest logit.
+    """
+    with digits(max(abs(z) for z in logits) if largest is None else largest):
         true, *wrong = parts(name, **params)
         cap = max_weight if get_spec(name).kind == "strict" else inf
         exps = [mp.exp(mpf(z)) for z in logits]
-        total = mp.fsum(exps)
         value, gradient = mpf(0), [mpf(0)] * len(exps)
         for k, share_k in enumerate(share):
-            margin = mp.log(exps[k] / mp.fsum(exps[:k] + exps[k + 1 :]))
+            rest = mp.fsum(exps[:k] + exps[k + 1 :])
+            margin = mp.log(exps[k] / rest)
             pays = [(mpf(share_k), true, 1)]
             pays += [(mp.fsum(share) - mpf(share_k), loss, -1) for loss in wrong]
             for part, loss, sign in pays:
@@ -97,6 +101,6 @@ def reference(name, logits, share, max_weight=inf, **params):
                 loss_k, slope = bounded(loss, sign * margin, cap)
                 value += part * loss_k
                 for j, e in enumerate(exps):
-                    of_margin = 1 if j == k else -e / (total - exps[k])
+                    of_margin = 1 if j == k else -e / rest
                     gradient[j] += part * slope * sign * of_margin
         return value, gradient

@@ -144,13 +144,14 @@ def test_the_last_layer_fused_with_the_loss(
     hidden = torch.randn(40, 64, generator=generator) + 6 * weight[target]
     target[:5] = -100
     leaves = [x.to(dtype) for x in (hidden, weight, bias)]
-    criterion = get_loss(name)
+    criterion, item_weight = get_loss(name), torch.linspace(0, 2, 40)
 
     def plain(hidden, weight, bias, target):
-        return criterion(F.linear(hidden, weight, bias), target)
+        return criterion(F.linear(hidden, weight, bias), target, item_weight=item_weight)
 
     def fused(hidden, weight, bias, target):
-        return linear_loss(hidden, weight, target, loss=criterion, bias=bias)
+        weights = item_weight.to(hidden.device)
+        return linear_loss(hidden, weight, target, loss=criterion, bias=bias, item_weight=weights)
 
     exact = evaluated(plain, [x.double() for x in leaves], target)
     found = evaluated(fused, [x.to(device) for x in leaves], target.to(device), without_waiting)

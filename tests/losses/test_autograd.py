@@ -122,6 +122,27 @@ def test_forward_mode_of_regression_losses(name):
     torch.testing.assert_close(tangent.double(), right, rtol=1e-5, atol=1e-6)
 
 
+# Dynamo asks for warnings of its own while it traces.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_loss_is_compiled_without_a_graph_break():
+    torch._dynamo.reset()
+    z, target = example("index")
+    losses = [get_loss(name) for name in list_losses(task="classification")]
+
+    def all_of_them(z):
+        return torch.stack([loss(z, target) for loss in losses])
+
+    compiled = torch.compile(all_of_them, backend="aot_eager", fullgraph=True)
+    found = []
+    for function in (all_of_them, compiled):
+        leaf = z.float().requires_grad_()
+        values = function(leaf)
+        # Each loss has a factor of its own: what one lacks, another cannot make up for.
+        (values * torch.arange(1, len(losses) + 1)).sum().backward()
+        found.append((values.detach(), leaf.grad))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize(("name", "mode"), [("liberal_exp", "index"), ("strict_m_full", "bounded")])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 # Dynamo asks for warnings of its own while it traces.

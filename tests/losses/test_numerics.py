@@ -85,6 +85,32 @@ def test_any_margin_in_any_precision(name, classes, mode, dtype):
         assert all(abs(a - b) <= allowed for a, b in zip(gradient, slopes, strict=True)), m
 
 
+@pytest.mark.parametrize("classes", [2, 10])
+@EVERY
+def test_margins_up_to_ten_thousand(name, classes):
+    """Wrong, they cost what the bounded formula says; right, nothing that float32 can hold."""
+    margins = torch.tensor([*FAR, 1e4, -1e4])
+    z = torch.zeros(len(margins), classes)
+    z[:, 0] = margins
+    z.requires_grad_()
+    losses = get_loss(name, reduction="none")(z, torch.zeros(len(z), dtype=torch.long))
+    (gradients,) = torch.autograd.grad(losses.sum(), z)
+    for m, loss, gradient in zip(margins.tolist(), losses, gradients, strict=True):
+        if m > 0:
+            assert max(loss, gradient.abs().max()) < TINY
+            continue
+        if get_spec(name).is_full and classes > 2 and m < -1000:
+            assert loss.isfinite()  # Ten thousand digits take seconds.
+            continue
+        logits, largest = [m, *[0] * (classes - 1)], None if get_spec(name).is_full else 0
+        value, slopes = reference(name, logits, share("index", classes), 1e4, largest)
+        allowed = torch.finfo(torch.float32).eps * (8 + abs(m))
+        assert loss.item() == pytest.approx(float(value), rel=allowed)
+        assert gradient.tolist() == pytest.approx(
+            [float(slope) for slope in slopes], rel=allowed, abs=TINY
+        )
+
+
 @EVERY
 def test_a_masked_wrong_class_is_no_class(name):
     for mode in ("index", "soft"):

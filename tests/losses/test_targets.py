@@ -387,7 +387,10 @@ def yes_or_no():
 @pytest.mark.parametrize("alpha", [-1, 0.25])
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_focal_of_several_labels_is_torchvisions_sigmoid_focal_loss(gamma, alpha):
-    """Its formula by hand, from torchvision.ops; its alpha is a weight per item here."""
+    """Its formula by hand, from torchvision.ops; its alpha is a weight per item here.
+
+    timm's PolyBinaryCrossEntropy (loss/poly_loss.py) has the same with its epsilon at 0.
+    """
     logits, target = yes_or_no()
     p = torch.sigmoid(logits)
     p_t = p * target + (1 - p) * (1 - target)

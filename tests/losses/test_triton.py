@@ -62,6 +62,20 @@ def test_every_row_is_the_plain_paths(name, launched):
     assert_near(gradient, exact_gradient, z)
 
 
+@pytest.mark.parametrize("name", ["liberal_exp", "strict_m_full"])
+def test_items_have_weights(name, launched):
+    z, target = example()
+    weights, loss, found = torch.linspace(0, 2, len(z)), get_loss(name), []
+    for logits in (z.clone().requires_grad_(), z.double().requires_grad_()):
+        value = loss(logits, target, item_weight=weights)
+        value.backward()
+        found.append((value.detach(), logits.grad))
+    (value, gradient), (exact, exact_gradient) = found
+    assert len(launched) == 1
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=0)
+    assert_near(gradient, exact_gradient, z)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("count", [0, 1, 5000, 3 * 2**12])
 def test_the_upstream_gradient_multiplies_every_number_once(count, dtype, launched, monkeypatch):
@@ -227,8 +241,9 @@ def test_the_last_layer(name, launched):
     target[0, :2] = -100
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
     exact = [x.detach().double().requires_grad_() for x in leaves]
-    value = linear_loss(*leaves, target, loss=name)
-    expected = get_loss(name)(exact[0] @ exact[1].T, target)
+    item_weight = torch.rand(2, 5, generator=generator)
+    value = linear_loss(*leaves, target, loss=name, item_weight=item_weight)
+    expected = get_loss(name)(exact[0] @ exact[1].T, target, item_weight=item_weight)
     assert launched
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
     for one, other in zip(

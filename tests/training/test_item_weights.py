@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from transformers import (
     BertForQuestionAnswering,
     BertForTokenClassification,
+    DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithFlattening,
+    DataCollatorWithPadding,
 )
 
 from hf_losses import LossTrainer, get_loss
@@ -134,11 +136,18 @@ def test_weights_of_1_change_nothing(tmp_path):
 @pytest.mark.parametrize("loss", ["dft", "liberal_exp", "cross_entropy"])
 def test_the_fused_last_layer_weighs_as_the_logits_do(loss, tmp_path):
     rows = with_weights(tiny.texts(40, tiny.some_next_tokens), True)
-    plain, fused = (
-        tiny.gradients(tmp_path, tiny.causal_lm(), rows, loss=loss, fused_linear=fused)
-        for fused in (False, True)
-    )
-    assert tiny.difference(plain, fused) < 1e-5
+    plain = tiny.gradients(tmp_path, tiny.causal_lm(), rows, loss=loss)
+    for batch in (8, 4):
+        fused = tiny.gradients(
+            tmp_path,
+            tiny.causal_lm(),
+            rows,
+            loss=loss,
+            fused_linear=True,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=8 // batch,
+        )
+        assert tiny.difference(plain, fused) < 1e-5
 
 
 def test_a_warm_up_weighs_both_losses(tmp_path):
@@ -217,6 +226,24 @@ def test_prediction_without_labels_hides_the_weights_from_the_model(tmp_path):
 
 def rows_of_lengths(*lengths):
     return [{"input_ids": [5] * n, "attention_mask": [1] * n, "labels": [1] * n} for n in lengths]
+
+
+def test_one_weight_per_row_goes_with_padded_inputs():
+    rows = rows_of_lengths(2, 4)
+    for row in rows:
+        row |= {"labels": 1, "loss_weight": 2.0}
+    batch = WeightCollator(DataCollatorWithPadding(small_tokenizer()))(rows)
+    assert batch["input_ids"].shape == (2, 4)
+    assert batch["loss_weight"].tolist() == [2, 2]
+
+
+def test_weights_go_with_labels_that_the_collator_makes():
+    rows = [row | {"loss_weight": [2.0] * len(row["input_ids"])} for row in rows_of_lengths(2, 4)]
+    for row in rows:
+        del row["labels"]
+    collator = DataCollatorForLanguageModeling(small_tokenizer(), mlm=False)
+    batch = WeightCollator(collator)(rows)
+    assert torch.equal(batch["loss_weight"] != 0, batch["labels"] != -100)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
