@@ -57,8 +57,9 @@ class BoundedLoss:
 
     @property
     def steepest(self) -> float:
-        """The largest gradient weight that an item can have."""
-        return self.max_weight if self.spec.has_max_weight else 1.0
+        """The largest gradient weight that an item can have; full forms weigh a class twice."""
+        most = self.max_weight if self.spec.has_max_weight else 1.0
+        return 2 * most if self.spec.is_full else most
 
     def _exceeds(self, margin: float) -> bool:
         m = torch.tensor(margin, dtype=torch.float64)

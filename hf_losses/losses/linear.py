@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from hf_losses.losses.fused import triton_launch
 from hf_losses.losses.fused.chunk import DTYPES, Chunk, Kernel, chunk_rows, may_wait
 from hf_losses.losses.fused.function import multiply_
 from hf_losses.losses.modules import ClassificationLoss, get_loss
+from hf_losses.losses.registry import get_spec
 from hf_losses.messages import UsageError
 
 # The fewest and the most rows that are projected together. Fewer take less memory, but more time
@@ -176,6 +178,21 @@ class _Linear(torch.autograd.Function):
         return (*of_each, None, None, None, None)
 
 
+def _named(name: str, params: dict[str, Any]) -> Any:
+    """A loss by name: the same one as before if all its parameters are numbers.
+
+    To find its bound and its kernel takes longer than a small layer does.
+    """
+    if not all(isinstance(value, int | float) for value in params.values()):
+        return get_loss(name, **params)
+    return _made(id(get_spec(name)), name, tuple(sorted(params.items())))
+
+
+@functools.lru_cache(maxsize=64)
+def _made(_: int, name: str, params: tuple[tuple[str, Any], ...]) -> Any:
+    return get_loss(name, **dict(params))
+
+
 def linear_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -211,7 +228,7 @@ def linear_loss(
     Example:
         >>> linear_loss(hidden, model.lm_head.weight, labels, loss="strict_m_power", alpha=0.3)
     """
-    criterion: Any = get_loss(loss, **params) if isinstance(loss, str) else loss
+    criterion: Any = _named(loss, params) if isinstance(loss, str) else loss
     check_linear(criterion)
     if params and not isinstance(loss, str):
         raise UsageError(f"parameters {params} need a loss given by name, not {loss!r}")

@@ -51,6 +51,20 @@ def far(found, exact):
     return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
+def test_a_loss_by_name_is_made_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        linear,
+        "get_loss",
+        lambda *names, **params: made.append(params) or get_loss(*names, **params),
+    )
+    linear._made.cache_clear()
+    hidden, weight, _, target = example()
+    for alpha in (0.3, 0.4, 0.3, 0.4):
+        linear_loss(hidden, weight, target, loss="strict_m_power", alpha=alpha)
+    assert made == [{"alpha": 0.3}, {"alpha": 0.4}]
+
+
 @pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"weight": [0.0, 1.0, 2.0] * 20}])
 @pytest.mark.parametrize("with_bias", [True, False])
 @EVERY

@@ -196,7 +196,7 @@ def test_offsets_beyond_32_bits_are_left_to_pytorch(launched):
     kernel = get_loss("liberal_exp").kernel
     assert triton_launch.serves(kernel, torch.empty(1, 2**17))
     for step, serves in ((2**13, True), (2**14, False)):  # Never written, so it takes no memory.
-        rows = torch.empty_strided((1, 2**17), (1, step), dtype=torch.int8)
+        rows = torch.empty_strided((1, 2**17), (1, step), dtype=torch.bfloat16)
         assert triton_launch.serves(kernel, rows) == serves
 
 
@@ -250,6 +250,32 @@ def test_the_last_layer(name, launched):
         torch.autograd.grad(value, leaves), torch.autograd.grad(expected, exact), strict=True
     ):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
+
+
+def test_logits_and_targets_on_two_devices_are_refused(launched):
+    z, target = example()
+    kernel = get_loss("liberal_exp").kernel
+    with pytest.raises(ValueError, match="the logits are on cpu and the targets on meta"):
+        triton_launch.losses(kernel, z, target.to("meta"), torch.ones(()), None)
+
+
+def test_a_failed_allocation_says_nothing_about_the_kernels(launched, monkeypatch):
+    z, target = example()
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loss = get_loss("liberal_exp")
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_launch, "choice", lambda: None)
+        patch.setattr(triton_launch, "_works_on", lambda device: True)
+        patch.setattr(triton_launch, "_runs_on", lambda rows: True)
+        patch.setattr(triton_launch, "_try", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            loss(z, target)
+    assert not launched
+    loss(z, target)
+    assert launched
 
 
 def test_a_loss_of_ones_own(launched, eleventh_loss):

@@ -36,7 +36,8 @@ PROGRAMS = 1024  # That share a multiplication.
 NO_LOSS = "@triton.jit\ndef loss(m):\n    return m, m\n"
 
 _LOGGER = logging.getLogger(__name__)
-_MODULES: weakref.WeakKeyDictionary[BoundedLoss, types.ModuleType | None] = (
+# By the loss, and by device, dtype and classes per read.
+_MODULES: weakref.WeakKeyDictionary[BoundedLoss, dict[Any, types.ModuleType | None]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -71,7 +72,7 @@ def serves(kernel: Kernel, rows: Tensor) -> bool:
         return False
     # Offsets within a row have 32 bits.
     too_wide = rows.stride(1) > 1 and rows.shape[1] * rows.stride(1) >= 2**31
-    return not too_wide and _module(kernel.loss, rows.device) is not None
+    return not too_wide and _module(kernel.loss, rows) is not None
 
 
 def losses(
@@ -90,8 +91,15 @@ def losses(
 
     Returns:
         `[N]`, float32, not scaled.
+
+    Raises:
+        ValueError: If logits and targets are on different devices: a kernel takes addresses.
     """
-    module: Any = _module(kernel.loss, rows.device)
+    if target.device != rows.device:
+        raise UsageError(
+            f"the logits are on {rows.device} and the targets on {target.device}: move one of them"
+        )
+    module: Any = _module(kernel.loss, rows)
     values = rows.new_empty(len(rows), dtype=torch.float32)
     if not len(rows):
         return values
@@ -167,7 +175,9 @@ def _works_on(device: torch.device) -> bool:
     one = torch.ones(1, device=device)
     try:
         _launch_multiply(one, one)
-        _try(_kernels(NO_LOSS), False, device)
+        _try(_kernels(NO_LOSS), False, one.new_zeros(1, 2))
+    except torch.OutOfMemoryError:
+        raise  # It says nothing about the kernels.
     except Exception as error:  # Such as a machine without a C compiler.
         _LOGGER.warning(
             "losses take PyTorch's operations, which are slower, since Triton does not work here "
@@ -178,9 +188,9 @@ def _works_on(device: torch.device) -> bool:
     return True
 
 
-def _try(module: Any, is_full: bool, device: torch.device) -> None:
-    """Compiles and runs kernels on one row; raises what they raise."""
-    one, rows = torch.ones(1, device=device), torch.zeros(1, 2, device=device)
+def _try(module: Any, is_full: bool, rows: Tensor) -> None:
+    """Compiles and runs kernels on a row, which they overwrite; raises what they raise."""
+    one = rows.new_ones(1, dtype=torch.float32)
     _launch_rows(module, is_full, rows, one.long(), one, torch.empty_like(one), rows)
 
 
@@ -200,12 +210,17 @@ def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _module(loss: BoundedLoss, device: torch.device) -> types.ModuleType | None:
-    """The kernels of a loss; None if it has no translation that compiles."""
-    if loss not in _MODULES:
+def _module(loss: BoundedLoss, rows: Tensor) -> types.ModuleType | None:
+    """The kernels of a loss; None if it has no translation that compiles for such rows."""
+    modules = _MODULES.setdefault(loss, {})
+    options = _launch_options(rows.shape[1], rows.element_size(), loss.spec.is_full)
+    kind = rows.device, rows.dtype, options["BLOCK"]
+    if kind not in modules:
         try:
             module = _kernels(triton_source(loss))
-            _try(module, loss.spec.is_full, device)
+            _try(module, loss.spec.is_full, rows.new_zeros(1, rows.shape[1]))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # `NotTranslatable`, or anything that a compiler raises.
             if choice() and not isinstance(error, NotTranslatable):
                 raise  # Who asks for the kernels is to know.
@@ -217,8 +232,8 @@ def _module(loss: BoundedLoss, device: torch.device) -> types.ModuleType | None:
                 error,
             )
             module = None
-        _MODULES[loss] = module
-    return _MODULES[loss]
+        modules[kind] = module
+    return modules[kind]
 
 
 @functools.cache
