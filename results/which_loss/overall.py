@@ -16,7 +16,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from hf_losses.compare.report.pictures.over_tasks import draw
-from hf_losses.compare.results import Results, read_results
+from hf_losses.compare.results import Results, finished_trials, read_results
 from hf_losses.compare.statistics.summary import Statistics, statistics
 from hf_losses.compare.statistics.tasks import OverTasks, over_tasks
 from hf_losses.files import write_bytes, write_json
@@ -69,7 +69,7 @@ def overall(folder: Path) -> tuple[dict[str, Any], OverTasks]:
     losses = [
         asdict(entry)
         | {"verdicts": _verdicts(entry.loss, shown), "speed": _speed(entry.loss, shown)}
-        | _learning_rates(entry.loss, summary.baseline, compared)
+        | _learning_rates(entry.loss, summary.baseline, compared, shown)
         | {"at_edge": _at_edge(entry.loss, shown)}
         for entry in summary.losses
     ]
@@ -113,14 +113,26 @@ def _speed(loss: str, shown: dict[str, Statistics]) -> dict[str, Any]:
     }
 
 
-def _learning_rates(loss: str, baseline: str, compared: dict[str, Results]) -> dict[str, Any]:
-    """The tuned learning rates, and their geometric mean relative to the baseline's."""
+def _learning_rates(
+    loss: str, baseline: str, compared: dict[str, Results], shown: dict[str, Statistics]
+) -> dict[str, Any]:
+    """The tuned learning rates, and their geometric mean relative to the baseline's.
+
+    Left out of the mean is a data set where one of the two lies at the edge of what was tried, or
+    where the loss learned nothing: all its trials have one score.
+    """
     tuned = {
         name: {key: results.tuned[key].parameters[RATE] for key in (loss, baseline)}
         for name, results in compared.items()
         if loss in results.tuned and baseline in results.tuned
     }
-    ratios = [rates[loss] / rates[baseline] for rates in tuned.values()]
+    unknown = {*_at_edge(loss, shown), *_at_edge(baseline, shown)}
+    unknown |= {
+        name
+        for name, results in compared.items()
+        if len({trial.mean for trial in finished_trials(results.plan, loss, results.runs)}) == 1
+    }
+    ratios = [rates[loss] / rates[baseline] for name, rates in tuned.items() if name not in unknown]
     return {
         "learning_rates": {name: rates[loss] for name, rates in tuned.items()},
         "relative_learning_rate": geometric_mean(ratios) if ratios else None,
@@ -156,7 +168,7 @@ def as_markdown(content: dict[str, Any]) -> str:
     tuned = [
         [
             f"`{entry['loss']}`",
-            f"{entry['relative_learning_rate']:.1f}",
+            _factor(entry["relative_learning_rate"]),
             *(
                 f"{rates[name]:.1e}" + " (edge)" * (name in entry["at_edge"])
                 if name in rates
@@ -175,11 +187,16 @@ def as_markdown(content: dict[str, Any]) -> str:
         "seeds they are too short, and no verdict rests on them.",
         table(header, rows, numbers=header[1:]),
         f"Tuned learning rates, and their geometric mean relative to that of "
-        f"`{content['baseline']}`; *edge*: the lowest or highest of those that were tried, beyond "
-        "which a better one may lie.",
+        f"`{content['baseline']}` over the data where neither is at the edge and the loss learned "
+        "something; *edge*: the lowest or highest of those that were tried, beyond which a better "
+        "one may lie.",
         table(of_rates, tuned, numbers=of_rates[1:]),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _factor(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
 
 
 def _signed(value: float | None) -> str:

@@ -104,7 +104,7 @@ cifar10() {  # A small ResNet from scratch on a subset; parts of less than a hal
     --eval_strategy steps --eval_steps 0.1 --dataloader_num_workers 0
 }
 
-everything=(sst2 same_rate cola banking77 twice_as_long noise_0.2 noise_0.4 cifar10 wnut_17)
+everything=(sst2 same_rate wnut_17 banking77 twice_as_long noise_0.2 noise_0.4 cifar10 cola)
 names=("${@:-${everything[@]}}")
 for name in "${names[@]}"; do
   case " ${everything[*]} " in
@@ -113,3 +113,4 @@ for name in "${names[@]}"; do
   esac
 done
 for name in "${names[@]}"; do ("$name"); done
+python results/which_loss/overall.py
