@@ -30,6 +30,7 @@ PACKAGES = {
     "hf_losses.models": "Models",
     "hf_losses.metrics": "Metrics",
     "hf_losses.training": "Training",
+    "hf_losses.search": "Search",
 }
 
 

@@ -467,6 +467,8 @@ def test_small_sets_are_seen_more_often(run, files, monkeypatch, size, epochs):
         pass
 
     def stop(trainer, *_):
+        assert trainer.args.learning_rate == 5e-5
+        assert trainer.args.get_warmup_steps(100) == 10
         raise Stop(trainer.args.num_train_epochs)
 
     train = write(Path(files[1]).with_name("more.csv"), rows(64, 0) * (size // 64 + 1))
