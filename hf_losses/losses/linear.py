@@ -117,7 +117,7 @@ class _Linear(torch.autograd.Function):
         together = max(1, math.ceil(count / max(1, math.ceil(count / most))))
         width = classes if may_wait(hidden) else -(-classes // ALIGNMENT) * ALIGNMENT
         logits = hidden.new_empty(together, width)[:, :classes]
-        by_triton = triton_launch.serves(kernel, hidden)
+        by_triton = triton_launch.serves(kernel, logits)
         size = chunk_rows(classes, hidden.device)
         scratch: Any = None
         if hidden.dtype != torch.float32 and not by_triton:

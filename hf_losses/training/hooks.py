@@ -28,6 +28,7 @@ ATTRIBUTES = {
     "current_gradient_accumulation_steps": "set: micro-batches of the current optimizer step",
     "push_in_progress": "set and read: the uploads that are under way",
     "hub_model_id": "set and read: the repository on the Hub",
+    "_eval_dataloaders": "read: evaluation loaders that are kept",
     "_signature_columns": "extended: the column loss_weight is kept though no model has it",
 }
 # Private attributes of other libraries, by the module that defines them.

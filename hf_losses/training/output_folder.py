@@ -324,13 +324,17 @@ def end(trainer: Trainer) -> None:
     barrier waits in the main thread instead.
 
     Processes that load data and are kept from epoch to epoch are ended here. For each that is left
-    when Python ends, PyTorch before 2.13 waits five seconds on a GPU (its issue 81794), and so does
-    every PyTorch for each that the garbage collector would end.
+    when Python ends, PyTorch before 2.13 waits five seconds on a GPU (its issue 81794). The garbage
+    collector would not do: it ends the queue first by which a process is told.
 
     Args:
         trainer: The trainer, after its last training, evaluation or upload.
     """
-    for loader in trainer.accelerator._dataloaders:
+    # `train` empties the accelerator's list; loaders of evaluations before it are the trainer's.
+    loaders = list(trainer.accelerator._dataloaders)
+    if hasattr(trainer, "_eval_dataloaders"):
+        loaders += trainer._eval_dataloaders.values()
+    for loader in loaders:
         getattr(loader, "base_dataloader", loader)._iterator = None
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.monitored_barrier(timeout=trainer.args.ddp_timeout_delta)

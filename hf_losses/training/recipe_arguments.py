@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 
 from hf_losses.losses.registry import get_spec, list_losses
 from hf_losses.messages import UsageError, nearest
-from hf_losses.options import CORES, option
+from hf_losses.options import CORES, THREADS, option
 from hf_losses.training.arguments import LossTrainingArguments
 
 
@@ -47,6 +47,7 @@ class RecipeTrainingArguments(LossTrainingArguments):
             launcher_variables
             and self.device.type == "cpu"
             and os.environ.get("OMP_NUM_THREADS") == "1"
+            and THREADS not in os.environ
         ):
             torch.set_num_threads(CORES)  # Launchers set 1 by default, on any number of cores.
 

@@ -30,6 +30,7 @@ from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
 from hf_losses.compare.tuning import trials
 from hf_losses.files import strict
+from hf_losses.training.recipe_arguments import RecipeTrainingArguments
 
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))
 ROOT = Path(hf_losses.__file__).parents[1]
@@ -783,6 +784,25 @@ def test_each_job_has_its_gpus(monkeypatch):
         environments(launched, 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert visible(plan, 3) == ["5", "7", "5"]
+
+
+def test_the_threads_of_a_job_stay_what_they_are_under_a_launcher(monkeypatch, tmp_path):
+    """Launchers set 1 by default, which a recipe undoes; here it is the job's share."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    plan = make_plan(SCRIPT, [], LOSSES, seeds=1, launcher=sys.executable, jobs=10**6)
+    (environment,) = environments(plan, 1)
+    assert environment["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setattr("hf_losses.training.recipe_arguments.CORES", 7)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    asked = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    RecipeTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert asked == [7]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    RecipeTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert asked == [7]
 
 
 def test_numbers_that_json_does_not_have_become_null():

@@ -140,7 +140,7 @@ def test_every_loss_is_compiled_without_a_graph_break():
         # Each loss has a factor of its own: what one lacks, another cannot make up for.
         (values * torch.arange(1, len(losses) + 1)).sum().backward()
         found.append((values.detach(), leaf.grad))
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("liberal_exp", "index"), ("strict_m_full", "bounded")])

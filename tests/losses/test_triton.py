@@ -232,6 +232,15 @@ def test_a_class_that_does_not_exist_is_seen(launched):
     assert logits.grad.isnan().any(-1).tolist() == [False, True, False]
 
 
+def test_the_last_layer_is_tried_with_its_logits(launched, monkeypatch):
+    tried = []
+    monkeypatch.setattr(triton_launch, "_try", lambda module, full, rows: tried.append(rows.shape))
+    hidden, weight = torch.randn(3, 600), torch.randn(5, 600)
+    linear_loss(hidden, weight, torch.tensor([0, 1, 4]), loss=get_loss("liberal_exp"))
+    assert launched
+    assert tried == [(1, 5)]
+
+
 @EVERY
 def test_the_last_layer(name, launched):
     generator = torch.Generator().manual_seed(0)
@@ -259,11 +268,19 @@ def test_logits_and_targets_on_two_devices_are_refused(launched):
         triton_launch.losses(kernel, z, target.to("meta"), torch.ones(()), None)
 
 
-def test_a_failed_allocation_says_nothing_about_the_kernels(launched, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=["PyTorch", "Triton"],
+)
+def test_a_failed_allocation_says_nothing_about_the_kernels(error, launched, monkeypatch):
     z, target = example()
 
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     loss = get_loss("liberal_exp")
     with monkeypatch.context() as patch:
@@ -271,7 +288,7 @@ def test_a_failed_allocation_says_nothing_about_the_kernels(launched, monkeypatc
         patch.setattr(triton_launch, "_works_on", lambda device: True)
         patch.setattr(triton_launch, "_runs_on", lambda rows: True)
         patch.setattr(triton_launch, "_try", full)
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(type(error), match="out of memory"):
             loss(z, target)
     assert not launched
     loss(z, target)

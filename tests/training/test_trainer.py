@@ -726,6 +726,7 @@ def test_the_model_card_names_the_loss(build, tmp_path):
     assert "- loss:strict_m_power\n" in card
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_the_end_of_a_script_ends_the_processes_that_load_its_data(build):
     settings = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "max_steps": 2}
     trainer = build(args=settings)

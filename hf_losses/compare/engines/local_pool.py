@@ -12,6 +12,7 @@ from pathlib import Path
 from hf_losses.compare.engines import guard
 from hf_losses.compare.engines.run import POLL, Ended, Run, RunsRefused
 from hf_losses.compare.plan import Plan
+from hf_losses.options import threads_of
 
 
 class LocalPool:
@@ -81,7 +82,7 @@ def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
     if not gpus or not torch.cuda.is_available():
-        return [{"OMP_NUM_THREADS": str(plan.threads)}] * jobs
+        return [threads_of(plan.threads)] * jobs
     if plan.launcher and jobs > len(gpus):
         raise RunsRefused(f"--jobs {jobs} leaves some without a GPU; there are {len(gpus)}")
     shares = [gpus[job::jobs] if plan.launcher else [gpus[job % len(gpus)]] for job in range(jobs)]

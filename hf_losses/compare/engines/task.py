@@ -17,6 +17,7 @@ from hf_losses.compare.engines.nodes import Needs, check_node
 from hf_losses.compare.engines.pool import remove_models
 from hf_losses.compare.plan import Plan
 from hf_losses.compare.results import RunSettings
+from hf_losses.options import threads_of
 
 PERIOD = 0.5  # Seconds between two looks at what a run prints.
 ANNOUNCE = 10.0  # Seconds that the machine of the comparison gets to take notice of a start.
@@ -110,7 +111,7 @@ def make(task: Task, messages: Any) -> Outcome:
         started = time.monotonic()
         with guard.open_log(log) as file:
             process = guard.start(
-                command, file, {"OMP_NUM_THREADS": str(task.plan.threads)}, task.needs.directory
+                command, file, threads_of(task.plan.threads), task.needs.directory
             )
         try:
             with open(log, "rb") as printed:

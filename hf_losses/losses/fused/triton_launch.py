@@ -40,6 +40,7 @@ _LOGGER = logging.getLogger(__name__)
 _MODULES: weakref.WeakKeyDictionary[BoundedLoss, dict[Any, types.ModuleType | None]] = (
     weakref.WeakKeyDictionary()
 )
+_SOURCES: weakref.WeakKeyDictionary[BoundedLoss, str] = weakref.WeakKeyDictionary()
 
 
 @functools.cache
@@ -176,9 +177,9 @@ def _works_on(device: torch.device) -> bool:
     try:
         _launch_multiply(one, one)
         _try(_kernels(NO_LOSS), False, one.new_zeros(1, 2))
-    except torch.OutOfMemoryError:
-        raise  # It says nothing about the kernels.
     except Exception as error:  # Such as a machine without a C compiler.
+        if _is_out_of_memory(error):
+            raise
         _LOGGER.warning(
             "losses take PyTorch's operations, which are slower, since Triton does not work here "
             "(%s=0 says so without a warning): %s",
@@ -216,24 +217,45 @@ def _module(loss: BoundedLoss, rows: Tensor) -> types.ModuleType | None:
     options = _launch_options(rows.shape[1], rows.element_size(), loss.spec.is_full)
     kind = rows.device, rows.dtype, options["BLOCK"]
     if kind not in modules:
-        try:
-            module = _kernels(triton_source(loss))
-            _try(module, loss.spec.is_full, rows.new_zeros(1, rows.shape[1]))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # `NotTranslatable`, or anything that a compiler raises.
-            if choice() and not isinstance(error, NotTranslatable):
-                raise  # Who asks for the kernels is to know.
-            _LOGGER.warning(
-                "the loss %s takes PyTorch's operations, which are slower, since it has no "
-                "translation to Triton%s: %s",
-                loss.spec.name,
-                "" if isinstance(error, NotTranslatable) else " that works here",
-                error,
-            )
-            module = None
-        modules[kind] = module
+        modules[kind] = _compiled(loss, rows) if _source(loss) else None
     return modules[kind]
+
+
+def _compiled(loss: BoundedLoss, rows: Tensor) -> types.ModuleType | None:
+    module: Any = _kernels(_source(loss))
+    try:
+        _try(module, loss.spec.is_full, rows.new_zeros(1, rows.shape[1]))
+    except Exception as error:  # Anything that a compiler raises.
+        if choice() or _is_out_of_memory(error):
+            raise  # Who asks for the kernels is to know.
+        _warn(loss, " that works here", error)
+        return None
+    return module  # type: ignore[no-any-return]
+
+
+def _source(loss: BoundedLoss) -> str:
+    """The loss in Triton's language; empty if it has no translation."""
+    if loss not in _SOURCES:
+        try:
+            _SOURCES[loss] = triton_source(loss)
+        except NotTranslatable as error:
+            _warn(loss, "", error)
+            _SOURCES[loss] = ""
+    return _SOURCES[loss]
+
+
+def _warn(loss: BoundedLoss, more: str, error: Exception) -> None:
+    _LOGGER.warning(
+        "the loss %s takes PyTorch's operations, which are slower, since it has no translation to "
+        "Triton%s: %s",
+        *(loss.spec.name, more, error),
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says nothing about the kernels. Triton's own is a RuntimeError."""
+    triton_error = isinstance(error, RuntimeError) and str(error).endswith("out of memory")
+    return triton_error or isinstance(error, torch.OutOfMemoryError)
 
 
 @functools.cache
