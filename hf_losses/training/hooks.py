@@ -10,6 +10,7 @@ METHODS = {
     "_get_dataloader": "overridden: batches keep the column loss_weight",
     "_get_grad_norm": "overridden: counts the steps whose gradient is not finite, without a sync",
     "_get_num_items_in_batch": "overridden: what an item is follows from the head, not from -100",
+    "_get_train_sampler": "overridden: grouped by length, each epoch has an order of its own",
     "_hp_search_setup": "overridden: a search may give loss_kwargs as text, which is no dict",
     "_init_training_state": "overridden: a resumed training goes on counting",
     "_load_best_model": "overridden: finds weights that transformers has renamed",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_losses.losses.linear import HeadOutput, linear_of_head
 from hf_losses.losses.registry import get_spec
@@ -32,6 +33,7 @@ from hf_losses.training.publishing import PublishingMixin
 from hf_losses.training.reports.evaluation import EvaluationMixin
 from hf_losses.training.reports.item_stats import stats_due
 from hf_losses.training.reports.steps import StepReportsMixin
+from hf_losses.training.sampling import GroupedByLength
 from hf_losses.training.wrapped_model import WrappedModel
 
 
@@ -121,6 +123,13 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         """Trainer's data loader, whose batches keep the column `loss_weight`."""
         with keeping_weights(self):
             return super()._get_dataloader(*args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's sampler; by length, with an order that a resumed run finds again."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if type(sampler) is LengthGroupedSampler and sampler.generator is None:
+            return GroupedByLength(sampler, self)
+        return sampler
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """The data as `SFTTrainer` prepares them, which must not lose the column `loss_weight`."""

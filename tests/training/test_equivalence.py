@@ -12,9 +12,15 @@ import pytest
 import tiny
 import torch
 from products import product
-from transformers import BertForTokenClassification, Trainer, TrainingArguments
+from transformers import (
+    BertForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_losses import LossTrainer, compute_loss_func, list_losses
+from hf_losses.models.small_lm import small_tokenizer
 
 LOSSES = list_losses(task="classification")
 TASKS = {
@@ -239,6 +245,41 @@ def all_evaluations(folder, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_two_processes_resume_within_their_second_epoch(two_processes, strategy):
+    whole, resumed = two_processes["resumed"][strategy]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def weights_of_whole_and_resumed(folder, strategy):
+    weights = []
+    for checkpoint in (None, str(folder / strategy / "checkpoint-7")):
+        args = tiny.arguments(
+            folder / strategy,
+            loss="strict_l",
+            max_steps=10,
+            per_device_train_batch_size=4,
+            save_strategy="steps",
+            save_steps=7,
+            train_sampling_strategy=strategy,
+        )
+        # With dropout the processes, whose rows differ in length, draw unequally many numbers.
+        rows = [
+            row | {"input_ids": row["input_ids"][:length], "attention_mask": torch.ones(length)}
+            for row, length in zip(tiny.texts(), [4, 8] * 20, strict=True)
+        ]
+        trainer = LossTrainer(
+            model=tiny.bert(hidden_dropout_prob=0.1),
+            args=args,
+            train_dataset=rows,
+            data_collator=DataCollatorWithPadding(small_tokenizer()),
+        )
+        trainer.train(checkpoint)
+        weights.append(trainer.model.state_dict())
+    return weights
+
+
+@pytest.mark.slow
 def test_a_gradient_that_one_of_two_processes_breaks_is_one_step(two_processes):
     assert two_processes["nonfinite"] == 2
 
@@ -299,6 +340,10 @@ if __name__ == "__main__":
         "incomplete": gradients_of_stock_and_ours(folder),
         "evaluations": all_evaluations(folder, 4),
         "nonfinite": nonfinite_steps(folder),
+        "resumed": {
+            strategy: weights_of_whole_and_resumed(folder, strategy)
+            for strategy in ("group_by_length", "random")
+        },
         "figures": all_figures(folder, 4),
     }
     if os.environ["RANK"] == "0":
