@@ -28,7 +28,7 @@ from hf_losses.data import (
     training_inputs,
 )
 from hf_losses.metrics import METRICS, GlueMetric
-from hf_losses.models import LoraArguments, add_adapter, build_config, loading
+from hf_losses.models import LoraArguments, add_adapter, build_config, loading, order_head
 from hf_losses.options import CORES, option
 from hf_losses.training import (
     RecipeTrainingArguments,
@@ -100,11 +100,16 @@ def load_model(options, data):
             ignore_mismatched_sizes=True,  # A head for other classes is replaced, and reported.
             output_loading_info=True,
         )
-
+    order_head(model, path, data.classes)
     if options.freeze_backbone:
         backbone = model.base_model.requires_grad_(False).eval()
         backbone.train = lambda mode=True: backbone  # Batch norm and dropout stay in eval mode.
     return processor, add_adapter(model, options, loading_info, None) if options.lora else model
+
+
+def predicted(logits, labels):
+    logits = logits[0] if isinstance(logits, tuple) else logits  # DeiT has two heads, and a mean.
+    return logits.argmax(-1)
 
 
 def main(argv=None):
@@ -150,7 +155,7 @@ def main(argv=None):
             train_dataset=inputs,
             eval_dataset=validation.get("validation"),
             processing_class=processor,
-            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+            preprocess_logits_for_metrics=predicted,
             compute_metrics=lambda evaluation: metric.compute(
                 predictions=evaluation.predictions, references=evaluation.label_ids
             ),

@@ -28,6 +28,7 @@ from hf_losses.models import (
     find_model,
     fit_tokenizer,
     loading,
+    order_head,
     usable_length,
 )
 from hf_losses.options import option
@@ -72,6 +73,7 @@ def load_model(path, options, data):
 
     tokenizer.padding_side = "right"  # Positions in a window are positions in its batch.
     fit_tokenizer(tokenizer, model, path)
+    order_head(model, path, data.classes)
     if options.lora:
         model = add_adapter(model, options, loading_info, "TOKEN_CLS")
     return tokenizer, model

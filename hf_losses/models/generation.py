@@ -34,6 +34,8 @@ def generate(
                 **batch.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                repetition_penalty=1.0,  # A checkpoint may have others, which would change it.
+                no_repeat_ngram_size=0,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )

@@ -42,11 +42,20 @@ def add_adapter(
         The model with its adapter.
 
     Raises:
-        ValueError: If the model lacks the layers to adapt; the message names those it has.
+        ValueError: If the model lacks the layers to adapt; the message names those it has. If it
+            has an adapter already, in whose place another one would begin.
     """
+    if getattr(model, "peft_config", None):
+        raise UsageError(
+            "--lora would begin a new adapter in place of the one in --model_name_or_path: merge "
+            "that first (PEFT's merge_and_unload, then save_pretrained) and name the merged model"
+        )
     # New weights are saved with the adapter, since the base model's checkpoint lacks them.
     new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     body = f"{model.base_model_prefix}."
+    # A head that the checkpoint has is trained all the same. CLIP's body is not named by its prefix.
+    if task_type != "CAUSAL_LM" and hasattr(model, model.base_model_prefix):
+        new |= {key for key, _ in model.named_parameters() if not key.startswith(body)}
     new_modules = sorted(
         {k.rpartition(".")[0] if k.startswith(body) else k.split(".")[0] for k in new}
     )

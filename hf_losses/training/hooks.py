@@ -12,6 +12,7 @@ METHODS = {
     "_get_num_items_in_batch": "overridden: what an item is follows from the head, not from -100",
     "_get_train_sampler": "overridden: grouped by length, each epoch has an order of its own",
     "_hp_search_setup": "overridden: a search may give loss_kwargs as text, which is no dict",
+    "hyperparameter_search": "overridden: its default objective sums the user's metrics, not ours",
     "_init_training_state": "overridden: a resumed training goes on counting",
     "_load_best_model": "overridden: finds weights that transformers has renamed",
     "_load_from_checkpoint": "overridden: finds renamed weights of a checkpoint",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -92,6 +93,8 @@ def prepare(
         raise UsageError(f"--do_predict needs a test set; see {data.options}")
     args.output_dir = args.output_dir or f"runs/{recipe}/{task}-{loss.spec.name}-seed{args.seed}"
     resume = args.resume_from_checkpoint
+    if not args.do_train:
+        _check_evaluation(args)
     if str(resume).lower() == "true":
         args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir)
     elif resume and not Path(resume).is_dir():
@@ -106,6 +109,23 @@ def prepare(
     if args.process_index == 0:
         check_folder(args.output_dir)
         _announce(args, task, data, model, loss, target)
+
+
+def _check_evaluation(args: TrainingArguments) -> None:
+    """Raises a UsageError if without a training something would not be used, or be lost."""
+    if args.resume_from_checkpoint:
+        raise UsageError(
+            "--resume_from_checkpoint continues a training, and --do_train is false: to evaluate a "
+            "checkpoint, name it by --model_name_or_path"
+        )
+    if not _result_path(args).exists():
+        return
+    result = json.loads(_result_path(args).read_text(encoding="utf-8"))
+    if result["training"]["global_step"]:
+        raise UsageError(
+            f"{args.output_dir} holds a finished training, whose record an evaluation alone would "
+            "replace; choose another --output_dir"
+        )
 
 
 def check_folder(folder: str) -> None:

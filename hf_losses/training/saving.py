@@ -130,7 +130,8 @@ class SavingMixin(_Base):  # type: ignore[misc]
         with open(os.path.join(folder, LOSS_FILE), "w", encoding="utf-8") as file:
             json.dump(self.loss_config, file, indent=2)
         with open(os.path.join(folder, ARGUMENTS_FILE), "w", encoding="utf-8") as file:
-            json.dump(without_paths(self._shown_arguments()), file, indent=2)
+            # Arguments of the user's own may be of any type.
+            json.dump(without_paths(self._shown_arguments()), file, indent=2, default=repr)
 
     def _shown_arguments(self) -> dict[str, Any]:
         return {

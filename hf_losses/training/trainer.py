@@ -33,7 +33,7 @@ from hf_losses.training.publishing import PublishingMixin
 from hf_losses.training.reports.evaluation import EvaluationMixin
 from hf_losses.training.reports.item_stats import stats_due
 from hf_losses.training.reports.steps import StepReportsMixin
-from hf_losses.training.sampling import GroupedByLength
+from hf_losses.training.sampling import GroupedByLength, ResumesEpoch
 from hf_losses.training.wrapped_model import WrappedModel
 
 
@@ -92,6 +92,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         self._adapter_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
         super().__init__(*args, **kwargs)
         self._check_trainer()
+        self.add_callback(ResumesEpoch)
         # Trainer counts the items of a step only for a loss function that is set here.
         self.compute_loss_func = self._loss_of_outputs
 

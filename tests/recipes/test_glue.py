@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -537,6 +538,71 @@ def test_evaluates_without_training(run, files):
     again, _ = run(*files, "--do_train", "false", name="again", model=str(out))
     assert again["metrics"] == trained["metrics"]
     assert again["training"]["global_step"] == 0
+
+
+def renumbered(folder, out, names):
+    """The model of a run with its classes in reverse order, under other names perhaps."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        for weight in model.classifier.parameters():
+            weight.copy_(weight.flip(0))
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    return str(out)
+
+
+def test_a_head_whose_classes_are_numbered_otherwise_keeps_its_meaning(run, files, tmp_path):
+    named = []
+    for file in files:
+        if Path(file).suffix != ".csv":
+            named.append(file)
+            continue
+        table = pa.csv.read_csv(file).to_pylist()
+        table = [row | {"label": ("bad", "good")[row["label"]]} for row in table]
+        named.append(write(tmp_path / "named" / Path(file).name, table))
+    trained, out = run(*named, "--learning_rate", "1e-2")
+    assert trained["metrics"]["validation"]["accuracy"] != 0.5  # As it would be turned round.
+    model = renumbered(out, tmp_path / "renumbered", ["GOOD", "bad"])
+    again, _ = run(*named, "--do_train", "false", name="again", model=model)
+    assert again["metrics"]["validation"] == pytest.approx(trained["metrics"]["validation"])
+
+
+def test_other_names_of_classes_are_shown(run, files, tmp_path, caplog):
+    _, out = run(*files)
+    model = renumbered(out, tmp_path / "renumbered", ["no", "yes"])
+    run(*files, "--do_train", "false", name="again", model=model)
+    assert "are no, yes, and those of the data 0, 1: they are taken for each other" in caplog.text
+
+
+def test_an_evaluation_alone_spares_the_record_of_a_training(run, files, refused):
+    _, out = run(*files)
+    evaluating = (*files, "--do_train", "false")
+    message = refused(*evaluating, model=str(out))
+    assert "holds a finished training, whose record an evaluation alone would replace" in message
+    message = refused(*evaluating, "--resume_from_checkpoint", "true", name="other")
+    assert "to evaluate a checkpoint, name it by --model_name_or_path" in message
+    for _ in range(2):  # An evaluation may be repeated.
+        run(*evaluating, name="again", model=str(out))
+
+
+def test_a_second_adapter_in_place_of_the_first_is_refused(run, files, refused):
+    _, out = run(*files, "--lora")
+    message = refused(*files, "--lora", model=str(out), name="second")
+    assert "--lora would begin a new adapter in place of the one in --model_name_or_path" in message
+
+
+def test_predictions_of_a_sample_name_the_rows_of_the_file(run, files, tmp_path):
+    table = [row | {"sentence": f"{row['sentence']} w{n}"} for n, row in enumerate(rows(40, 5))]
+    test = write(tmp_path / "many.csv", table)
+    sampling = ("--test_file", test, "--max_eval_samples", "10", "--do_predict")
+    _, out = run(*files[:4], *sampling)
+    lines = (out / "predictions_test.tsv").read_text().splitlines()[1:]
+    indices = [int(line.split("\t")[0]) for line in lines]
+    expected = np.random.default_rng(0).permutation(40)[:10].tolist()
+    assert len(set(indices)) == 10
+    assert indices == expected
 
 
 def test_selects_by_the_tasks_own_metric(run, files):

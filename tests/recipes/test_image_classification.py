@@ -281,6 +281,22 @@ def test_a_frozen_backbone_stays_as_it_was(run, photos, tmp_path):
     assert {name.split(".")[0] for name in changed} == {"classifier"}
 
 
+def test_an_adapter_trains_the_head_of_a_checkpoint_with_as_many_classes(tiny):
+    model = AutoModelForImageClassification.from_pretrained(tiny, num_labels=2)
+    config = image_classification.ModelArguments(lora=True, lora_r=4)
+    known = {"missing_keys": set(), "mismatched_keys": set()}
+    wrapped = image_classification.add_adapter(model, config, known, None)
+    trained = {name for name, weight in wrapped.named_parameters() if weight.requires_grad}
+    assert any("classifier" in name for name in trained)
+    assert any("lora_A" in name for name in trained)
+
+
+def test_of_several_heads_the_first_predicts():
+    logits = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    for given in (logits, (logits, -logits, 3 * logits)):
+        assert image_classification.predicted(given, None).tolist() == [1, 0]
+
+
 def test_adapter_predicts_the_same_on_the_same_base(run, photos, tiny, tmp_path):
     test = folder(tmp_path / "photos" / "test", 12, seed=2)
     arguments = ("--lora", "--lora_r", "4", "--test_dir", test, "--do_predict")

@@ -3,14 +3,14 @@
 import pytest
 import tiny
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from hf_losses import LossTrainer
 
 STRATEGIES = pytest.mark.parametrize("strategy", ["group_by_length", "random"])
 
 
-def trained(folder, data, resumed=None, trainer=LossTrainer, **settings):
+def trained(folder, data, resumed=None, trainer=LossTrainer, callbacks=None, **settings):
     """Trains for two epochs of five steps; returns the weights and the rows in their order."""
     seen = []
 
@@ -22,7 +22,9 @@ def trained(folder, data, resumed=None, trainer=LossTrainer, **settings):
     settings = {"save_strategy": "steps", "save_steps": 7, "max_steps": 10} | settings
     args = tiny.arguments(folder, remove_unused_columns=False, **settings)
     model = tiny.bert(hidden_dropout_prob=0.1)
-    trainer = trainer(model=model, args=args, train_dataset=data, data_collator=collate)
+    trainer = trainer(
+        model=model, args=args, train_dataset=data, data_collator=collate, callbacks=callbacks
+    )
     trainer.train(resumed)
     return trainer.model.state_dict(), seen
 
@@ -54,6 +56,23 @@ def test_each_epoch_has_all_rows_in_an_order_of_its_own(strategy, data, tmp_path
     assert orders[0] == orders[2]
     assert orders[1] == orders[3]
     assert len({tuple(order) for order in orders}) == 4
+
+
+def test_an_epoch_that_is_ended_early_is_not_begun_again(data, tmp_path):
+    class Stops(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = state.global_step % 2 == 0
+
+    settings = {"train_sampling_strategy": "group_by_length", "save_strategy": "no", "max_steps": 6}
+    _, seen = trained(tmp_path, data, callbacks=[Stops()], **settings)
+    assert len({tuple(batch) for batch in seen}) == len(seen)
+
+
+def test_batches_that_one_process_dispatches_are_resumed(data, tmp_path):
+    settings = {"loss": "strict_l", "accelerator_config": {"dispatch_batches": True}}
+    whole, _ = trained(tmp_path, data, **settings)
+    resumed, _ = trained(tmp_path, data, str(tmp_path / "checkpoint-7"), **settings)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_a_random_order_is_that_of_the_stock_trainer(data, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
+import pathlib
 
 import optuna
 import pytest
@@ -127,6 +129,21 @@ def test_optuna_searches_over_losses(tmp_path):
         sampler=optuna.samplers.GridSampler({"loss": ["strict_m", "liberal_exp"]}),
     )
     assert sorted(seen) == ["liberal_exp", "strict_m"]
+
+
+@pytest.mark.parametrize("own", [{}, {"accuracy": 0.5, "ece": 0.25}], ids=["no metrics", "metrics"])
+def test_a_search_without_an_objective_is_for_the_users_metrics(own, tmp_path):
+    trainer = LossTrainer(
+        model_init=lambda: tiny.bert(),
+        args=tiny.arguments(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1),
+        train_dataset=tiny.texts(),
+        eval_dataset=tiny.texts(),
+        compute_metrics=(lambda evaluation: dict(own)) if own else None,
+    )
+    best = trainer.hyperparameter_search(lambda trial: {"loss": "strict_m"}, n_trials=1)
+    (logged,) = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert logged["eval_loss"] != logged["eval_cross_entropy"]
+    assert best.objective == pytest.approx(sum(own.values()) or logged["eval_cross_entropy"])
 
 
 @pytest.mark.parametrize(
@@ -724,6 +741,19 @@ def test_the_model_card_names_the_loss(build, tmp_path):
     assert '| loss | `{"name": "strict_m_power", "alpha": 0.3}` |' in card
     assert "- hf_losses\n" in card
     assert "- loss:strict_m_power\n" in card
+
+
+@dataclasses.dataclass
+class ArgumentsWithAPath(LossTrainingArguments):
+    where: object = dataclasses.field(default_factory=lambda: {"folder": pathlib.Path("a/b")})
+
+
+def test_arguments_of_any_type_do_not_stop_a_checkpoint(build, tmp_path):
+    trainer = build(args_class=ArgumentsWithAPath, args={"save_strategy": "steps", "save_steps": 3})
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-3"
+    assert (checkpoint / "model.safetensors").exists()
+    assert json.loads((checkpoint / "training_args.json").read_text())["where"]["folder"]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -22,6 +22,7 @@ from hf_losses.data.labels import (
     class_names,
     encode,
 )
+from hf_losses.data.splits import UNREADABLE
 from hf_losses.data.text.tables import FORMATS, ROW_NAMES, dtype_of, need_column, read_rows, sample
 from hf_losses.messages import UsageError
 
@@ -232,7 +233,7 @@ def _glue_splits(task: str, dataset_name: str) -> dict[str, Dataset]:
     else:
         try:
             splits = dict(load_dataset(dataset_name, task))
-        except OSError as error:
+        except UNREADABLE as error:
             raise UsageError(
                 f"cannot load {task!r} of {dataset_name!r} from the Hub: {error}. Without it: a "
                 f"copy in a folder (--dataset_name FOLDER, with FOLDER/{task}/train-*.parquet "

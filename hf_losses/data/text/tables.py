@@ -21,7 +21,7 @@ FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def sample(split: Dataset, name: str, limit: int | None) -> Dataset:
-    """A fixed random sample of at most `limit` rows; None takes all.
+    """A fixed random sample of at most `limit` rows, with their positions; None takes all.
 
     Args:
         split: The set.
@@ -35,6 +35,8 @@ def sample(split: Dataset, name: str, limit: int | None) -> Dataset:
         raise UsageError(f"cannot take {limit} rows of the {name} set: at least 1 is needed")
     if limit is None or limit >= len(split):
         return split
+    if not set(ROW_NAMES) & set(split.column_names):
+        split = split.add_column(ROW_NAMES[0], range(len(split)))
     # Files are often sorted by label: the first rows may hold one class alone.
     return split.shuffle(seed=0).select(range(limit))
 

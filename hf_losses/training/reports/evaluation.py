@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
+from transformers.trainer_utils import default_compute_objective
 
 from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
 from hf_losses.metrics.classes import class_counts
@@ -189,6 +190,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.prediction_counts = {}
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
+        self._added: frozenset[str] = frozenset()  # Metrics that are not the user's.
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
         self._own_loss: tuple[Tensor, int] | None = None  # Of the present batch, and its rows.
@@ -234,14 +236,40 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
                 output.metrics[f"{prefix}_loss"] = losses["loss"]
             if "baseline" in losses:
                 # A metric of the user's by this name, of rescaled numbers perhaps, stays.
-                baseline = f"{prefix}_{self._active.baseline_name}"
-                output.metrics.setdefault(baseline, losses["baseline"])
+                self._add(output.metrics, prefix, self._active.baseline_name, losses["baseline"])
             if "ece" in losses:
-                output.metrics.setdefault(f"{prefix}_ece", losses["ece"])
+                self._add(output.metrics, prefix, "ece", losses["ece"])
             self.prediction_counts[prefix] = evaluation.prediction_counts()
         finally:
             self._evaluation = around
         return output
+
+    def _add(self, metrics: dict[str, float], prefix: str, name: str, value: float) -> None:
+        if f"{prefix}_{name}" not in metrics:
+            metrics[f"{prefix}_{name}"] = value
+            self._added |= {f"{prefix}_{name}"}
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[..., Any] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Trainer's search. Without an objective it is the sum of the user's metrics, as Trainer's.
+
+        What is reported beside them has no part in it. Without any metrics it is the baseline, such
+        as `eval_cross_entropy`, which does not depend on the loss that is tried.
+        """
+        objective = compute_objective or self._default_objective
+        return super().hyperparameter_search(hp_space, objective, *args, **kwargs)
+
+    def _default_objective(self, metrics: dict[str, float]) -> float:
+        left_out = self._added | {"eval_loss"}
+        own = default_compute_objective({k: v for k, v in metrics.items() if k not in left_out})
+        if own is not None:
+            return float(own)
+        return metrics.get(f"eval_{self._active.baseline_name}", metrics["eval_loss"])
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
