@@ -102,6 +102,8 @@ def load_model(options, data):
         )
     order_head(model, path, data.classes)
     if options.freeze_backbone:
+        if model.base_model is model:
+            raise UsageError(f"--freeze_backbone finds no backbone in {type(model).__name__}")
         backbone = model.base_model.requires_grad_(False).eval()
         backbone.train = lambda mode=True: backbone  # Batch norm and dropout stay in eval mode.
     return processor, add_adapter(model, options, loading_info, None) if options.lora else model

@@ -53,7 +53,7 @@ def add_adapter(
     # New weights are saved with the adapter, since the base model's checkpoint lacks them.
     new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     body = f"{model.base_model_prefix}."
-    # A head that the checkpoint has is trained all the same. CLIP's body is not named by its prefix.
+    # A head that the checkpoint has is trained, too. CLIP has no body by the name of its prefix.
     if task_type != "CAUSAL_LM" and hasattr(model, model.base_model_prefix):
         new |= {key for key, _ in model.named_parameters() if not key.startswith(body)}
     new_modules = sorted(

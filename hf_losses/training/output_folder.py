@@ -313,7 +313,8 @@ def write_result(
             ),
             "samples_per_second": training.get("train_samples_per_second"),
             "world_size": args.world_size,
-            "batch_size": args.train_batch_size
+            # What auto_find_batch_size has come to.
+            "batch_size": (state.train_batch_size or args.train_batch_size)
             * args.gradient_accumulation_steps
             * args.world_size,
         },
