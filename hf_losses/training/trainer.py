@@ -319,7 +319,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
                 counts.append(super()._get_num_items_in_batch(batches, device))
         finally:
             args.average_tokens_across_devices = averages
-        if self.model.training:
+        if self._evaluation is None:  # Before the first step the model is not in training mode.
             self._empty_steps.add(sum(counts))
         return counts[0] if len(counts) == 1 else torch.stack(counts)
 

@@ -247,6 +247,14 @@ def test_counts_of_data_parallel_come_once_per_gpu(build, averages):
     assert trainer.args.average_tokens_across_devices is averages
 
 
+def test_the_first_step_and_one_after_an_evaluation_may_be_empty(build, caplog):
+    data = tiny.texts(16, lambda generator, ids: torch.full_like(ids, -100))
+    settings = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 2}
+    trainer = build(tiny.bert(BertForTokenClassification), data, "strict_m", **settings)
+    trainer.train()
+    assert "no item had a label in 2 of the last optimizer steps" in caplog.text
+
+
 def test_class_weights_follow_the_logits():
     # As on a GPU, where compute_loss_func of the stock Trainer leaves the loss on the CPU.
     loss, logits, labels = get_loss("cross_entropy", weight=[1, 5]), torch.randn(4, 2), [0, 1, 1, 0]
