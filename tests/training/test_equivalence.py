@@ -86,6 +86,25 @@ def test_accumulation_does_not_change_the_gradients(task, loss, tmp_path):
     assert tiny.difference(steps[16], steps[4]) < ROUNDING
 
 
+@pytest.mark.parametrize("task", ["bert", "bert-token"])
+def test_accumulation_does_not_change_the_gradients_with_class_weights(task, tmp_path):
+    model, data = TASKS[task]
+    steps = [
+        tiny.gradients(
+            tmp_path,
+            model(),
+            data(40),
+            loss="strict_l",
+            loss_kwargs={"weight": [1, 5, 0.5]},
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=16 // batch,
+        )
+        for batch in (16, 8, 4)
+    ]
+    assert tiny.difference(steps[0], steps[1]) < ROUNDING
+    assert tiny.difference(steps[0], steps[2]) < ROUNDING
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "strict_l_full", "liberal_exp"])
 @pytest.mark.parametrize("task", ["bert", "causal-lm"])
 def test_stock_trainer_with_compute_loss_func_has_the_same_gradients(task, loss, tmp_path):
@@ -155,13 +174,23 @@ def all_gradients(folder, batch):
         "warm-up": {"loss": "liberal_circle", "loss_warmup_steps": 3},
         "fused": {"loss": "liberal_exp", "fused_linear": True},
         "weights": {"loss": "dft"},
+        "weights, fused": {"loss": "strict_l", "fused_linear": True},
+        "weights of rows": {"loss": "gce"},
+        "class weights": {
+            "loss": "strict_l",
+            "loss_kwargs": {"weight": [1 + n % 3 for n in range(tiny.VOCABULARY)]},
+        },
     }
     data = dict.fromkeys(others, TASKS["causal-lm"][1]())
     generator = torch.Generator().manual_seed(7)
-    data["weights"] = [
-        row | {"loss_weight": torch.rand(tiny.LENGTH, generator=generator)}
-        for row in data["weights"]
-    ]
+    for name, shape in (
+        ("weights", (tiny.LENGTH,)),
+        ("weights, fused", (tiny.LENGTH,)),
+        ("weights of rows", ()),
+    ):
+        data[name] = [
+            row | {"loss_weight": torch.rand(shape, generator=generator)} for row in data[name]
+        ]
     return {
         name: tiny.gradients(
             folder,
