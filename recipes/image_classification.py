@@ -110,8 +110,7 @@ def load_model(options, data):
 
 
 def predicted(logits, labels):
-    logits = logits[0] if isinstance(logits, tuple) else logits  # DeiT has two heads, and a mean.
-    return logits.argmax(-1)
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)  # DeiT has two heads.
 
 
 def main(argv=None):
