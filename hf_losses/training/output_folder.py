@@ -120,10 +120,14 @@ def _check_evaluation(args: TrainingArguments) -> None:
         )
     if not _result_path(args).exists():
         return
-    result = json.loads(_result_path(args).read_text(encoding="utf-8"))
-    if result["training"]["global_step"]:
+    try:
+        result = json.loads(_result_path(args).read_text(encoding="utf-8"))
+        steps = result["training"]["global_step"]
+    except (ValueError, LookupError, TypeError):
+        steps = None  # Whatever it is, no evaluation of ours has left it.
+    if steps != 0:
         raise UsageError(
-            f"{args.output_dir} holds a finished training, whose record an evaluation alone would "
+            f"{args.output_dir} holds the record of a training, which an evaluation alone would "
             "replace; choose another --output_dir"
         )
 

@@ -576,11 +576,14 @@ def test_other_names_of_classes_are_shown(run, files, tmp_path, caplog):
     assert "are no, yes, and those of the data 0, 1: they are taken for each other" in caplog.text
 
 
-def test_an_evaluation_alone_spares_the_record_of_a_training(run, files, refused):
+def test_an_evaluation_alone_spares_the_record_of_a_training(run, files, refused, tmp_path):
     _, out = run(*files)
     evaluating = (*files, "--do_train", "false")
     message = refused(*evaluating, model=str(out))
-    assert "holds a finished training, whose record an evaluation alone would replace" in message
+    assert "holds the record of a training, which an evaluation alone would replace" in message
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "result.json").write_text('{"trunc')
+    assert "holds the record of a training" in refused(*evaluating, model=str(out), name="damaged")
     message = refused(*evaluating, "--resume_from_checkpoint", "true", name="other")
     assert "to evaluate a checkpoint, name it by --model_name_or_path" in message
     for _ in range(2):  # An evaluation may be repeated.
