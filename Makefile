@@ -39,7 +39,7 @@ test: setup  ## Run the default test suite: offline, on the CPU.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup  ## Run the slow tests alone.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 test-all: test test-slow  ## Run every test that runs on a CPU.
 
