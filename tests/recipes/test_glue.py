@@ -966,7 +966,6 @@ def test_is_a_page_that_a_user_reads():
 # ---- As users launch it ------------------------------------------------------------------------
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-TWO_BY_ACCELERATE = [*ACCELERATE, "--multi_gpu", "--num_processes", "2"]
 TWO_BY_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
 TORCHRUN_PORT = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 
@@ -1087,41 +1086,35 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    [TWO_BY_ACCELERATE, [*TWO_BY_TORCHRUN, *TORCHRUN_PORT]],
-    ids=["accelerate", "torchrun"],
-)
-def test_two_processes_give_the_result_of_one(tiny, tmp_path, launcher):
+def test_two_processes_give_the_result_of_one(run, tiny, tmp_path):
+    # By torchrun; accelerate starts `cpu_two` in `test_accelerate_configs.py`.
     # 33 test rows leave an incomplete batch.
     arguments = [
         *("--train_file", write(tmp_path / "train.csv", rows(128, 0))),
         *("--validation_file", write(tmp_path / "validation.csv", rows(64, 1))),
         *("--test_file", write(tmp_path / "test.csv", rows(33, 2)), "--do_predict"),
-        *("--model_name_or_path", tiny, "--use_cpu", "--loss", "strict_l"),
-        *("--train_sampling_strategy", "random", "--num_train_epochs", "2"),
-        *("--learning_rate", "1e-3", "--output_dir", "out", "--per_device_train_batch_size"),
+        *("--loss", "strict_l", "--train_sampling_strategy", "random", "--num_train_epochs", "2"),
+        *("--learning_rate", "1e-3", "--per_device_train_batch_size"),
     ]
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    launch(one, *arguments, "16", "--per_device_eval_batch_size", "32")
-    sizes = ("8", "--per_device_eval_batch_size", "16")
-    shown = launch(two, *arguments, *sizes, launcher=launcher)
+    expected, one = run(*arguments, "16", "--per_device_eval_batch_size", "32", name="one")
+    model = ("--model_name_or_path", tiny, "--use_cpu", "--output_dir", "two")
+    flags = (*model, *arguments, "8", "--per_device_eval_batch_size", "16")
+    shown = launch(tmp_path, *flags, launcher=[*TWO_BY_TORCHRUN, *TORCHRUN_PORT])
     assert shown.count("Loss    ") == 1
-    expected, result = result_of(one), result_of(two)
+    two = tmp_path / "two"
+    result = result_of(two)
     assert result["training"]["world_size"] == 2
     assert result["training"]["global_step"] == expected["training"]["global_step"] == 16
     for name, metrics in expected["metrics"].items():
         assert result["metrics"][name] == pytest.approx(metrics, rel=1e-5)
     assert result["predictions"]["test"]["classes"] == expected["predictions"]["test"]["classes"]
     assert sum(result["predictions"]["test"]["classes"]["true"]) == 33
-    weights = [load_file(path / "out" / "model.safetensors") for path in (one, two)]
+    weights = [load_file(path / "model.safetensors") for path in (one, two)]
     for name, weight in weights[0].items():
         if name.endswith("key.bias"):
             continue  # Attention does not depend on it: Adam makes steps of its rounding noise.
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
-    predictions = [(path / "out" / "predictions_test.tsv").read_text() for path in (one, two)]
+    predictions = [(path / "predictions_test.tsv").read_text() for path in (one, two)]
     assert predictions[0] == predictions[1]
 
 
