@@ -830,35 +830,39 @@ def test_the_one_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_equal_configurations_give_equal_weights(tiny, tmp_path):
-    data = [
+def test_equal_configurations_give_equal_weights(run, tiny, tmp_path):
+    arguments = [
         *("--train_dir", folder(tmp_path / "train", 96)),
         *("--validation_dir", folder(tmp_path / "validation", 27, seed=1)),
-    ]
-    arguments = [
-        *(*data, "--model_name_or_path", tiny, "--use_cpu", "--loss", "strict_l"),
-        *("--learning_rate", "1e-3", "--num_train_epochs", "2", "--output_dir", "out"),
+        *("--loss", "strict_l", "--learning_rate", "1e-3", "--num_train_epochs", "2"),
         *("--augmentation", "crop_flip", "--max_grad_norm", "0.5"),
     ]
-    two = [*ACCELERATE, "--multi_gpu", "--num_processes", "2"]
-    results = {}
-    for name, launcher, batch, steps in (
-        ("16", ACCELERATE, 16, 1),
-        ("8x2", ACCELERATE, 8, 2),
-        ("2 processes of 8", two, 8, 1),
-        ("2 processes of 4x2", two, 4, 2),
-    ):
-        sizes = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps"]
-        path = tmp_path / name
-        result = launch(path, *arguments, *sizes, str(steps), launcher=launcher)
+
+    def sizes(batch, steps):
+        accumulation = ("--gradient_accumulation_steps", str(steps))
+        return ("--per_device_train_batch_size", str(batch), *accumulation)
+
+    model = ("--model_name_or_path", tiny, "--use_cpu", "--output_dir", "out")
+    by_two = [*ACCELERATE, "--multi_gpu", "--num_processes", "2"]
+    two = tmp_path / "two"
+    results = {
+        "16": run(*arguments, *sizes(16, 1), name="16"),
+        "8x2": run(*arguments, *sizes(8, 2), name="8x2"),
+        "2 processes of 4x2": (
+            launch(two, *model, *arguments, *sizes(4, 2), launcher=by_two),
+            two / "out",
+        ),
+    }
+    expected, out = results["16"]
+    weights = load_file(out / "model.safetensors")
+    for name, (result, out) in results.items():
         assert result["training"]["global_step"] == 12
         assert result["training"]["batch_size"] == 16
-        assert result["training"]["world_size"] == (2 if launcher is two else 1)
-        results[name] = result["metrics"], load_file(path / "out" / "model.safetensors")
-    metrics, weights = results["16"]
-    for others, other_weights in results.values():
-        assert others["validation"] == pytest.approx(metrics["validation"], rel=1e-4)
-        for name, weight in weights.items():
-            if name.endswith("key.bias"):
+        assert result["training"]["world_size"] == (2 if "processes" in name else 1)
+        validation = expected["metrics"]["validation"]
+        assert result["metrics"]["validation"] == pytest.approx(validation, rel=1e-4)
+        others = load_file(out / "model.safetensors")
+        for key, weight in weights.items():
+            if key.endswith("key.bias"):
                 continue  # Attention does not depend on it: Adam makes steps of its rounding noise.
-            torch.testing.assert_close(other_weights[name], weight, rtol=1e-4, atol=2e-6)
+            torch.testing.assert_close(others[key], weight, rtol=1e-4, atol=2e-6)
