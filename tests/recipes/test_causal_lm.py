@@ -792,27 +792,25 @@ def test_the_one_command_on_a_few_rows(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(tiny, tmp_path):
+def test_two_processes_give_the_result_of_one(run, tiny, tmp_path):
     # 33 test rows leave an incomplete batch.
     arguments = [
         *("--train_file", write(tmp_path / "train.jsonl", rows(128, 0))),
         *("--validation_file", write(tmp_path / "validation.jsonl", rows(64, 1))),
         *("--test_file", write(tmp_path / "test.jsonl", rows(33, 2)), "--do_predict"),
-        *("--model_name_or_path", tiny, "--use_cpu", "--loss", "strict_l"),
-        *("--num_train_epochs", "2"),
+        *("--loss", "strict_l", "--num_train_epochs", "2"),
         *("--max_length", "48", "--max_new_tokens", "8"),
-        *("--learning_rate", "1e-3", "--output_dir", "out", "--per_device_train_batch_size"),
+        *("--learning_rate", "1e-3", "--per_device_train_batch_size"),
     ]
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    launch(one, *arguments, "16", "--per_device_eval_batch_size", "32")
-    sizes = ("8", "--per_device_eval_batch_size", "16")
-    launch(two, *arguments, *sizes, launcher=[*ACCELERATE, "--multi_gpu", "--num_processes", "2"])
-    expected, result = (json.loads((f / "out/result.json").read_text()) for f in (one, two))
+    expected, one = run(*arguments, "16", "--per_device_eval_batch_size", "32", name="one")
+    model = ("--model_name_or_path", tiny, "--use_cpu", "--output_dir", "two")
+    flags = (*model, *arguments, "8", "--per_device_eval_batch_size", "16")
+    launch(tmp_path, *flags, launcher=[*ACCELERATE, "--multi_gpu", "--num_processes", "2"])
+    two = tmp_path / "two"
+    result = json.loads((two / "result.json").read_text())
     assert result["training"]["world_size"] == 2
     for name, metrics in expected["metrics"].items():
         for key in ("token_accuracy", "exact_match", "perplexity"):
             assert result["metrics"][name][key] == pytest.approx(metrics[key], rel=1e-4)
-    predictions = [(path / "out" / "predictions_test.tsv").read_text() for path in (one, two)]
+    predictions = [(path / "predictions_test.tsv").read_text() for path in (one, two)]
     assert predictions[0] == predictions[1]

@@ -855,29 +855,28 @@ def test_pushes_to_the_hub(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(tiny, tmp_path):
+def test_two_processes_give_the_result_of_one(run, tiny, tmp_path):
     # 33 test rows leave an incomplete batch.
     arguments = [
         *("--train_file", write(tmp_path / "train.conll", rows(128, 0))),
         *("--validation_file", write(tmp_path / "dev.conll", rows(64, 1))),
         *("--test_file", write(tmp_path / "test.conll", rows(33, 2)), "--do_predict"),
-        *("--model_name_or_path", tiny, "--use_cpu", "--loss", "strict_l"),
-        *("--train_sampling_strategy", "random", "--num_train_epochs", "2"),
-        *("--learning_rate", "1e-3", "--output_dir", "out", "--per_device_train_batch_size"),
+        *("--loss", "strict_l", "--train_sampling_strategy", "random", "--num_train_epochs", "2"),
+        *("--learning_rate", "1e-3", "--per_device_train_batch_size"),
     ]
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    launch(one, *arguments, "16")
-    launch(two, *arguments, "8", launcher=[*ACCELERATE, "--multi_gpu", "--num_processes", "2"])
-    expected, result = result_of(one), result_of(two)
+    expected, one = run(*arguments, "16", name="one")
+    model = ("--model_name_or_path", tiny, "--use_cpu", "--output_dir", "two")
+    by_two = [*ACCELERATE, "--multi_gpu", "--num_processes", "2"]
+    launch(tmp_path, *model, *arguments, "8", launcher=by_two)
+    two = tmp_path / "two"
+    result = result_of(two)
     assert result["training"]["world_size"] == 2
     for name, metrics in expected["metrics"].items():
         entity_metrics = {key: metrics[key] for key in ENTITY_METRICS}
         assert {key: result["metrics"][name][key] for key in entity_metrics} == pytest.approx(
             entity_metrics, rel=1e-5
         )
-    assert predictions(one / "out") == predictions(two / "out")
+    assert predictions(one) == predictions(two)
 
 
 @pytest.mark.slow
