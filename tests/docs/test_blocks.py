@@ -3,8 +3,10 @@
 A line `<!-- needs: the Hub -->` right before a block says why it cannot run here (several reasons:
 `<!-- needs: the Hub, a GPU -->`). The Python of a document runs in order, in one namespace; a
 `text` block is what the Python above it prints. The commands of a document run in order in one
-folder, with few rows (slow). The flags of all commands, of marked ones too, are read by the
-parsers that they are meant for.
+folder (slow): with few rows, with two losses where many are compared, and a recipe by `python`
+where its command is `accelerate launch` without flags (the tests of each recipe launch it). What
+another document runs, perhaps with another loss, runs once. The flags of all commands, of marked
+ones too, are read by the parsers that they are meant for.
 """
 
 import argparse
@@ -359,9 +361,22 @@ def shrunk(words):
         for before, word in zip(["", *words], words, strict=False)
     ]
     recipes = [word for word in words if word.startswith("recipes/") and word.endswith(".py")]
+    if words[:2] == ["hf-losses", "compare"]:
+        words = with_two_losses(words)
+    if recipes and words[:3] == ["accelerate", "launch", recipes[0]]:  # One process.
+        words = ["python", *words[2:]]
     if recipes == ["recipes/search.py"]:
         words += ["--n_trials", "2"]
     return words + FEW if recipes else words
+
+
+def with_two_losses(words):
+    """The same comparison, of the first loss that has flags, or the first, with the baseline."""
+    start = words.index("--losses") + 1
+    losses = list(itertools.takewhile(lambda word: not word.startswith("--"), words[start:]))
+    assert "cross_entropy" in losses
+    loss = next((loss for loss in losses if " " in loss), losses[0])
+    return [*words[:start], loss, "cross_entropy", *words[start + len(losses) :]]
 
 
 @pytest.fixture
@@ -379,28 +394,45 @@ def folder(tmp_path):
     return tmp_path
 
 
+# Documents that run the commands which these have as well, perhaps with another loss.
+ELSEWHERE_TOO = {"README.md": ("recipes.md", "run.md"), "scaling.md": ("publish.md",)}
+
+
 def commands_of(name):
-    """The commands of a document that run here."""
-    blocks = [block for block in BLOCKS[name] if block.language == "sh" and not block.needs]
-    return [words for block in blocks for words in commands(block)]
+    """The commands of a document that run with it: trainings are what takes long here."""
+    again = [
+        but_for_the_loss(words)
+        for other in ELSEWHERE_TOO.get(name, ())
+        for words in commands_of(other)
+    ]
+    return [
+        words
+        for block in BLOCKS[name]
+        if block.language == "sh" and not block.needs
+        for words in commands(block)
+        if but_for_the_loss(words) not in again
+    ]
+
+
+def but_for_the_loss(words):
+    """A command without the value of `--loss`."""
+    return [word for before, word in zip(["", *words], words, strict=False) if before != "--loss"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", having("sh"))
+@pytest.mark.parametrize("name", [name for name in having("sh") if commands_of(name)])
 def test_commands_run(name, folder):
     paths = {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
     }
     offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    again = commands_of("recipes.md") + commands_of("run.md") if name == "README.md" else []
     for words in commands_of(name):
-        if words not in again:  # Trainings are what takes long here.
-            done = subprocess.run(
-                shrunk(words),
-                cwd=folder,
-                env=os.environ | paths | offline,
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+        done = subprocess.run(
+            shrunk(words),
+            cwd=folder,
+            env=os.environ | paths | offline,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
