@@ -146,7 +146,9 @@ def main(argv=None):
             if args.load_best_model_at_end:
                 raise UsageError("--load_best_model_at_end needs a validation set")
             args.eval_strategy = "no"
-        output_folder.prepare(args, "causal_lm", source.name, data, model_name, loss, data.target)
+        output_folder.prepare(
+            args, "causal_lm", source.name, data, model_name, loss, path, data.target
+        )
         if args.process_index == 0:
             print(*data.too_long(length), sep="", end="", flush=True)
         set_seed(args.seed)  # New weights, from scratch or of an adapter, are random.

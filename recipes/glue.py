@@ -93,7 +93,7 @@ def main(argv=None):
         if args.num_train_epochs is None:  # As many as see 32,000 rows: one leaves RTE at chance.
             args.num_train_epochs = min(5, max(1, round(32_000 / len(data.splits["train"]))))
         loss = loss_of_arguments(args.loss or neutral_loss(data.kind), args.loss_kwargs)
-        output_folder.prepare(args, "glue", source.name, data, model_name, loss)
+        output_folder.prepare(args, "glue", source.name, data, model_name, loss, path)
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_text_classifier(path, data.classes, options)
 

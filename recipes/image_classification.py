@@ -68,13 +68,12 @@ class ImageTrainingArguments(RecipeTrainingArguments):
         super().__post_init__()
 
 
-def load_model(options, data):
+def load_model(path, options, data):
     labels = {
         "id2label": dict(enumerate(data.classes)),
         "label2id": {label: i for i, label in enumerate(data.classes)},
         "problem_type": "single_label_classification",
     }
-    path = options.model_name_or_path
     if options.freeze_backbone and options.lora:
         raise UsageError("--lora and --freeze_backbone contradict each other; keep one")
     if path is None:
@@ -126,24 +125,26 @@ def main(argv=None):
         with args.main_process_first():
             data = source.load()
         validation, tests = data.sets("validation"), data.sets("test")
-        scratch = options.model_name_or_path is None
+        path = options.model_name_or_path
         if args.learning_rate is None:
-            args.learning_rate = 1e-3 if scratch else 5e-5
+            args.learning_rate = 5e-5 if path else 1e-3
         if args.num_train_epochs is None:
             args.num_train_epochs = 40 if source.dataset_name == DIGITS else 3
         if not validation:
             if args.load_best_model_at_end:
                 raise UsageError("--load_best_model_at_end needs a validation set")
             args.eval_strategy = "no"
-        base_model = model_name = options.model_name_or_path
-        if scratch:
+        base_model = model_name = path
+        if path is None:
             model_name = f"{options.model_type} from scratch"
-        elif Path(model_name).is_dir():
-            base_model, model_name = None, Path(model_name).resolve().name
+        elif Path(path).is_dir():
+            base_model, model_name = None, Path(path).resolve().name
         loss = loss_of_arguments(args.loss or "cross_entropy", args.loss_kwargs)
-        output_folder.prepare(args, "image_classification", source.name, data, model_name, loss)
+        output_folder.prepare(
+            args, "image_classification", source.name, data, model_name, loss, path
+        )
         set_seed(args.seed)  # The new head is random.
-        processor, model = load_model(options, data)
+        processor, model = load_model(path, options, data)
         inputs = training_inputs(data, processor, changes, args.seed)
         validation, tests = (
             {name: ModelInputs(images, processor) for name, images in sets.items()}
@@ -186,7 +187,11 @@ def main(argv=None):
             "pipeline_tag": "image-classification",
             "dataset": output_folder.dataset_facts(data),
         }
-        facts |= {"from_scratch": scratch, "classes": data.classes, "skipped_images": data.skipped}
+        facts |= {
+            "from_scratch": path is None,
+            "classes": data.classes,
+            "skipped_images": data.skipped,
+        }
         output_folder.write_result(
             trainer, metrics, training, METRICS["classification"], {}, **facts
         )

@@ -118,7 +118,9 @@ def main(argv=None):
         compute_metrics, order = make_metrics(data)
         choose_metric(args, (*order, "cross_entropy"))
         loss = loss_of_arguments(args.loss or "cross_entropy", args.loss_kwargs)
-        output_folder.prepare(args, "token_classification", source.name, data, model_name, loss)
+        output_folder.prepare(
+            args, "token_classification", source.name, data, model_name, loss, path
+        )
         set_seed(args.seed)  # The new head is random.
         tokenizer, model = load_model(path, options, data)
         length = usable_length(options.max_length, tokenizer, args)

@@ -73,7 +73,13 @@ def check_trainer(trainer: Any) -> None:
             "with config.return_dict=False the model's outputs do not tell the aux_loss of its "
             "mixture of experts: set it to True, or config.output_router_logits=False"
         )
-    shifts_labels(trainer._wrapped.core)  # Raises if it is unknown whether the model shifts.
+    # Raises if it is unknown whether the model shifts.
+    shifts = shifts_labels(trainer._wrapped.core)
+    if parallelism is not None and parallelism.cp_enabled and not shifts:
+        raise UsageError(
+            "context parallelism takes labels for those of the next tokens, which "
+            f"{type(trainer._wrapped.core).__name__} does not learn: use data parallelism"
+        )
     if not trainer.loss_is_scaled_for_ga:
         raise UsageError(
             f"{type(trainer).__name__}.loss_is_scaled_for_ga=False would divide the loss by the "

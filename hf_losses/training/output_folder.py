@@ -71,6 +71,7 @@ def prepare(
     data: Data,
     model: str,
     loss: ClassificationLoss | RegressionLoss,
+    weights: str | None,
     target: str = "",
 ) -> None:
     """Settles where a run starts or goes on, and shows what is about to run; writes nothing.
@@ -83,11 +84,12 @@ def prepare(
         data: Data of the task.
         model: Name of the model.
         loss: The loss.
+        weights: Where the model is loaded from; None from scratch.
         target: What the model learns, in words. If empty, the classes of the data, or a number.
 
     Raises:
-        UsageError: If there is nothing to resume or to predict, an unfinished run is in the way, or
-            nothing can be written to the output folder.
+        UsageError: If there is nothing to resume or to predict, a run is in the way, or nothing can
+            be written to the output folder.
     """
     if args.do_predict and not data.sets("test"):
         raise UsageError(f"--do_predict needs a test set; see {data.options}")
@@ -98,14 +100,17 @@ def prepare(
     if str(resume).lower() == "true":
         args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir)
     elif resume and not Path(resume).is_dir():
-        raise UsageError(
-            f"no checkpoint folder {resume!r}; `true` takes the last one in output_dir"
-        )
-    elif args.do_train and not resume and _checkpoints(args) and not _result_path(args).exists():
-        raise UsageError(
-            f"{args.output_dir} holds an unfinished run: continue it by --resume_from_checkpoint "
-            "true, remove that folder, or choose another --output_dir"
-        )
+        raise UsageError(f"no checkpoint folder {resume!r}; `true` takes the last in output_dir")
+    elif args.do_train and not resume and (old := _checkpoints(args)):
+        if not _result_path(args).exists():
+            raise UsageError(
+                f"{args.output_dir} holds an unfinished run: continue it by "
+                "--resume_from_checkpoint true, remove that folder, or choose another --output_dir"
+            )
+        if weights and Path(weights).resolve() in old:
+            raise UsageError(
+                f"{weights} would go with the old run's checkpoints; choose another --output_dir"
+            )
     if args.process_index == 0:
         check_folder(args.output_dir)
         _announce(args, task, data, model, loss, target)
@@ -217,7 +222,7 @@ def _result_path(args: TrainingArguments) -> Path:
 
 
 def _checkpoints(args: TrainingArguments) -> list[Path]:
-    return sorted(Path(args.output_dir).glob("checkpoint-*"))
+    return sorted(Path(args.output_dir).resolve().glob("checkpoint-*"))
 
 
 def write_predictions(

@@ -205,6 +205,31 @@ def test_only_the_assistants_turns_are_learned(encode, template, text, learned):
     assert texts == [(text, learned)]
 
 
+SEARCH = {"type": "function", "function": {"name": "find"}}
+CLOCK = {"type": "function", "function": {"name": "now", "parameters": {"zone": "UTC"}}}
+TOOLS = "{% if tools %}{% for tool in tools %}[{{ tool | tojson }}]{% endfor %}{% endif %}"
+
+
+@pytest.mark.parametrize("template", [MARKED, PLAIN])
+@pytest.mark.parametrize("stored", [list, json.dumps])
+def test_the_template_is_told_of_the_tools_of_a_chat(encode, template, stored):
+    tokenizer = make_tokenizer(TOOLS + template)
+    tools = [[SEARCH], [SEARCH, CLOCK], []]
+    table = [chat("q", "ok") | {"tools": stored(own)} for own in tools]
+    texts, data = encode(table, tokenizer, 1000)
+    told = ["".join(f"[{json.dumps(tool)}]" for tool in own) for own in tools]
+    assert [text for text, _ in texts] == [f"{own}<user>q<bot>ok</s>" for own in told]
+    assert all(learned.endswith("...ok</s>") for _, learned in texts)
+    prompts = [tokenizer.decode(ids) for ids in data.prompts("train", tokenizer, 1000)]
+    assert prompts == [f"{own}<user>q<bot>" for own in told]
+
+
+@pytest.mark.parametrize("tools", ["now", "{}", ["now"]])
+def test_refuses_tools_that_are_no_descriptions(encode, tools):
+    with pytest.raises(ValueError, match="row 1: tools must be a list of descriptions, got"):
+        encode([chat("q", "ok") | {"tools": tools}], make_tokenizer(MARKED))
+
+
 def weighted(*turns):
     """A chat of contents, or pairs of content and weight."""
     contents = [t if isinstance(t, str) else t[0] for t in turns]

@@ -678,6 +678,13 @@ def test_an_interrupted_run_is_not_overwritten(run, files, capsys):
     assert resumed["metrics"] == whole["metrics"]
 
 
+def test_a_run_does_not_remove_the_checkpoint_that_it_starts_from(run, refused, files):
+    _, out = run(*files, "--save_strategy", "steps", "--save_steps", "1")
+    checkpoint = str(out / "checkpoint-1")
+    assert f"{checkpoint} would go with the old run's" in refused(*files, model=checkpoint)
+    run(*files, model=checkpoint, name="other")
+
+
 def test_a_finished_run_is_replaced_with_its_checkpoints(run, files, capsys):
     _, out = run(*files, "--num_train_epochs", "2")
     assert (out / "checkpoint-4").exists()

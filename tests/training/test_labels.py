@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import tiny
 import torch
+from accelerate import ParallelismConfig
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import BertForTokenClassification, TrainingArguments
 
 from hf_losses import LossTrainer, compute_loss_func, get_loss
+from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.items import divisors, sum_over_items
 
 SINGLE, SEVERAL = "single_label_classification", "multi_label_classification"
@@ -463,3 +466,23 @@ def test_float64_stays(build):
         loss = trainer.compute_loss(model, inputs)
     assert builtin.dtype == loss.dtype == torch.float64
     torch.testing.assert_close(loss, builtin, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "message"),
+    [
+        (tiny.causal_lm, {"cp_size": 2}, None),
+        (tiny.bert, {"cp_size": 2}, "context parallelism takes labels for those of the next tok"),
+        (tiny.causal_lm, {"sp_size": 2}, "sequence parallelism computes the model's built-in loss"),
+    ],
+)
+def test_parallelism_that_would_change_the_labels_is_refused(model, sizes, message, build):
+    trainer = build(model(), tiny.texts(4))
+    trainer.compute_loss_func = None  # As before it was built.
+    # Accelerator would ask for two processes.
+    trainer.accelerator.state.parallelism_config = ParallelismConfig(**sizes)
+    try:
+        with pytest.raises(ValueError, match=message) if message else nullcontext():
+            check_trainer(trainer)
+    finally:
+        trainer.accelerator.state.parallelism_config = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import groupby
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from hf_losses.data.chats.rows import TOOLS
 from hf_losses.messages import UsageError
 
 MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -29,9 +31,9 @@ def row_tokens(
     # Turns after the last one that is learned have no influence on it.
     last = max(turn for turn, weight in enumerate(row["weights"]) if weight)
     weights = row["weights"][: last + 1]
-    messages = row["messages"][: len(weights)]
+    messages, tools = row["messages"][: len(weights)], _tools(row)
     if MARKS_ASSISTANT.search(_template(tokenizer, where)):
-        encoding = _render(messages, tokenizer, where, return_assistant_tokens_mask=True)
+        encoding = _render(messages, tokenizer, where, **tools, return_assistant_tokens_mask=True)
         ids, marks = encoding["input_ids"], encoding["assistant_masks"]
         if 1 not in marks:
             raise UsageError(f"{where}: the chat template marks nothing as the assistant's")
@@ -41,8 +43,8 @@ def row_tokens(
         end = max(i for i, weight in enumerate(learned) if weight) + 1
         start = end - [*map(bool, learned[:end][::-1]), False].index(False)
     else:
-        prompt = _render(messages[:-1], tokenizer, where, tokenize=False, generate=True)
-        text = _render(messages, tokenizer, where, tokenize=False)
+        prompt = _render(messages[:-1], tokenizer, where, tokenize=False, generate=True, **tools)
+        text = _render(messages, tokenizer, where, tokenize=False, **tools)
         if not text.startswith(prompt):
             raise UsageError(
                 f"{where}: the chat without its last turn is not how the whole chat begins, so "
@@ -79,12 +81,18 @@ def prompt_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where
     if "messages" in row:
         messages = row["messages"]
         history = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-        text = _render(history, tokenizer, where, tokenize=False, generate=True)
+        text = _render(history, tokenizer, where, tokenize=False, generate=True, **_tools(row))
         rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return rendered
     ids: list[int] = tokenizer(row["prompt"])["input_ids"]
     # Some tokenizers end every text with an EOS.
     return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _tools(row: dict[str, Any]) -> dict[str, Any]:
+    """What a template is told of the tools that a chat may use."""
+    tools = json.loads(row.get(TOOLS, "[]"))
+    return {TOOLS: tools} if tools else {}
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, where: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hf_losses.data.text.tables import ROW_NAMES, layout, need_column
 from hf_losses.messages import UsageError
 
 TABLES = (".csv", ".tsv")
+TOOLS = "tools"
 
 
 def check_quotes(path: Path) -> None:
@@ -46,6 +48,9 @@ def check_rows(split: Dataset, columns: list[str], name: str, where: str) -> Dat
         texts["messages"] = [
             [{key: turn[key] for key in turn if key != "weight"} for turn in chat] for chat in chats
         ]
+        if TOOLS in split.column_names:
+            tools = enumerate(split[TOOLS][:], start=1)
+            texts[TOOLS] = [_tools(value, f"{where}, row {row}") for row, value in tools]
         complete = [chat[-1]["role"] == "assistant" for chat in chats]
         missing = "the last turn is not the assistant's"
     else:
@@ -82,6 +87,24 @@ def _row_weights(split: Dataset, where: str) -> list[float]:
                 f"{where}, row {row}: weight {weight!r} is not a finite number from 0 up"
             )
     return [1.0 if weight is None else float(weight) for weight in weights]
+
+
+def _tools(value: Any, where: str) -> str:
+    """The tools of a chat as JSON: a list of their descriptions, or that as text already."""
+    try:
+        tools = json.loads(value) if isinstance(value, str) and value else value or []
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UsageError(f"{where}: {TOOLS} must be a list of descriptions, got {value!r:.80}")
+    return json.dumps(_without_none(tools), ensure_ascii=False)
+
+
+def _without_none(value: Any) -> Any:
+    """Without the keys that `datasets` adds so that all rows have the same ones."""
+    if isinstance(value, dict):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    return [_without_none(part) for part in value] if isinstance(value, list) else value
 
 
 def _turn_weight(turn: dict[str, Any]) -> float:
