@@ -183,15 +183,9 @@ def main(argv=None):
             output_folder.write_predictions(args, name, rows, output.predictions, data.classes)
     if trainer.is_world_process_zero():
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
-        facts |= {
-            "pipeline_tag": "image-classification",
-            "dataset": output_folder.dataset_facts(data),
-        }
-        facts |= {
-            "from_scratch": path is None,
-            "classes": data.classes,
-            "skipped_images": data.skipped,
-        }
+        facts |= {"pipeline_tag": "image-classification", "from_scratch": path is None}
+        facts |= {"classes": data.classes, "skipped_images": data.skipped}
+        facts["dataset"] = output_folder.dataset_facts(data)
         output_folder.write_result(
             trainer, metrics, training, METRICS["classification"], {}, **facts
         )

@@ -297,6 +297,9 @@ class RegressionLoss(LossModule):
                 f"prediction of shape {tuple(prediction.shape)} does not fit "
                 f"target of shape {tuple(target.shape)}"
             )
-        weighting = Weighting(None, checked_item_weight(item_weight, x.shape, x), count)
-        losses = weighting.times(self._scalar(x - target.to(x.dtype)))
+        weight = checked_item_weight(item_weight, x.shape, x)
+        difference = x - target.to(x.dtype)
+        if weight is not None:  # A target of weight 0 may be missing.
+            difference = difference.where(weight != 0, 0.0)
+        losses = Weighting(None, weight, count).times(self._scalar(difference))
         return self._reduce(losses, losses.new_full((), losses.numel()), count)

@@ -1,7 +1,7 @@
 """A loss straight from hidden states and the weight of the last layer, for large vocabularies.
 
 Projection, loss and gradients are made some rows at a time, so that the logits of all rows never
-exist. Only rows with a label are projected.
+exist. On a CPU, only rows with a label are projected.
 """
 
 from __future__ import annotations

@@ -197,14 +197,16 @@ class Targets:
 
         Args:
             inputs: The batch with its labels.
-            weight: `[B]`, or the shape of the labels; None if all weigh the same.
+            weight: `[B]`, or the shape of the labels, in the order of `labels` (of `shift_labels`
+                if the batch has no others); None if all weigh the same.
 
         Returns:
             One for each of the tensors that `of_batch` returns.
         """
         if weight is not None and weight.dim() > 1:
             labels = inputs.get(self.label_names[0])
-            if inputs.get("shift_labels") is None and labels is not None and self._shifts(labels):
+            shifted = inputs.get("shift_labels") is not None
+            if labels is not None and (shifted or self._shifts(labels)):
                 weight = shift_left(weight, 0)
         return [weight] * (len(self.label_names) if self.kind == QUESTION_ANSWERING else 1)
 

@@ -20,7 +20,7 @@ METHODS = {
     "_push_from_checkpoint": "overridden: pushes without local paths and tokens",
     "_set_signature_columns_if_needed": "overridden: a compiled model shows *args and **kwargs",
     "_finish_current_push": "called: waits for a push before the next",
-    "_prepare_inputs": "called: moves a batch to the device when a base class took another loss",
+    "_prepare_inputs": "overridden: DeepSpeed rounds weights and labels that are no whole numbers",
     "compute_loss_context_manager": "called: autocast for that loss",
     "get_tp_size": "called: tensor parallel processes are given the same batch",
 }

@@ -22,6 +22,7 @@ from hf_losses.training.base_trainers import SFTLog, check_base
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
 from hf_losses.training.loss.item_weights import (
+    check_weights_arrive,
     check_weights_kept,
     keeping_weights,
     truncated_weights,
@@ -155,6 +156,15 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
 
     # ---- Computing the loss ------------------------------------------------------------------
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> Any:
+        """Trainer's batch on the device, where DeepSpeed must not round what the loss is told."""
+        prepared = super()._prepare_inputs(inputs)
+        for name in (*self.label_names, LOSS_WEIGHT):
+            given = inputs.get(name)
+            if torch.is_tensor(given) and prepared[name].dtype != given.dtype:
+                prepared[name] = given.to(prepared[name].device)
+        return prepared
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -189,6 +199,8 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         self._settle_problem_type(inputs)
         raw_labels = inputs.get(self.label_names[0])
         weight = inputs.pop(LOSS_WEIGHT, self._weight_of_evaluation)
+        if weight is None and self.model.training:
+            check_weights_arrive(self)
         loss_of = functools.partial(
             self.compute_loss_func,
             labels=targets.of_batch(inputs),

@@ -1,5 +1,6 @@
 """`hf-losses`, as people type it: tables that fit, pictures, and one line for every mistake."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -55,6 +56,21 @@ def test_in_a_pipe_each_loss_is_one_whole_line(capsys):
         shown = [spec.kind, spec.full_formula, spec.weight_formula, spec.reference]
         shown += [f"{name}={p.default:g} ({p.bound})" for name, p in spec.parameters.items()]
         assert all(text in line for text in shown), line
+
+
+def test_the_losses_stand_by_kind_and_those_of_the_paper_are_marked(capsys):
+    names = list_losses(task="classification")
+    lines = [line.split() for line in output(capsys, "list").splitlines()]
+    rows = [line[:3] for line in lines if line[:1] and line[0] in names]
+    assert [name for name, *_ in rows] == names
+    kinds = [kind for _, kind, _ in rows]
+    assert [kind for kind, _ in itertools.groupby(kinds)] == [
+        *("neutral", "strict", "liberal", "mixed")
+    ]
+    assert [name for name, _, mark in rows if mark == "yes"] == [
+        *("strict_m", "strict_m_power", "strict_l", "strict_m_full", "strict_l_full"),
+        *("liberal_parabolic", "liberal_circle", "liberal_cosine"),
+    ]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 163, 200, 300])

@@ -171,7 +171,6 @@ def two_nodes(head_cpus=1, **options):
 def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")  # By default 15: all else would go first.
         cluster = two_nodes()
         yield cluster
         cluster.shutdown()
@@ -331,7 +330,6 @@ def test_a_node_that_dies_loses_nothing(cluster, local, tmp_path):
 @pytest.mark.slow
 def test_the_head_may_die_and_be_started_again(local, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # By default 15: all else would go first.
     folder = tmp_path / "x"
     flags, go_on = waiting(folder)
     flags += ["--fail", "strict_l:2"]

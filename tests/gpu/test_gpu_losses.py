@@ -145,12 +145,12 @@ def test_the_last_layer_fused_with_the_loss(
     target[:5] = -100
     leaves = [x.to(dtype) for x in (hidden, weight, bias)]
     criterion, item_weight = get_loss(name), torch.linspace(0, 2, 40)
+    weights = item_weight.to(device)  # Copying would wait.
 
     def plain(hidden, weight, bias, target):
         return criterion(F.linear(hidden, weight, bias), target, item_weight=item_weight)
 
     def fused(hidden, weight, bias, target):
-        weights = item_weight.to(hidden.device)
         return linear_loss(hidden, weight, target, loss=criterion, bias=bias, item_weight=weights)
 
     exact = evaluated(plain, [x.double() for x in leaves], target)

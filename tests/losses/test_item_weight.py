@@ -67,6 +67,19 @@ def test_every_loss_is_multiplied_and_the_mean_counts_items(kind, dtype, name):
     torch.testing.assert_close(shown, (each * of_each).to(dtype))
 
 
+@pytest.mark.parametrize("name", list_losses(task="regression"))
+@pytest.mark.parametrize("missing", [math.nan, math.inf])
+def test_a_number_of_weight_0_may_be_missing(name, missing):
+    x = logits()[:, 0].detach().requires_grad_()
+    target = torch.tensor([1.0, -2.0, missing, 0.5, 3.0, 1.0])
+    value = get_loss(name)(x, target, item_weight=WEIGHT)
+    expected = get_loss(name)(x, target.nan_to_num(0, 0), item_weight=WEIGHT)
+    torch.testing.assert_close(value, expected)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert gradient.isfinite().all()
+    assert gradient[2] == 0
+
+
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_item_of_weight_0_is_not_looked_at(name, dtype):

@@ -734,6 +734,14 @@ def test_refuses_a_template(encode, template, message):
     assert message in str(error.value)
 
 
+def test_weights_of_turns_that_are_not_learned_are_refused(encode):
+    table = [weighted("q", ("ok", 0.5), "r", "no")]
+    with pytest.raises(ValueError, match="row 1: only the last turn is learned, since the chat"):
+        encode(table, make_tokenizer(PLAIN))
+    table = [weighted("q", ("ok", 0), "r", ("no", 0.5))]
+    assert encode(table, make_tokenizer(PLAIN))[0] == [(TWO_ROUNDS, "..........no</s>")]
+
+
 def test_refuses_a_model_that_is_none(refused, files, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "cannot load the tokenizer of" in refused(*files, model=str(tmp_path / "empty"))

@@ -750,7 +750,7 @@ def test_a_run_that_is_replaced_leaves_no_weights_of_another_kind(run, files):
         (["--train_file", "no.csv", "--validation_file", "no.csv"], "no file 'no.csv'"),
         (
             ["--resume_from_checkpoint", "no"],
-            "no checkpoint folder 'no'; `true` takes the last one",
+            "no checkpoint folder 'no'; `true` takes the last in output_dir",
         ),
         (["--resume_from_checkpoint", "true"], "No valid checkpoint found in"),
         (["--max_train_samples", "0"], "cannot take 0 rows of the train set"),

@@ -142,6 +142,12 @@ class Photos(Rows):
         raise AssertionError("no row is asked for")
 
 
+class Named(Rows):
+    """Rows of a user whose attribute of this name holds the classes."""
+
+    class_labels = (0, 1, 2)
+
+
 def undecodable(batch):
     raise AssertionError("the format of a row is not asked for")
 
@@ -160,6 +166,7 @@ def hub_rows(labels=LABELS, key="label"):
         torch.utils.data.Subset(some([1, *LABELS]), range(1, 21)),
         torch.utils.data.ConcatDataset([some(LABELS[:7]), some(LABELS[7:])]),
         Photos([None] * 20),
+        Named(some()),
         hub_rows(),
         hub_rows([*LABELS, 0]).select(range(20)),
         hub_rows().with_format("torch"),

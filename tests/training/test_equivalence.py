@@ -254,6 +254,20 @@ def all_evaluations(folder, batch):
         torch.nn.functional.l1_loss,
     )
     evaluations = {}
+    for per_token in (True, False):
+        args = tiny.arguments(folder, per_device_eval_batch_size=batch, loss="gce")
+        trainer = LossTrainer(TASKS["bert-token"][0](), args)
+        generator = torch.Generator().manual_seed(7)
+        for size in (37, 34, 3):
+            shape = (tiny.LENGTH,) if per_token else ()
+            rows = [
+                row | {"loss_weight": torch.rand(shape, generator=generator)}
+                for row in TASKS["bert-token"][1](size)
+            ]
+            metrics = trainer.evaluate(rows)
+            key = "weights", per_token, size
+            evaluations[key] = metrics["eval_loss"], metrics["eval_cross_entropy"]
+            assert abs(evaluations[key][0] - evaluations[key][1]) > 0.1
     for task, (model, data, *losses) in tasks.items():
         # Without averaging, Trainer takes the mean of two means, which are equal only by row.
         for average in (True, False) if task == "bert" else (True,):

@@ -13,7 +13,7 @@ import tiny
 import torch
 from test_equivalence import TASKS
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import BertForTokenClassification, Trainer, TrainerCallback, TrainingArguments
 
 from hf_losses import LossMixin, LossTrainer, LossTrainingArguments, get_loss, list_losses
 from hf_losses.training.loss.items import Items
@@ -229,6 +229,32 @@ def test_the_weight_under_smoothing_and_for_probabilities(loss):
         assert numbers == pytest.approx(wanted, rel=1e-4)
     criterion = get_loss("cross_entropy", label_smoothing=0.1)
     assert (item_stats(criterion, logits, target)[target != -100, 1] == 1).all()
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_weights_of_items_multiply_theirs(per_token, tmp_path):
+    rows = tiny.texts(40, tiny.class_of_each_token)
+    generator = torch.Generator().manual_seed(3)
+    for row in rows:
+        row["loss_weight"] = 3 * torch.rand(
+            (tiny.LENGTH,) if per_token else (), generator=generator
+        )
+    settings = {"loss": "strict_l", "loss_stats_steps": 1, "max_steps": 1, **FIXED}
+    args = tiny.arguments(tmp_path, per_device_train_batch_size=16, **settings)
+    seen = Recorder()
+    model = tiny.bert(BertForTokenClassification)
+    trainer = LossTrainer(model, args, train_dataset=rows, callbacks=[seen])
+    trainer.train()
+    batch = {key: torch.stack([row[key] for row in rows[:16]]) for key in rows[0]}
+    labels, weight = batch.pop("labels"), batch.pop("loss_weight")
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    kept = labels != -100
+    each = weight_by_autograd(get_loss("strict_l", reduction="none"), logits[kept], labels[kept])
+    weight = weight if per_token else weight.unsqueeze(-1).expand(labels.shape)
+    wanted = quantiles("weight", (each * weight[kept]).tolist())
+    (found,) = figures(seen.lines).values()
+    assert {key: found[key] for key in wanted} == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -16,6 +16,7 @@ from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithFlattening,
     DataCollatorWithPadding,
+    Trainer,
 )
 
 from hf_losses import LossTrainer, get_loss
@@ -189,6 +190,33 @@ def test_losses_of_ones_own_are_weighed_where_they_have_a_value_per_item(loss, t
     assert tiny.difference([expected], [gradient]) < 1e-6
 
 
+def test_weights_stand_where_the_labels_do_though_shifted_labels_are_given(tmp_path):
+    rows = with_weights(tiny.texts(16, tiny.some_next_tokens), True)
+    shifted = [row | {"shift_labels": F.pad(row["labels"], (0, 1), value=-100)[1:]} for row in rows]
+    settings = {"loss": "gce", "remove_unused_columns": False}
+    expected, found = (
+        tiny.gradients(tmp_path, tiny.causal_lm(), data, **settings) for data in (rows, shifted)
+    )
+    assert tiny.difference(expected, found) < 1e-6
+
+
+def test_weights_are_not_rounded_where_deepspeed_casts_a_batch(tmp_path, monkeypatch):
+    rows = [row | {"loss_weight": 1.001} for row in tiny.texts(8, tiny.mixture_of_two_classes)]
+    model = tiny.bert(problem_type="single_label_classification")
+    trainer = LossTrainer(model=model, args=tiny.arguments(tmp_path), train_dataset=rows)
+    stock = Trainer._prepare_input
+
+    def cast(self, data):  # As under DeepSpeed, which is not installed.
+        data = stock(self, data)
+        return data.bfloat16() if torch.is_tensor(data) and data.is_floating_point() else data
+
+    monkeypatch.setattr(Trainer, "_prepare_input", cast)
+    (given,) = [batch for _, batch in zip([0], trainer.get_train_dataloader(), strict=False)]
+    batch = trainer._prepare_inputs(dict(given))
+    for name in ("labels", "loss_weight"):
+        assert torch.equal(batch[name], given[name])
+
+
 # ---- Evaluation --------------------------------------------------------------------------------
 
 
@@ -221,7 +249,62 @@ def test_prediction_without_labels_hides_the_weights_from_the_model(tmp_path):
     assert seen == [{"input_ids", "attention_mask"}]
 
 
+def test_weights_of_an_evaluation_that_failed_are_forgotten(tmp_path):
+    rows = with_weights(tiny.texts(8), False)
+    plain = [{key: row[key] for key in row if key != "loss_weight"} for row in rows]
+    args = tiny.arguments(tmp_path)
+    trainer = LossTrainer(tiny.bert(), args, train_dataset=plain, eval_dataset=rows)
+    hook = trainer.model.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.evaluate()
+    hook.remove()
+    seen = first_gradient(trainer)
+    fresh = LossTrainer(tiny.bert(), args, train_dataset=plain)
+    assert torch.equal(first_gradient(fresh), seen)
+
+
+def first_gradient(trainer):
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.model.zero_grad()
+    trainer.compute_loss(trainer.model.train(), batch).backward()
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+
 # ---- Data --------------------------------------------------------------------------------------
+
+
+class OwnLoader(LossTrainer):
+    """As scripts that draw their rows in another way have it."""
+
+    def get_train_dataloader(self):
+        return torch.utils.data.DataLoader(
+            self.train_dataset.remove_columns("loss_weight"), 4, collate_fn=self.data_collator
+        )
+
+
+def test_weights_that_a_loader_of_ones_own_loses_are_told(tmp_path):
+    rows = datasets.Dataset.from_list(with_weights(tiny.texts(8), False))
+    trainer = OwnLoader(tiny.bert(), tiny.arguments(tmp_path), train_dataset=rows)
+    with pytest.raises(ValueError, match="has the column 'loss_weight', and a batch has none"):
+        trainer.train()
+
+
+def test_lists_of_weights_for_labels_that_the_collator_makes_are_told(tmp_path):
+    rows = [{"text": "a", "tags": [1, 2], "loss_weight": [1.0, 2.0]}] * 8
+
+    def collate(rows):
+        ids = torch.full((len(rows), 2), 5)
+        return {"input_ids": ids, "labels": torch.tensor([row["tags"] for row in rows])}
+
+    trainer = LossTrainer(
+        tiny.bert(BertForTokenClassification),
+        tiny.arguments(tmp_path, remove_unused_columns=False),
+        train_dataset=rows,
+        data_collator=collate,
+    )
+    # A StopIteration would end the epoch, and the training.
+    with pytest.raises(ValueError, match="labels that the data collator makes from text, tags"):
+        trainer.train()
 
 
 def rows_of_lengths(*lengths):

@@ -44,6 +44,18 @@ def test_tokens_without_a_label_do_not_count(loss, tmp_path):
     assert tiny.difference(expected, seen) < 1e-5
 
 
+@pytest.mark.parametrize("weight", [1.0, [1.0] * tiny.LENGTH], ids=["of a row", "of a token"])
+def test_nor_do_they_where_weights_are_given(weight, tmp_path):
+    data = tiny.texts(8, tiny.class_of_each_token)
+    settings = {"keywords": {"loss": logs}, "per_device_train_batch_size": 4}
+    plain, weighted = (
+        tiny.gradients(tmp_path, tiny.bert(BertForTokenClassification), rows, **settings)
+        for rows in (data, [row | {"loss_weight": weight} for row in data])
+    )
+    assert any((row["labels"] == -100).any() for row in data)
+    assert tiny.difference(plain, weighted) < 1e-6
+
+
 def test_a_wrong_number_of_values_is_told(tmp_path):
     data = tiny.texts(8, tiny.class_of_each_token)
     model = tiny.bert(BertForTokenClassification)

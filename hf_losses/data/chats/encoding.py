@@ -43,6 +43,11 @@ def row_tokens(
         end = max(i for i, weight in enumerate(learned) if weight) + 1
         start = end - [*map(bool, learned[:end][::-1]), False].index(False)
     else:
+        if len({weight for weight in weights if weight}) > 1:
+            raise UsageError(
+                f"{where}: only the last turn is learned, since the chat template marks no turn by "
+                "{% generation %}: mark the assistant's turns, or give those before it the weight 0"
+            )
         prompt = _render(messages[:-1], tokenizer, where, tokenize=False, generate=True, **tools)
         text = _render(messages, tokenizer, where, tokenize=False, **tools)
         if not text.startswith(prompt):

@@ -6,5 +6,5 @@ numbers are those of the plain path.
 
 - `function`: the autograd function.
 - `chunk`, `torch_kernels`: some rows at a time, by PyTorch's operations.
-- `triton_launch`, `triton_kernels`, `triton_source`: all rows at once, on a GPU (opt-in).
+- `triton_launch`, `triton_kernels`, `triton_source`: all rows at once, on a GPU.
 """

@@ -253,8 +253,8 @@ def _warn(loss: BoundedLoss, more: str, error: Exception) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says nothing about the kernels. Triton's own is a RuntimeError."""
-    triton_error = isinstance(error, RuntimeError) and str(error).endswith("out of memory")
+    """Whether an error says nothing about the kernels; that of Triton has no class of its own."""
+    triton_error = isinstance(error, RuntimeError) and "out of memory" in str(error)
     return triton_error or isinstance(error, torch.OutOfMemoryError)
 
 

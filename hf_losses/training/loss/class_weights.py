@@ -279,7 +279,8 @@ def _labels(weight: str, dataset: Any, columns: list[str]) -> Any:
 def _label_rows(dataset: Any, columns: list[str], condition: str) -> Iterable[Any]:
     from datasets import Dataset
 
-    if hasattr(dataset, "class_labels"):  # Of data whose rows are slow to build, such as images.
+    # Of data whose rows are slow to build, such as images. Others mean the classes by that name.
+    if len(getattr(dataset, "class_labels", ())) == len(dataset):
         return dataset.class_labels  # type: ignore[no-any-return]
     if isinstance(dataset, Dataset):
         names = [name for name in columns if name in dataset.column_names]

@@ -45,10 +45,9 @@ class WeightCollator:
             ValueError: If weights are not numbers, if only some rows have them, or if a row has
                 not as many as labels.
         """
-        weighted = [isinstance(row, Mapping) and row.get(LOSS_WEIGHT) is not None for row in rows]
-        if not any(weighted):
+        if not any(isinstance(row, Mapping) and LOSS_WEIGHT in row for row in rows):
             return self.collator(rows)
-        if not all(weighted):
+        if any(row.get(LOSS_WEIGHT) is None for row in rows):
             raise UsageError(
                 f"a row has no {LOSS_WEIGHT!r} and another has: give each row one (1 is neutral)"
             )
@@ -97,7 +96,22 @@ class WeightCollator:
 
 def _length(row: Mapping[str, Any]) -> int:
     """The number of labels of a row."""
-    return len(next(row[key] for key in ("labels", "label", "input_ids") if key in row))
+    for key in ("labels", "label", "input_ids"):
+        if key in row:
+            return len(row[key])
+    raise UsageError(
+        f"{LOSS_WEIGHT!r} belongs to labels that the data collator makes from "
+        f"{', '.join(row)}: let the collator put {LOSS_WEIGHT!r} into the batch, too"
+    )
+
+
+def check_weights_arrive(trainer: Any) -> None:
+    """Raises a ValueError if the training data have weights, which a batch without has lost."""
+    if LOSS_WEIGHT in (getattr(trainer.train_dataset, "column_names", None) or ()):
+        raise UsageError(
+            f"train_dataset has the column {LOSS_WEIGHT!r}, and a batch has none: build the data "
+            "loader by Trainer's get_train_dataloader, or take the column out"
+        )
 
 
 def check_weights_kept(dataset: Any, prepared: Any) -> None:

@@ -256,7 +256,8 @@ def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFu
                     f"the loss returned {value.numel()} values for {weight.numel()} items with a "
                     f"{LOSS_WEIGHT}: it must return one per item, not a mean (reduction='none')"
                 )
-            return (value.flatten() * weight.flatten()).sum() / divisor
+            keep = items.flatten() & (weight.flatten() != 0)
+            return (value.flatten() * weight.flatten()).where(keep, 0.0).sum() / divisor
         if not value.dim():
             number = items.sum()
             # The mean of no items is NaN.

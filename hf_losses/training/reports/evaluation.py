@@ -279,12 +279,14 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         # The model, which may generate from the batch or have no labels, must not see the weights.
         inputs = dict(inputs)
         self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT, None)
-        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if loss is not None and not self._batch_has_loss:
-            # Seq2SeqTrainer takes the model's built-in loss when it generates.
-            with torch.no_grad(), self.compute_loss_context_manager():
-                loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
-        self._weight_of_evaluation = None
+        try:
+            loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+            if loss is not None and not self._batch_has_loss:
+                # Seq2SeqTrainer takes the model's built-in loss when it generates.
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
+        finally:
+            self._weight_of_evaluation = None
         if loss is not None and self._own_loss is not None and self._evaluation is not None:
             own_loss, rows = self._own_loss
             added = (loss.mean() - own_loss).where(own_loss.isfinite(), 0.0)
