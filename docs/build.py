@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from hf_losses import get_spec, list_losses, markdown
@@ -54,6 +54,7 @@ def tables() -> dict[str, dict[str, str]]:
             "fashion_mnist": fashion.strip(),
             "glue_baseline": glue_baseline(),
             "imbalanced": confirmed("imbalanced", "macro F1"),
+            "precision": precision(),
             "untuned": confirmed("untuned", "accuracy"),
         },
         "docs/speed.md": {"speed": speed()},
@@ -151,6 +152,57 @@ def glue_baseline() -> str:
                 ]
             )
     return markdown.table(header, rows)
+
+
+def glue_defaults() -> str:
+    """Other settings of the recipe beside its defaults, on one task."""
+    stored = _read("glue_baseline", "defaults.json")
+    rows = [
+        [
+            setting,
+            f"{_mean_sd(entry['scores'], 3)} ({len(entry['scores'])} seeds)",
+            _difference(entry, 3) if "difference" in entry else "–",
+        ]
+        for setting, entry in stored["settings"].items()
+    ]
+    metric = f"{stored['metric']}, `{stored['task']}`"
+    return markdown.table(["setting", f"{metric} ± sd", "difference [95 % interval]"], rows)
+
+
+def precision() -> str:
+    """Time and scores in bf16 and float32, and with one thread a run or two."""
+    stored = _read("precision", "results.json")
+    rows = []
+    for way, entry in stored["ways"].items():
+        against = f"{way} / {way.replace('bf16', 'float32')}"
+        compared = stored["comparisons"].get(against)
+        rows.append(
+            [
+                way + (", two runs at a time" if "1 thread" in way else ""),
+                f"{median(entry['seconds_per_run']):.0f}",
+                _mean_sd(entry["accuracy"], 4),
+                _difference(compared["accuracy"], 4) if compared else "–",
+                _mean_sd(entry["cross_entropy"], 4),
+                _difference(compared["cross_entropy"], 4) if compared else "–",
+            ]
+        )
+    to_float32 = "difference to float32 [95 % interval]"
+    head = ["way", "seconds a run", "accuracy ± sd", to_float32, "NLL ± sd", to_float32]
+    return markdown.table(head, rows)
+
+
+def _read(*parts: str) -> Any:
+    return json.loads(RESULTS.joinpath(*parts).read_text(encoding="utf-8"))
+
+
+def _mean_sd(values: Sequence[float], digits: int) -> str:
+    return f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+
+
+def _difference(entry: dict[str, Any], digits: int) -> str:
+    low, high = entry["interval"]
+    text = f"{entry['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return text.replace("-", "−")
 
 
 def _by_plain_loop(entry: dict[str, Any], metric: str) -> str:

@@ -205,8 +205,10 @@ class Targets:
         """
         if weight is not None and weight.dim() > 1:
             labels = inputs.get(self.label_names[0])
-            shifted = inputs.get("shift_labels") is not None
-            if labels is not None and (shifted or self._shifts(labels)):
+            shifted = inputs.get("shift_labels")
+            if labels is not None and (
+                self._shifts(labels) if shifted is None else not torch.equal(shifted, labels)
+            ):
                 weight = shift_left(weight, 0)
         return [weight] * (len(self.label_names) if self.kind == QUESTION_ANSWERING else 1)
 

@@ -159,10 +159,15 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> Any:
         """Trainer's batch on the device, where DeepSpeed must not round what the loss is told."""
         prepared = super()._prepare_inputs(inputs)
-        for name in (*self.label_names, LOSS_WEIGHT):
-            given = inputs.get(name)
-            if torch.is_tensor(given) and prepared[name].dtype != given.dtype:
-                prepared[name] = given.to(prepared[name].device)
+        if self.is_deepspeed_enabled:
+            for name in (*self.label_names, LOSS_WEIGHT):
+                given, cast = inputs.get(name), prepared.get(name)
+                if not torch.is_tensor(given) or not torch.is_tensor(cast):
+                    continue
+                exact = given.to(cast.device)
+                # A script's own override may have put other labels in their place.
+                if exact.dtype != cast.dtype and torch.equal(exact.to(cast.dtype), cast):
+                    prepared[name] = exact
         return prepared
 
     def compute_loss(
@@ -199,8 +204,6 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         self._settle_problem_type(inputs)
         raw_labels = inputs.get(self.label_names[0])
         weight = inputs.pop(LOSS_WEIGHT, self._weight_of_evaluation)
-        if weight is None and self.model.training:
-            check_weights_arrive(self)
         loss_of = functools.partial(
             self.compute_loss_func,
             labels=targets.of_batch(inputs),
@@ -316,6 +319,8 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         targets = self._wrapped.targets
         if not batch_samples or not targets.present(batch_samples[0]):
             return None
+        if self._evaluation is None and LOSS_WEIGHT not in batch_samples[0]:
+            check_weights_arrive(self)
         items_of_batches = []
         for batch in batch_samples:
             self._settle_problem_type(batch)

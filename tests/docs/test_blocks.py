@@ -3,10 +3,10 @@
 A line `<!-- needs: the Hub -->` right before a block says why it cannot run here (several reasons:
 `<!-- needs: the Hub, a GPU -->`). The Python of a document runs in order, in one namespace; a
 `text` block is what the Python above it prints. The commands of a document run in order in one
-folder (slow): with few rows, with two losses where many are compared, and a recipe by `python`
-where its command is `accelerate launch` without flags (the tests of each recipe launch it). What
-another document runs, perhaps with another loss, runs once. The flags of all commands, of marked
-ones too, are read by the parsers that they are meant for.
+folder (slow): with few rows, with two losses where many are compared, and a recipe in this process
+where its command is `python`, or `accelerate launch` without flags (the tests of each recipe launch
+it). What another document runs, perhaps with another loss, runs once. The flags of all commands, of
+marked ones too, are read by the parsers that they are meant for.
 """
 
 import argparse
@@ -17,19 +17,23 @@ import itertools
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import pytest
 import tiny
 import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from huggingface_hub import constants
 from transformers import TrainingArguments
 
 from hf_losses import LossTrainer, get_spec
@@ -421,16 +425,24 @@ def but_for_the_loss(words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in having("sh") if commands_of(name)])
-def test_commands_run(name, folder):
+def test_commands_run(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    interrupt = signal.getsignal(signal.SIGINT)  # A script may set its own.
     paths = {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
     }
     offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for words in commands_of(name):
+    for words in map(shrunk, commands_of(name)):
+        if words[0] == "python":
+            monkeypatch.setattr(sys, "argv", words[1:])
+            runpy.run_path(words[1], run_name="__main__")
+            signal.signal(signal.SIGINT, interrupt)
+            continue
         done = subprocess.run(
-            shrunk(words),
-            cwd=folder,
+            words,
             env=os.environ | paths | offline,
             capture_output=True,
             text=True,

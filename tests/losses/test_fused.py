@@ -388,10 +388,10 @@ def test_logits_that_were_changed_have_no_second_derivative():
 @pytest.mark.parametrize(("name", "parts"), [("strict_m", 1), ("strict_m_full", 2)])
 @pytest.mark.parametrize("bound", [1e6, 2.0**20])
 def test_float16_holds_the_gradients_of_a_large_bound(bound, name, parts):
-    z = torch.zeros(256, 2).half()
+    z = torch.zeros(64, 2).half()
     z[0, 0] = -14.5
     z.requires_grad_()
     loss = get_loss(name, max_weight=bound)
-    loss(z, torch.zeros(256, dtype=torch.long)).backward()
-    assert z.grad[0, 1].item() == pytest.approx(parts * bound / 256, rel=1e-3)
+    loss(z, torch.zeros(64, dtype=torch.long)).backward()
+    assert z.grad[0, 1].item() == pytest.approx(parts * bound / 64, rel=1e-3)
     assert z.grad.isfinite().all()

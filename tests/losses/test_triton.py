@@ -273,8 +273,9 @@ def test_logits_and_targets_on_two_devices_are_refused(launched):
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
         RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later."),
     ],
-    ids=["PyTorch", "Triton"],
+    ids=["PyTorch", "Triton", "driver"],
 )
 def test_a_failed_allocation_says_nothing_about_the_kernels(error, launched, monkeypatch):
     z, target = example()

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, normalizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -181,6 +181,25 @@ def test_a_bos_stays_and_an_eos_after_the_prompt_does_not(encode):
     table = [{"prompt": "abcdef", "completion": "gh"}]
     assert encode(table, tokenizer)[0] == [("<s>abcdefgh</s>", ".......gh</s>")]
     assert encode(table, tokenizer, 7)[0] == [("<s>defgh</s>", "....gh</s>")]
+
+
+def test_no_space_comes_between_a_prompt_and_its_completion(encode):
+    tokenizer = make_tokenizer()
+    # As SentencePiece has it: a text begins with a space, also a completion alone.
+    tokenizer._tokenizer.normalizer = normalizers.Prepend(" ")
+    assert tokenizer.decode(tokenizer("cd")["input_ids"]) == " cd"
+    assert encode([{"prompt": "ab:", "completion": "cd"}], tokenizer)[0] == [
+        (" ab:cd</s>", "....cd</s>")
+    ]
+
+
+def test_a_prompt_keeps_its_tokens_where_the_whole_would_join_them(encode):
+    tokenizer = make_tokenizer(PLAIN)
+    tokenizer.add_tokens(["bc"])
+    assert len(tokenizer("abcd")["input_ids"]) == 3
+    assert encode([{"prompt": "ab", "completion": "cd"}], tokenizer)[0] == [
+        ("abcd</s>", "..cd</s>")
+    ]
 
 
 TWO_ROUNDS = "<user>q<bot>ok</s>\n<user>r<bot>no</s>"

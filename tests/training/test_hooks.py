@@ -20,7 +20,6 @@ CALLED = [name for name, reason in hooks.METHODS.items() if reason.startswith("c
 # The parameters of the methods that are called and not overridden, as they are passed here.
 PASSED = {
     "_finish_current_push": [],
-    "_prepare_inputs": ["inputs"],
     "compute_loss_context_manager": [],
     "get_tp_size": [],
 }

@@ -1,11 +1,13 @@
 """The column `loss_weight`: one number per example or per label, on every head and every way."""
 
 import copy
+from types import SimpleNamespace
 
 import datasets
 import pytest
 import tiny
 import torch
+from accelerate.state import AcceleratorState
 from products import product
 from torch.nn import functional as F
 from transformers import (
@@ -19,7 +21,7 @@ from transformers import (
     Trainer,
 )
 
-from hf_losses import LossTrainer, get_loss
+from hf_losses import LossMixin, LossTrainer, get_loss
 from hf_losses.models.small_lm import small_tokenizer
 from hf_losses.training.loss.item_weights import WeightCollator
 
@@ -200,21 +202,64 @@ def test_weights_stand_where_the_labels_do_though_shifted_labels_are_given(tmp_p
     assert tiny.difference(expected, found) < 1e-6
 
 
+class Copies(torch.nn.Module):
+    """Its labels are its input, at the same positions, which transformers cannot know."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(tiny.VOCABULARY, tiny.VOCABULARY)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return {"logits": self.embedding(input_ids)}
+
+
+def test_weights_are_not_shifted_where_the_labels_are_not(tmp_path):
+    rows = tiny.texts(8)
+    generator = torch.Generator().manual_seed(5)
+    for row in rows:
+        row["labels"] = row["shift_labels"] = row["input_ids"]
+        row["loss_weight"] = torch.rand(tiny.LENGTH, generator=generator)
+    (found,) = tiny.gradients(
+        tmp_path, Copies(), rows, loss="cross_entropy", remove_unused_columns=False
+    )
+    model = Copies()
+    ids, weight = (torch.stack([row[key] for row in rows]) for key in ("input_ids", "loss_weight"))
+    losses = F.cross_entropy(model.embedding(ids).flatten(0, 1), ids.flatten(), reduction="none")
+    total = (losses * weight.flatten()).mean()
+    (expected,) = torch.autograd.grad(total, [model.embedding.weight])
+    assert tiny.difference([expected.flatten()], [found]) < 1e-6
+
+
 def test_weights_are_not_rounded_where_deepspeed_casts_a_batch(tmp_path, monkeypatch):
     rows = [row | {"loss_weight": 1.001} for row in tiny.texts(8, tiny.mixture_of_two_classes)]
     model = tiny.bert(problem_type="single_label_classification")
     trainer = LossTrainer(model=model, args=tiny.arguments(tmp_path), train_dataset=rows)
-    stock = Trainer._prepare_input
-
-    def cast(self, data):  # As under DeepSpeed, which is not installed.
-        data = stock(self, data)
-        return data.bfloat16() if torch.is_tensor(data) and data.is_floating_point() else data
-
-    monkeypatch.setattr(Trainer, "_prepare_input", cast)
-    (given,) = [batch for _, batch in zip([0], trainer.get_train_dataloader(), strict=False)]
+    given = next(iter(trainer.get_train_dataloader()))
+    trainer.is_deepspeed_enabled = True
+    # What transformers asks DeepSpeed for, which is not installed.
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+    monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", plugin)
+    assert Trainer._prepare_inputs(trainer, dict(given))["loss_weight"].dtype == torch.bfloat16
     batch = trainer._prepare_inputs(dict(given))
     for name in ("labels", "loss_weight"):
         assert torch.equal(batch[name], given[name])
+
+
+@pytest.mark.parametrize("deepspeed", [False, True])
+def test_labels_that_a_base_class_puts_into_a_batch_stay(deepspeed, tmp_path):
+    class Smoothed(Trainer):
+        def _prepare_inputs(self, inputs):
+            inputs = super()._prepare_inputs(inputs)
+            return inputs | {"labels": F.one_hot(inputs["labels"], 3).float() * 0.7 + 0.1}
+
+    class Ours(LossMixin, Smoothed):
+        pass
+
+    trainer = Ours(tiny.bert(), tiny.arguments(tmp_path), train_dataset=tiny.texts(8))
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.is_deepspeed_enabled = deepspeed
+    assert trainer._prepare_inputs(batch)["labels"].shape == (8, 3)
 
 
 # ---- Evaluation --------------------------------------------------------------------------------
@@ -398,7 +443,7 @@ REFUSED = {
     "nan": ([1.0, float("nan")], "finite and not negative, got nan"),
     "text": (["heavy", "light"], "the weight of an item must be a number, got 'heavy'"),
     "dicts": ([{"a": 1}, {"a": 2}], "the weight of an item must be a number, got {'a': 1}"),
-    "missing": ([1.0, None], "a row has no 'loss_weight' and another has"),
+    "missing": ([1.0, None], "a row has no 'loss_weight': give each row one"),
     "lists for rows": ([[1.0], [1.0]], "holds a list per row, but a row has one label"),
     "shapes": ([1.0, [1.0]], "of different shapes"),
 }

@@ -23,8 +23,8 @@ def row_tokens(
     eos = tokenizer.eos_token_id
     if "messages" not in row:
         prompt = prompt_tokens(row, tokenizer, where)
-        # Tokenized separately, so that the prompt has the same tokens as during generation.
-        completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        whole = tokenizer(row["prompt"] + row["completion"])["input_ids"]
+        completion = _continuation(prompt, whole, row["completion"], tokenizer)
         completion += [eos] * (completion[-1] != eos)
         (weight,) = row["weights"]
         return prompt + completion, [0.0] * len(prompt) + [weight] * len(completion)
@@ -58,12 +58,27 @@ def row_tokens(
             )
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         start = len(ids)
-        ids += tokenizer(text[len(prompt) :], add_special_tokens=False)["input_ids"]
+        whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids += _continuation(ids, whole, text[len(prompt) :], tokenizer)
         learned = [0.0] * start
     turn = ids[start:]
     # Generation ends at the EOS: what the template writes after it, such as a line break, is cut.
     turn = turn[: len(turn) - turn[::-1].index(eos)] if eos in turn else [*turn, eos]
     return ids[:start] + turn, learned[:start] + [weights[-1]] * len(turn)
+
+
+def _continuation(
+    prompt: list[int], whole: list[int], text: str, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """The tokens of a text that goes on from a prompt, whose tokens are those of the generation.
+
+    They are those that the text has in the whole: alone, some tokenizers put a space before it.
+    Where the whole joins the end of the prompt to the text, the text has its own.
+    """
+    if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
+        return whole[len(prompt) :]
+    own: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return own
 
 
 def _weigh(marks: list[int], weights: list[float], where: str) -> list[float]:

@@ -46,7 +46,8 @@ def check_rows(split: Dataset, columns: list[str], name: str, where: str) -> Dat
             for weight, chat in zip(_row_weights(split, where), chats, strict=True)
         ]
         texts["messages"] = [
-            [{key: turn[key] for key in turn if key != "weight"} for turn in chat] for chat in chats
+            [_without_none({key: turn[key] for key in turn if key != "weight"}) for turn in chat]
+            for chat in chats
         ]
         if TOOLS in split.column_names:
             tools = enumerate(split[TOOLS][:], start=1)
@@ -97,7 +98,8 @@ def _tools(value: Any, where: str) -> str:
         tools = None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UsageError(f"{where}: {TOOLS} must be a list of descriptions, got {value!r:.80}")
-    return json.dumps(_without_none(tools), ensure_ascii=False)
+    tools = tools if isinstance(value, str) else _without_none(tools)
+    return json.dumps(tools, ensure_ascii=False, default=str)
 
 
 def _without_none(value: Any) -> Any:

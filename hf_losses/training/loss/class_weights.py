@@ -280,8 +280,9 @@ def _label_rows(dataset: Any, columns: list[str], condition: str) -> Iterable[An
     from datasets import Dataset
 
     # Of data whose rows are slow to build, such as images. Others mean the classes by that name.
-    if len(getattr(dataset, "class_labels", ())) == len(dataset):
-        return dataset.class_labels  # type: ignore[no-any-return]
+    class_labels: Any = getattr(dataset, "class_labels", None)
+    if hasattr(class_labels, "__len__") and len(class_labels) == len(dataset) > 0:
+        return class_labels  # type: ignore[no-any-return]
     if isinstance(dataset, Dataset):
         names = [name for name in columns if name in dataset.column_names]
         if names:

@@ -42,14 +42,14 @@ class WeightCollator:
             float32: `[B]`, or the shape of the labels, where padding weighs 0.
 
         Raises:
-            ValueError: If weights are not numbers, if only some rows have them, or if a row has
-                not as many as labels.
+            ValueError: If weights are not numbers, if a row lacks them, or has not as many as
+                labels.
         """
         if not any(isinstance(row, Mapping) and LOSS_WEIGHT in row for row in rows):
             return self.collator(rows)
-        if any(row.get(LOSS_WEIGHT) is None for row in rows):
+        if not all(isinstance(row, Mapping) and row.get(LOSS_WEIGHT) is not None for row in rows):
             raise UsageError(
-                f"a row has no {LOSS_WEIGHT!r} and another has: give each row one (1 is neutral)"
+                f"a row has no {LOSS_WEIGHT!r}: give each row one (1 is neutral), or none of them"
             )
         weights = [item_weight_tensor(row[LOSS_WEIGHT]).float() for row in rows]
         others = [{key: row[key] for key in row if key != LOSS_WEIGHT} for row in rows]
@@ -96,7 +96,7 @@ class WeightCollator:
 
 def _length(row: Mapping[str, Any]) -> int:
     """The number of labels of a row."""
-    for key in ("labels", "label", "input_ids"):
+    for key in ("labels", "label", "label_ids", "input_ids"):
         if key in row:
             return len(row[key])
     raise UsageError(
@@ -107,10 +107,12 @@ def _length(row: Mapping[str, Any]) -> int:
 
 def check_weights_arrive(trainer: Any) -> None:
     """Raises a ValueError if the training data have weights, which a batch without has lost."""
-    if LOSS_WEIGHT in (getattr(trainer.train_dataset, "column_names", None) or ()):
+    names = getattr(trainer.train_dataset, "column_names", None)
+    if isinstance(names, list) and LOSS_WEIGHT in names:
         raise UsageError(
             f"train_dataset has the column {LOSS_WEIGHT!r}, and a batch has none: build the data "
-            "loader by Trainer's get_train_dataloader, or take the column out"
+            "loader by Trainer's get_train_dataloader, let transforms of the data keep the column, "
+            "or take it out"
         )
 
 
