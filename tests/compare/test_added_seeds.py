@@ -14,6 +14,8 @@ from hf_losses.compare.results import Metric, Results, RunRecord
 from hf_losses.compare.runs import run_folder
 from hf_losses.compare.statistics.summary import statistics
 
+# Drawing takes most of the time of a report; tests of pictures ask for `pictures`.
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))
 LOSSES = ["cross_entropy", "strict_l"]
 

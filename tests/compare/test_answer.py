@@ -13,6 +13,8 @@ from hf_losses.compare.report.words import view_of
 from hf_losses.compare.results import Results
 from hf_losses.compare.statistics.summary import statistics
 
+# Drawing takes most of the time of a report; tests of pictures ask for `pictures`.
+pytestmark = pytest.mark.usefixtures("no_pictures")
 BETTER = FOUND["strict_l"]
 CHANCE = [0.1] * 8
 WORSE = [value - 0.2 - 0.01 * (i % 2) for i, value in enumerate(BASE)]
@@ -105,7 +107,7 @@ def test_the_answer_to_a_screening_counts_what_was_tested():
     )
 
 
-def test_the_answer_comes_first_everywhere(tmp_path):
+def test_the_answer_comes_first_everywhere(tmp_path, pictures):
     report(tmp_path, make_results(FOUND))
     answer = "it is better than cross_entropy by 0.0110 [0.0100, 0.0120] in accuracy."
     page = Page(tmp_path / "report.html")

@@ -21,6 +21,8 @@ from hf_losses.compare.report.words import view_of
 from hf_losses.compare.results import Results
 from hf_losses.compare.statistics.summary import statistics
 
+# Drawing takes most of the time of a report; tests of pictures ask for `pictures`.
+pytestmark = pytest.mark.usefixtures("no_pictures")
 FLAGS = "liberal_parabolic --loss_warmup_ratio 0.3"
 PICTURES = [
     "differences.png",
@@ -237,7 +239,9 @@ def test_the_command_is_told_whole(report_files):
     )
 
 
-def test_the_same_results_give_the_same_files_whatever_the_users_settings(report_files, tmp_path):
+def test_the_same_results_give_the_same_files_whatever_the_users_settings(
+    report_files, tmp_path, pictures
+):
     with matplotlib.rc_context({"font.size": 30, "lines.marker": "o", "svg.hashsalt": "x"}):
         report(tmp_path, make_results(FOUND))
     for path in report_files[1]:
@@ -302,7 +306,7 @@ def test_no_run_finished(tmp_path):
     assert "KeyError: x" in terminal(results)
 
 
-def test_no_history_leaves_pictures_out_and_old_ones_go(tmp_path):
+def test_no_history_leaves_pictures_out_and_old_ones_go(tmp_path, pictures):
     for name in PICTURES:
         (tmp_path / name).write_bytes(b"old")
     files = report(tmp_path, make_results(FOUND, history=False))
@@ -381,7 +385,7 @@ def test_one_huge_value_does_not_take_the_decimals_of_all_others(tmp_path):
     assert row["accuracy ± sd"].startswith("0.8135 ± 0.")
 
 
-def test_tuned_parameters_and_different_machines_are_told(tmp_path):
+def test_tuned_parameters_and_different_machines_are_told(tmp_path, pictures):
     results = make_results(FOUND, history=False) | {"same_everywhere": False}
     results["plan"] |= {"tune": {"learning_rate": [1e-5, 1e-2]}, "trials": 3}
     trials = [(0.00012345, 0.80), (0.001, 0.81), (0.009, 0.70)]
@@ -499,7 +503,7 @@ def test_what_is_no_comparison_says_the_way_out(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["results.json", "table.md", "differences.png", "report.html"])
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, name):
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, name, pictures):
     (tmp_path / "table.md").write_text("old")
     (tmp_path / "report.html").write_text("old")
     replace = os.replace

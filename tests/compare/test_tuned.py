@@ -12,6 +12,8 @@ from hf_losses.compare.plan import Plan
 from hf_losses.compare.results import RunRecord
 from hf_losses.compare.statistics.tuned import tuned_losses
 
+# Drawing takes most of the time of a report; tests of pictures ask for `pictures`.
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))
 RANGES = {"learning_rate": [1e-4, 1e-1], "weight_decay": [0.0, 0.2]}
 PLAN = Plan("x.py", [], ["b", "x"], "b", seeds=1, tune=RANGES, trials=4)
@@ -140,6 +142,7 @@ MSE = json.dumps({"metric": "mse", "metrics": {"validation": {"mse": 0.5}, "test
     [(["--metric", "cross_entropy"], [SCRIPT]), ([], [SCRIPT, "--result", MSE])],
     ids=["named by the user", "named by the script"],
 )
+@pytest.mark.usefixtures("pictures")
 def test_a_comparison_that_was_interrupted_while_tuning_is_reported(tmp_path, metric, script):
     folder = tmp_path / "x"
     flags = ["--seeds", "1", "--tune", "learning_rate=0.1:0.5", "--trials", "3"]

@@ -108,6 +108,10 @@ def save(figure: Any, path: Path) -> str:
     Returns:
         The same picture as an SVG in a `data:` URL.
     """
+    # The layout settles in two passes. It then stays, rather than be made four times.
+    figure.draw_without_rendering()
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_bytes(path, picture.getvalue())
