@@ -108,7 +108,10 @@ def save(figure: Any, path: Path) -> str:
     Returns:
         The same picture as an SVG in a `data:` URL.
     """
+    import matplotlib
+
     # The layout settles in two passes. It then stays, rather than be made four times.
+    figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
     figure.draw_without_rendering()
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
