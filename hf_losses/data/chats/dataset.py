@@ -184,7 +184,7 @@ class Conversations:
         return any(
             weight not in (0, 1)
             for split in self.splits.values()
-            for weights in split["weights"]
+            for weights in split["weights"][:]
             for weight in weights
         )
 
@@ -200,7 +200,7 @@ class Conversations:
         """
         split = self.splits[name]
         key = next((column for column in ROW_NAMES if column in split.column_names), None)
-        return split[key] if key else range(len(split))
+        return split[key][:] if key else range(len(split))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Dataset]:
         """Makes tokens and labels, and counts rows in `left_out`, `cut` and `idle`.

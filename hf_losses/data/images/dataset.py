@@ -197,7 +197,9 @@ class ImageArguments:
             else:
                 need_column(rows, label, where)
                 names = getattr(rows.features[label], "names", None)
-                encoded = encode(rows[label], classes, where, names, unknown=-1 if names else None)
+                encoded = encode(
+                    rows[label][:], classes, where, names, unknown=-1 if names else None
+                )
             check_complete(encoded, where, is_test=is_test)
             labels = None if None in encoded else np.array(encoded, dtype=np.int64)
             splits[name] = Images(Stored(rows, column, where), labels)

@@ -88,7 +88,7 @@ class TextData:
         """
         split = self.splits[name]
         key = next((column for column in ROW_NAMES if column in split.column_names), None)
-        return split[key] if key else range(len(split))
+        return split[key][:] if key else range(len(split))
 
     def hold_out(self, share: float) -> dict[str, str]:
         """Takes a validation set from the training set; those there were become test sets.
@@ -141,7 +141,7 @@ class TextData:
         """
         for name, split in self.splits.items():
             self.splits[name] = sample(split, name, train if name == "train" else others)
-        check_two_classes(self.splits["train"]["label"], self.classes)
+        check_two_classes(self.splits["train"]["label"][:], self.classes)
 
 
 def load_task(task: str, dataset_name: str) -> TextData:
@@ -293,4 +293,4 @@ def _encode(
     by_id = glue and "int" in dtype_of(split, label)
     names = getattr(split.features[label], "names", classes if by_id else None)
     # In GLUE's test sets -1 stands for a label that is kept secret.
-    return encode(split[label], classes, where, names, unknown=-1 if glue or names else None)
+    return encode(split[label][:], classes, where, names, unknown=-1 if glue or names else None)

@@ -127,7 +127,7 @@ class TokenArguments:
         for name, split in data.splits.items():
             limit = self.max_train_samples if name == "train" else self.max_eval_samples
             data.splits[name] = sample(split, name, limit)
-        check_two_classes(chain.from_iterable(data.splits["train"]["tags"]), data.classes)
+        check_two_classes(chain.from_iterable(data.splits["train"]["tags"][:]), data.classes)
         partial = [name for name, split in data.splits.items() if len(split) < len(sets[name])]
         data.origin = self._origin() | {"partial": partial}
         if self.on_hub:
@@ -171,7 +171,7 @@ class TokenArguments:
             kind = rows.features[words]
             raise UsageError(f"{where}: column {words!r} holds {kind}, not lists of words")
         sentences = Sentences(where, rows[words][:])
-        if name == "test" and (tags not in rows.column_names or not any(rows[tags])):
+        if name == "test" and (tags not in rows.column_names or not any(rows[tags][:])):
             return sentences
         need_column(rows, tags, where)
         if not re.match("u?int|(large_)?string", _dtype(rows, tags)):
@@ -255,7 +255,7 @@ def _capitals() -> dict[str, Sentences]:
     sets = {}
     for name, split in load_movie_reviews("movie_reviews_score").items():
         tokens, tags = [], []
-        for text in split["sentence"]:
+        for text in split["sentence"][:]:
             words, tag, sentence_tags = WORD.findall(text), "O", []
             for word in words:
                 capital = "B-CAP" if tag == "O" else "I-CAP"  # After a tag, the entity goes on.

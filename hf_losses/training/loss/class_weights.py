@@ -287,7 +287,7 @@ def _label_rows(dataset: Any, columns: list[str], condition: str) -> Iterable[An
         names = [name for name in columns if name in dataset.column_names]
         if names:
             # Reading without the format, which may load every image.
-            return dataset.with_format(None)[names[0]]  # type: ignore[no-any-return]
+            return dataset.with_format(None)[names[0]][:]  # type: ignore[no-any-return]
     rows = []
     for index in range(len(dataset)):
         row = dataset[index]
