@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from formulas import bounded, digits, parts, reference, sigmoid, variants, weight
+from mpmath import mp
 
 from hf_losses import get_loss, get_spec, list_losses
 
@@ -111,6 +112,30 @@ def test_margins_up_to_ten_thousand(name, classes):
         assert gradient.tolist() == pytest.approx(
             [float(slope) for slope in slopes], rel=allowed, abs=TINY
         )
+
+
+# Value and derivative by the margin, by hand from each loss's own paper: p of the true class,
+# q = 1 - p and log p.
+BY_HAND = {
+    "focal": lambda p, q, log_p: (-(q**2) * log_p, 2 * p * q**2 * log_p - q**3),
+    "gce": lambda p, q, log_p: (-mp.expm1(0.7 * log_p) / 0.7, -mp.exp(0.7 * log_p) * q),
+    "dft": lambda p, q, log_p: (q, -p * q),
+    "poly1": lambda p, q, log_p: (-log_p + q, -q - p * q),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_losses_beside_the_papers_are_those_of_their_papers_at_any_margin(name):
+    margins = [0.0, *(sign * m for m in (0.1, 1.0, 5.0, 30.0, 100.0, 1e3, 1e4) for sign in (1, -1))]
+    z = torch.tensor([[m, 0.0] for m in margins], dtype=torch.float64, requires_grad=True)
+    losses = get_loss(name, reduction="none")(z, torch.zeros(len(z), dtype=torch.long))
+    (gradients,) = torch.autograd.grad(losses.sum(), z)
+    with mp.workdps(50):
+        for m, loss, gradient in zip(margins, losses, gradients[:, 0], strict=True):
+            p, q, log_p = 1 / (1 + mp.exp(-m)), 1 / (1 + mp.exp(m)), -mp.log1p(mp.exp(-m))
+            value, slope = (float(x) for x in BY_HAND[name](p, q, log_p))
+            assert loss.item() == pytest.approx(value, rel=1e-13, abs=1e-300)
+            assert gradient.item() == pytest.approx(slope, rel=1e-13, abs=1e-300)
 
 
 @EVERY
