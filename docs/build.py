@@ -44,7 +44,7 @@ def tables() -> dict[str, dict[str, str]]:
         "docs/compare.md": {"verdicts": verdicts(), "decided": decided()},
         "docs/findings.md": {
             "which_loss": confirmed("which_loss", "score"),
-            "same_rate": confirmed("same_rate", "accuracy"),
+            "same_rate": confirmed("same_rate", "score"),
             "overall": (RESULTS / "which_loss" / "overall.md").read_text(encoding="utf-8").strip(),
             "label_noise": confirmed("label_noise", "accuracy"),
         },
