@@ -102,6 +102,7 @@ def main() -> None:
         ("bf16, 1 thread", "float32, 1 thread"),
         ("bf16, 2 threads", "float32, 2 threads"),
         ("bf16, 1 thread", "bf16, 2 threads"),
+        ("float32, 1 thread", "float32, 2 threads"),
     ]
     result = {
         "flags": FLAGS,

@@ -95,3 +95,37 @@ def test_the_numbers_of_a_comparison(folder):
         assert {"better": low > 0, "worse": high < 0}.get(verdict, low <= 0 <= high)
         assert (verdict == "equivalent") <= (-margin < low and high < margin)
     assert [look["seeds"] for look in stage["looks"]] == [len(stage["seeds"])]
+
+
+def paired(values, others):
+    """The mean of the differences, and its interval by Student's t."""
+    differences = np.subtract(values, others)
+    error = stats.sem(differences)
+    reach = stats.t.ppf(0.975, len(differences) - 1) * error
+    return differences.mean(), [differences.mean() - reach, differences.mean() + reach]
+
+
+def test_bf16_and_threads_beside_float32():
+    path = COMMITTED.parent / "precision" / "results.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert len(content["comparisons"]) == 4
+    for names, found in content["comparisons"].items():
+        way, other = (content["ways"][name] for name in names.split(" / "))
+        ratios = np.divide(way["seconds_per_run"], other["seconds_per_run"])
+        assert found["time"]["median_ratio"] == pytest.approx(np.median(ratios))
+        for metric in ("accuracy", "cross_entropy"):
+            assert len(way[metric]) == len(content["seeds"])
+            difference, interval = paired(way[metric], other[metric])
+            assert found[metric]["difference"] == pytest.approx(difference, abs=1e-12)
+            assert found[metric]["interval"] == pytest.approx(interval, abs=1e-12)
+
+
+def test_the_defaults_of_the_recipe_beside_others():
+    path = COMMITTED.parent / "glue_baseline" / "defaults.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    first, *others = content["settings"].values()
+    assert len(others) == 2
+    for entry in others:
+        difference, interval = paired(entry["scores"], first["scores"])
+        assert entry["difference"] == pytest.approx(difference)
+        assert entry["interval"] == pytest.approx(interval)
