@@ -53,6 +53,7 @@ def tables() -> dict[str, dict[str, str]]:
         "docs/results.md": {
             "fashion_mnist": fashion.strip(),
             "glue_baseline": glue_baseline(),
+            "glue_defaults": glue_defaults(),
             "imbalanced": confirmed("imbalanced", "macro F1"),
             "precision": precision(),
             "untuned": confirmed("untuned", "accuracy"),
