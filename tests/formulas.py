@@ -22,9 +22,14 @@ def variants(task):
     return {"argvalues": list(cases.values()), "ids": list(cases)}
 
 
+@functools.cache
+def compiled(formula):
+    return compile(formula, "<formula>", "eval")
+
+
 def evaluate(formula, **variables):
     functions = {name: getattr(mp, name) for name in FUNCTIONS}
-    return eval(formula, {"__builtins__": {"abs": abs}}, functions | variables)
+    return eval(compiled(formula), {"__builtins__": {"abs": abs}}, functions | variables)
 
 
 def sigmoid(m):

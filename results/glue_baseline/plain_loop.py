@@ -78,19 +78,24 @@ def main() -> None:
         parser.error(f"{arguments.folder} is not laid out like nyu-mll/glue: no {arguments.task}/")
     recipe = json.loads((HERE / "results.json").read_text(encoding="utf-8"))[arguments.task]
     path = HERE / "plain_loop.json"
-    for seed in arguments.seeds:
+    settings = {"learning_rate": recipe["learning_rate"], "epochs": round(recipe["epochs"])}
+    of_task = {"metric": TASKS[arguments.task][1], **settings}
+
+    def found() -> dict:
+        """What the file holds now: another task may be written to it by another process."""
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        settings = {"learning_rate": recipe["learning_rate"], "epochs": round(recipe["epochs"])}
-        of_task = {"metric": TASKS[arguments.task][1], **settings}
         entry = content.get(arguments.task, {})
         if {key: entry.get(key) for key in of_task} != of_task:
-            entry = {**of_task, "seeds": {}}
-        if str(seed) in entry["seeds"]:
+            content[arguments.task] = {**of_task, "seeds": {}}
+        return content
+
+    for seed in arguments.seeds:
+        if str(seed) in found()[arguments.task]["seeds"]:
             continue
         value = train(arguments.folder, arguments.task, seed, **settings)
         print(arguments.task, seed, value, file=sys.stderr)
-        entry["seeds"][str(seed)] = value
-        content[arguments.task] = entry
+        content = found()
+        content[arguments.task]["seeds"][str(seed)] = value
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -142,7 +142,6 @@ MSE = json.dumps({"metric": "mse", "metrics": {"validation": {"mse": 0.5}, "test
     [(["--metric", "cross_entropy"], [SCRIPT]), ([], [SCRIPT, "--result", MSE])],
     ids=["named by the user", "named by the script"],
 )
-@pytest.mark.usefixtures("pictures")
 def test_a_comparison_that_was_interrupted_while_tuning_is_reported(tmp_path, metric, script):
     folder = tmp_path / "x"
     flags = ["--seeds", "1", "--tune", "learning_rate=0.1:0.5", "--trials", "3"]
@@ -157,7 +156,6 @@ def test_a_comparison_that_was_interrupted_while_tuning_is_reported(tmp_path, me
     assert content["tuned"] == whole
     assert content["statistics"]["tuned"][0]["value"] == whole["cross_entropy"]["value"]
     assert content["plan"]["lower_is_better"]
-    assert (folder / "tuning.png").exists()
 
 
 def test_a_damaged_store_of_trials_is_named_and_without_it_nothing_is_lost(tmp_path, capsys):

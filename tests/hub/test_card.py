@@ -183,7 +183,7 @@ def test_local_files_are_named_in_the_text_alone(folder, no_pictures):
 
 
 @pytest.fixture
-def trained(tmp_path, monkeypatch):
+def trained(tmp_path, monkeypatch, no_pictures):
     """Trains a tiny model and makes its card; returns its folder, the working directory's child."""
     monkeypatch.chdir(tmp_path)
 
@@ -207,7 +207,7 @@ def trained(tmp_path, monkeypatch):
     return trained
 
 
-def test_a_plain_script_that_names_its_dataset(trained):
+def test_a_plain_script_that_names_its_dataset(trained, pictures):
     named = {"dataset": "GLUE MRPC", "dataset_tags": "nyu-mll/glue", "dataset_args": "mrpc"}
     card = named | {"language": "en", "license": "mit", "tags": ["mine"], "model_name": "my-model"}
     path = trained(card=card, eval_strategy="steps", eval_steps=1)
@@ -232,7 +232,7 @@ def test_a_plain_script_that_names_its_dataset(trained):
         assert row in text
 
 
-def test_a_plain_script_that_names_nothing(trained):
+def test_a_plain_script_that_names_nothing(trained, pictures):
     text, data = card_of(trained())
     assert (data.datasets, data.eval_results) == (None, None)
     assert "What data it was trained on is not recorded here." in text

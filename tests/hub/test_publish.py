@@ -149,9 +149,10 @@ def test_anybody_can_load_what_was_published_and_no_secret_is_in_it(home, hub, p
     assert contents("run") == before
     published = hub.files[REPO]
     wanted = {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
-    wanted |= {"hf_losses.json", "training_args.json", "trainer_state.json", "README.md"}
+    wanted |= {"hf_losses.json", "training_args.json", "trainer_state.json"}
+    wanted |= {"README.md", "loss.png"}
     assert wanted <= published.keys()
-    allowed = {*wanted, ".gitattributes", "loss.png", "learning_curve.png"}
+    allowed = {*wanted, ".gitattributes", "learning_curve.png"}
     assert published.keys() <= allowed
     assert published["model.safetensors"] == Path("run/model.safetensors").read_bytes()
     shown = json.loads(published["training_args.json"])

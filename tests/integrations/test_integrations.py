@@ -45,6 +45,8 @@ SECTIONS = {
 }
 
 pytestmark = [
+    # TRL makes a card with every checkpoint, and drawing takes most of the time of a tiny run.
+    pytest.mark.usefixtures("no_pictures"),
     # trl 1.16 still asks transformers by the old name.
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
     # setfit 1.2 still asks sentence-transformers by the old name, and pins memory without a GPU.

@@ -19,7 +19,7 @@ TESTS = Path(__file__).parents[1]
 
 # Runs every case in a fork of one process, which has imported and trained all there is.
 DRIVER = """
-import gc, json, os, sys
+import atexit, gc, json, os, sys
 sys.modules["triton"] = None  # It takes the frozen objects for leaks, and says so at every exit.
 import tiny
 import torch
@@ -34,7 +34,16 @@ for folder, arguments in json.load(sys.stdin).items():
         os.chdir(folder)
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), number)
-        sys.exit(main(["run", *arguments]))
+        try:
+            code = main(["run", *arguments])
+        except SystemExit as stop:  # As Python ends.
+            code = stop.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+        atexit._run_exitfuncs()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)  # Freeing every object takes as long as a training.
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with open(os.path.join(folder, "code"), "w") as file:
         file.write(str(code))
