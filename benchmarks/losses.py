@@ -123,7 +123,10 @@ def of_hidden(rows, width, classes):
     liberal_exp = get_loss("liberal_exp")
     peers = {
         "F.linear + F.cross_entropy": lambda: F.cross_entropy(F.linear(hidden, weight), target),
-        "F.linear_cross_entropy": lambda: F.linear_cross_entropy(hidden, weight, target),
+    }
+    if hasattr(F, "linear_cross_entropy"):  # Since PyTorch 2.13.
+        peers["F.linear_cross_entropy"] = lambda: F.linear_cross_entropy(hidden, weight, target)
+    peers |= {
         "F.linear + liberal_exp": lambda: liberal_exp(F.linear(hidden, weight), target),
         "linear_loss liberal_exp": lambda: linear_loss(hidden, weight, target, loss=liberal_exp),
         "linear_loss cross_entropy": lambda: linear_loss(hidden, weight, target),

@@ -62,7 +62,7 @@ class BoundedLoss:
         return 2 * most if self.spec.is_full else most
 
     def _exceeds(self, margin: float) -> bool:
-        m = torch.tensor(margin, dtype=torch.float64)
+        m = torch.tensor(margin, dtype=torch.float64, device="cpu")
         return bool(gradient_weight(self.unbounded, m) > self.max_weight)
 
     def unbounded(self, m: Tensor) -> tuple[Tensor, Tensor]:

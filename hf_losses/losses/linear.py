@@ -179,11 +179,11 @@ class _Linear(torch.autograd.Function):
 
 
 def _named(name: str, params: dict[str, Any]) -> Any:
-    """A loss by name: the same one as before if all its parameters are numbers.
+    """A loss by name: the same one as before if its parameters are numbers and texts.
 
     To find its bound and its kernel takes longer than a small layer does.
     """
-    if not all(isinstance(value, int | float) for value in params.values()):
+    if not all(isinstance(value, int | float | str) for value in params.values()):
         return get_loss(name, **params)
     return _made(id(get_spec(name)), name, tuple(sorted(params.items())))
 
@@ -237,6 +237,11 @@ def linear_loss(
             f"hidden is {hidden.dtype} and weight {weight.dtype}; both must be the same, one of "
             f"{', '.join(map(str, DTYPES))} (for float64 take get_loss of the logits)"
         )
+    if hidden.dtype == torch.float16 and criterion._function.steepest == math.inf:
+        raise UsageError(
+            "float16 cannot hold the gradients of a loss without a bound, which are made in the "
+            "forward pass: give the loss a max_weight, or take bfloat16"
+        )
     if weight.dim() != 2 or len(weight) < 2 or hidden.shape[-1:] != weight.shape[1:]:
         raise UsageError(
             f"hidden of shape {tuple(hidden.shape)} does not fit weight of shape "
@@ -271,6 +276,8 @@ def linear_loss(
     elif not counts.all():
         rows, flat = rows[counts], flat[counts]
         items = items if items is None else items[counts]
+    if items is not None and (not may_wait(hidden) or not items.all()):
+        rows = rows.where(items.unsqueeze(-1) != 0, 0.0)  # They may hold NaN, too.
     weighting = Weighting(criterion.weight_for(hidden), items, count)
     device = hidden.device.type
     has_autocast = torch.amp.is_autocast_available(device)

@@ -59,8 +59,9 @@ class ClassificationLoss(LossModule):
             are bounded at small p by themselves.
         problem_type: `single_label_classification` or `multi_label_classification`.
         overwrite_logits: May overwrite the logits in place when gradients are computed, which saves
-            time and memory; their values are undefined afterwards. PyTorch raises an error if
-            another operation still needs them in its backward pass.
+            time and memory; they hold the gradient until the backward pass, so nothing else may
+            use them. PyTorch raises an error if another operation needs them in its backward pass;
+            a second loss made of them would be wrong.
         **params: The loss's own parameters, such as `alpha`.
 
     Raises:
@@ -285,6 +286,8 @@ class ClassificationLoss(LossModule):
         return (
             self.kernel is not None
             and logits.dtype in DTYPES
+            # Made in forward, gradients without a bound do not fit into float16.
+            and (logits.dtype != torch.float16 or self._function.steepest < math.inf)
             and not torch.compiler.is_compiling()
             and not torch._C._are_functorch_transforms_active()
             and forward_ad._current_level < 0  # Not within a dual_level; unpack_dual takes longer.
@@ -318,11 +321,11 @@ class ClassificationLoss(LossModule):
         plain = weighting.classes is None and weighting.items is None
         # On a GPU asking for the smallest target would take longer than multiplying.
         if plain and number and may_wait(target) and target.min().item() > self.ignore_index:
+            of_each = 1.0
             if self.reduction == "mean":
                 divisor = float(number if weighting.count is None else weighting.count)
-                scale = torch.full((), 1 / divisor if divisor else math.inf)
-            else:
-                scale = torch.ones(())
+                of_each = 1 / divisor if divisor else math.inf
+            scale = torch.full((), of_each, dtype=torch.float32, device=target.device)
         else:
             target, scale, of_class = self._mask_and_weigh(target, weighting, torch.float32)
             if self.reduction == "mean":

@@ -181,8 +181,8 @@ def token_sums(states: Tensor, labels: Tensor, head: Any = None) -> tuple[Tensor
     positions = torch.arange(len(targets), device=states.device)
     if counted.is_cpu:  # A GPU would have to be waited for.
         positions = positions[counted]
-    entropy = torch.zeros((), device=states.device)
-    correct = torch.zeros((), device=states.device)
+    entropy = torch.zeros((), dtype=torch.float32, device=states.device)
+    correct = torch.zeros((), dtype=torch.float32, device=states.device)
     for part in torch.split(positions, TOKENS_AT_A_TIME):
         logits = rows[part] if head is None else F.linear(rows[part], head.weight, head.bias)
         entropies = torch.special.entr(logits.float().softmax(-1)).sum(-1)

@@ -1,5 +1,6 @@
 """Losses straight from the logits are those of the plain path, and hold nothing of their size."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -300,6 +301,42 @@ def test_torch_func_goes_the_plain_way():
     torch.testing.assert_close(one_by_one / len(z), leaf.grad, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_vmap_takes_one_upstream_gradient_after_another(reduction):
+    z, target = example()
+    leaf = z.requires_grad_()
+    losses = get_loss("liberal_exp", reduction=reduction)(leaf, target)
+    each = torch.eye(losses.numel()).view(-1, *losses.shape)
+    expected = torch.stack(
+        [torch.autograd.grad(losses, leaf, e, retain_graph=True)[0] for e in each]
+    )
+    losses = get_loss("liberal_exp", reduction=reduction)(leaf, target)
+    found = torch.vmap(lambda e: torch.autograd.grad(losses, leaf, e, retain_graph=True)[0])(each)
+    torch.testing.assert_close(found, expected)
+    losses.sum().backward()
+    torch.testing.assert_close(leaf.grad, expected.sum(0))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])
+@pytest.mark.parametrize("name", ["strict_l", "strict_m_full"])
+def test_the_default_dtype_and_device_change_nothing(name, default):
+    z, target = example()
+    z, target = z[:12], target[:12]  # All count, and some take the exact method.
+    found = []
+    for changed in (False, True):
+        leaf = z.clone().requires_grad_()
+        with contextlib.ExitStack() as stack:
+            if changed and default == "meta":
+                stack.enter_context(torch.device("meta"))
+            elif changed:
+                stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+                torch.set_default_dtype(default)
+            value = get_loss(name)(leaf, target)
+            value.backward()
+        found.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("options", "dtype"),
     [
@@ -318,7 +355,10 @@ def test_the_rest_goes_the_plain_way(options, dtype, monkeypatch):
         get_loss("liberal_exp")(torch.zeros(2, 3), torch.tensor([0, 1]))
 
 
-def test_a_loss_scaler_comes_before_the_rounding_of_float16(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "options"), [("cross_entropy", {}), ("strict_m_power", {"max_weight": math.inf})]
+)
+def test_a_loss_scaler_comes_before_the_rounding_of_float16(name, options, monkeypatch):
     # Of a sum divided by 4,096 nearly every wrong class's gradient is below the least float16.
     monkeypatch.setattr(chunk, "CHUNK", 2**16)
     generator = torch.Generator().manual_seed(0)
@@ -326,7 +366,7 @@ def test_a_loss_scaler_comes_before_the_rounding_of_float16(monkeypatch):
     exact = z.detach().double().requires_grad_()
     target = torch.randint(0, 1000, (256,), generator=generator)
     for logits in (z, exact):
-        (2.0**12 * get_loss("cross_entropy")(logits, target, 4096)).backward()
+        (2.0**12 * get_loss(name, **options)(logits, target, 4096)).backward()
     error = (z.grad.double() - exact.grad).abs() / exact.grad.abs().clamp(min=2.0**-14)
     assert error.max() < 2.1 * ROUNDING[torch.float16]
 

@@ -93,6 +93,20 @@ def test_an_item_of_weight_0_is_not_looked_at(name, dtype):
     assert (gradient[2] == 0).all()
 
 
+@pytest.mark.parametrize("missing", [torch.nan, torch.inf])
+def test_hidden_states_of_weight_0_may_be_missing(missing):
+    hidden, head = torch.randn(6, 8), torch.randn(5, 8, requires_grad=True)
+    hidden[(LABELS == -100) | (WEIGHT == 0)] = missing
+    assert hidden.isfinite().any()
+    assert not hidden[LABELS != -100].isfinite().all()
+    hidden.requires_grad_()
+    value = linear_loss(hidden, head, LABELS, item_weight=WEIGHT)
+    value.backward()
+    assert value.isfinite()
+    assert head.grad.isfinite().all()
+    assert hidden.grad.isfinite().all()
+
+
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_linear_loss_weighs_as_the_loss_of_logits(name, dtype):

@@ -162,6 +162,11 @@ def test_ignored_rows_are_not_touched():
         ({"reduction": "none"}, "with reduction 'mean' or 'sum'"),
         ({"loss": "strict_m_full", "max_weight": 1.5}, "max_weight above 2"),
         ({"loss": get_loss("strict_l"), "alpha": 1.0}, "need a loss given by name"),
+        (
+            {"loss": "strict_l", "max_weight": torch.inf}
+            | dict(zip(("hidden", "weight"), example(torch.float16)[:2], strict=True)),
+            "float16 cannot hold the gradients of a loss without a bound",
+        ),
         ({"weight": torch.zeros(CLASSES, HIDDEN, dtype=torch.float64)}, "both must be the same"),
         ({"weight": torch.zeros(CLASSES, HIDDEN + 1)}, "does not fit weight of shape"),
         ({"target": torch.zeros(3, 10, dtype=torch.long)}, r"give class indices, \(3, 11\)"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -32,12 +31,12 @@ def headroom(scale: Tensor, dtype: torch.dtype, steepest: float) -> Tensor | Non
     Args:
         scale: The factors by which the items' gradients are multiplied.
         dtype: The dtype of the gradients.
-        steepest: The largest gradient weight of an item.
+        steepest: The largest gradient weight of an item, finite.
 
     Returns:
         A power of two, which rounds nothing, or None for 1.
     """
-    if dtype != torch.float16 or not scale.numel() or steepest == math.inf:
+    if dtype != torch.float16 or not scale.numel():
         return None
     largest = scale.amax().clamp(min=torch.finfo(torch.float32).tiny)
     return (largest * max(1.0, steepest / 2**15)).log2().ceil().neg().exp2()
@@ -97,7 +96,9 @@ class Fused(torch.autograd.Function):
         upstream, gradient = grads[0], ctx.gradient
         if gradient is None or torch.is_grad_enabled():
             return _gradient_of_plain_loss(ctx, upstream), None, None, None, None, None
-        if torch._C._functorch.is_legacy_batchedtensor(upstream):  # Several upstream gradients.
+        functorch = torch._C._functorch
+        if functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream):
+            # Several upstream gradients.
             return gradient * upstream.unsqueeze(-1), None, None, None, None, None
         ctx.gradient = None  # Autograd may now add to it in place.
         if ctx.summed:

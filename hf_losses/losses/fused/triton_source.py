@@ -94,7 +94,7 @@ def _traced(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> fx.Graph:
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise NotTranslatable("it returns no pair")
         graph.output(tracer.create_arg(pair))
-        margins = torch.linspace(-3, 3, 5)
+        margins = torch.linspace(-3, 3, 5, dtype=torch.float32)
         again = fx.Interpreter(torch.nn.Module(), graph=graph).run(margins.clone())
         same = [
             _equal(torch.as_tensor(one), torch.as_tensor(other))

@@ -240,7 +240,7 @@ def _sum_of_user_loss(loss: Callable[..., Tensor], problem: str | None) -> SumFu
         if labels.shape == logits.shape and not takes_indices:
             labels = labels.to(logits.dtype)
         items = item_mask(labels, problem)
-        if logits.requires_grad:
+        if logits.requires_grad and not (items.is_cpu and items.any()):
             # The gradient of a mean of no items may be NaN.
             logits = logits.view_as(logits)
             logits.register_hook(lambda gradient: gradient.where(items.any(), 0.0))  # type: ignore[no-untyped-call]
