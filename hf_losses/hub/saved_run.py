@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from transformers import PreTrainedModel
@@ -110,8 +112,11 @@ def load_renamed(model: Any, checkpoint: str) -> bool:
         return False
     if saved <= model.state_dict().keys():
         return False
+    dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    # One that holds every weight exactly; `model.dtype` is the first one's alone.
+    dtype = functools.reduce(torch.promote_types, dtypes) if dtypes else model.dtype
     renamed, loading = _like(model).from_pretrained(
-        checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
+        checkpoint, config=model.config, dtype=dtype, output_loading_info=True
     )
     if loading["missing_keys"]:
         raise UsageError(
@@ -122,15 +127,25 @@ def load_renamed(model: Any, checkpoint: str) -> bool:
 
 
 def _like(model: PreTrainedModel) -> type[PreTrainedModel]:
-    """The class of a model, for `from_pretrained`: a user's may need more than a config."""
+    """The class of a model, for `from_pretrained`, which is to build just such a one.
+
+    A user's class may need more than a config, and a user may have put in another head.
+    """
     cls = type(model)
     if cls.__module__.startswith("transformers."):
-        return cls
+        with torch.device("meta"):
+            built = cls(copy.deepcopy(model.config))
+        if _shapes(built) == _shapes(model):
+            return cls
 
     def init(self: Any, *_: Any, **__: Any) -> None:
         vars(self).update(vars(copy.deepcopy(model)))
 
     return type(cls.__name__, (cls,), {"__init__": init, "__module__": cls.__module__})
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in model.state_dict().items()}
 
 
 def load_loss(

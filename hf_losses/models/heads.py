@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,7 +94,7 @@ def check_head(model: Any, label_names: list[str]) -> None:
     expected = POSITIONS if kind == QUESTION_ANSWERING else ["labels"]
     fits = kind in (*CLASSIFIERS, *LABELLERS) and label_names == expected
     fits |= kind is None and len(label_names) == 1
-    if kind == QUESTION_ANSWERING and hasattr(model.config, "start_n_top"):
+    if kind == QUESTION_ANSWERING and "cls_index" in inspect.signature(model.forward).parameters:
         fits = False  # Its positions are a beam search's, and its loss has further terms.
     if not fits:
         raise UsageError(

@@ -142,10 +142,11 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         return truncated_weights(prepared, kwargs["args"] if "args" in kwargs else args[1])
 
     def _hp_search_setup(self, trial: Any) -> None:
-        kwargs = getattr(self.args, "loss_kwargs", None)
-        if kwargs is None:
+        if trial is None or not hasattr(self.args, "loss_kwargs"):
             super()._hp_search_setup(trial)
             return
+        # Those of the trial before may belong to another loss.
+        kwargs = self._loss_kwargs_of_trials
         # Trainer makes a new value by the class of the old one, and a dict of JSON text it cannot.
         placeholder = self.args.loss_kwargs = object.__new__(_AsItIs)
         try:

@@ -148,8 +148,17 @@ class Named(Rows):
     class_labels = (0, 1, 2)
 
 
-def undecodable(batch):
-    raise AssertionError("the format of a row is not asked for")
+asked = []
+
+
+def decoded(batch):
+    asked.extend(batch["label"])
+    return batch
+
+
+def merged(batch):
+    """Every label but 0 is class 1, and stands under another name."""
+    return {"input_ids": batch["input_ids"], "labels": [int(k > 0) for k in batch["label"]]}
 
 
 def hub_rows(labels=LABELS, key="label"):
@@ -170,14 +179,33 @@ def hub_rows(labels=LABELS, key="label"):
         hub_rows(),
         hub_rows([*LABELS, 0]).select(range(20)),
         hub_rows().with_format("torch"),
-        hub_rows().with_transform(undecodable),
+        hub_rows().with_transform(decoded),
         # "label" is a text here, and what is learned stands beside it.
         hub_rows().rename_column("label", "labels").add_column("label", ["x"] * 20),
     ],
     ids=lambda data: type(data).__name__,
 )
 def test_labels_of_any_dataset_are_counted(build, data):
+    asked.clear()
     assert build("balanced", data).loss_config["weight"] == BALANCED
+    assert len(asked) <= 10  # Of pictures that are slow to read, say.
+
+
+def test_labels_that_a_transform_changes_are_counted_as_the_model_learns_them(build):
+    data = hub_rows().with_transform(merged)
+    flat = [int(label > 0) for label in LABELS]
+    right = compute_class_weight("balanced", classes=np.arange(2), y=flat).tolist()
+    trainer = build("balanced", data, tiny.bert(num_labels=2))
+    assert trainer.loss_config["weight"] == pytest.approx(right)
+
+
+def test_other_training_data_are_counted_again(build):
+    trainer = build("balanced", some())
+    assert trainer.loss_config["weight"] == BALANCED
+    others = [2 - label for label in LABELS]
+    trainer.train_dataset = some(others)
+    right = compute_class_weight("balanced", classes=np.arange(3), y=others).tolist()
+    assert trainer.loss_config["weight"] == pytest.approx(right)
 
 
 @pytest.mark.parametrize("hub", [False, True])

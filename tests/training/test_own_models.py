@@ -125,6 +125,24 @@ def test_what_a_function_means_by_numbers_is_not_guessed(tmp_path):
     assert not {"eval_cross_entropy", "eval_mse"} & metrics.keys()
 
 
+def coral(logits, labels):
+    """Ordinal regression (Cao et al. 2020): is the rank above each of the thresholds?"""
+    levels = (labels[:, None] > torch.arange(logits.shape[-1])).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, levels, reduction="none").sum(-1)
+
+
+def test_nor_what_it_means_by_ranks_that_are_no_classes(tmp_path):
+    data = tiny.texts(16)  # Of three ranks, between which are two thresholds.
+    trainer = build(tmp_path, tiny.bert(num_labels=2), data, coral, per_device_eval_batch_size=3)
+    trainer.train()
+    metrics = trainer.evaluate()
+    logits, labels = outputs_of(trainer.model, data)
+    expected = coral(logits, labels).mean().item()
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert not {"eval_cross_entropy", "eval_ece"} & metrics.keys()
+    assert not trainer.prediction_counts["eval"]
+
+
 def test_a_forward_that_requires_its_labels_gets_them_by_their_name(tmp_path):
     class Named(Own):
         def forward(self, input_ids, attention_mask, true_label):
@@ -180,6 +198,39 @@ def test_several_labels_resume_though_only_the_data_tell_of_them(tmp_path):
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 2
     assert resumed.loss_config["problem_type"] == SEVERAL
+
+
+@pytest.mark.parametrize("given", [None, {"label_smoothing": 0.1}])
+def test_a_trial_has_no_parameters_of_the_trial_before(tmp_path, given):
+    trials = [
+        {"loss": "focal", "loss_kwargs": {"gamma": 3.0, "label_smoothing": 0.3}},
+        {"loss": "cross_entropy"},
+    ]
+    seen = []
+
+    def objective(metrics):
+        seen.append(trainer.loss_config)
+        return metrics["eval_cross_entropy"]
+
+    args = tiny.arguments(
+        tmp_path, LossTrainingArguments, loss="cross_entropy", loss_kwargs=given, max_steps=1
+    )
+    data = tiny.texts(8)
+    trainer = LossTrainer(
+        model_init=lambda: tiny.bert(), args=args, train_dataset=data, eval_dataset=data
+    )
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trainer.hyperparameter_search(
+        lambda trial: trials[trial.number],
+        n_trials=2,
+        backend="optuna",
+        compute_objective=objective,
+    )
+    assert seen == [
+        {"name": "focal", "gamma": 3.0, "label_smoothing": 0.3},
+        {"name": "cross_entropy"} | (given or {}),
+    ]
+    assert trainer.loss_config == seen[-1]
 
 
 @pytest.mark.parametrize("given", [None, {"alpha": 0.5}])

@@ -11,6 +11,7 @@ from peft import PromptTuningConfig, get_peft_model
 from transformers import (
     ASTConfig,
     ASTForAudioClassification,
+    AutoModelForQuestionAnswering,
     BeitConfig,
     BeitForSemanticSegmentation,
     BertForQuestionAnswering,
@@ -26,6 +27,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
     WhisperConfig,
     WhisperForAudioClassification,
+    XLNetConfig,
     set_seed,
 )
 
@@ -51,6 +53,14 @@ def t5(head):
     small = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     special = {"decoder_start_token_id": 0, "pad_token_id": 0, "dropout_rate": 0.0}
     return head(T5Config(vocab_size=tiny.VOCABULARY, **small, **special))
+
+
+def xlnet_answers():
+    """What AutoModelForQuestionAnswering makes; its config knows of a beam search all the same."""
+    set_seed(0)
+    small = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16, "dropout": 0.0}
+    config = XLNetConfig(vocab_size=tiny.VOCABULARY, **small, **SPREAD)
+    return AutoModelForQuestionAnswering.from_config(config)
 
 
 def segformer():
@@ -175,6 +185,7 @@ def sounds(name, shape):
 TASKS = {
     "answers-bert": (bert_answers, answers),
     "answers-t5": (lambda: t5(T5ForQuestionAnswering), answers),
+    "answers-xlnet": (xlnet_answers, answers),
     "pixels-segformer": (segformer, pictures),
     "pixels-beit": (beit, pictures),
     "pixels-upernet": (upernet, pictures),

@@ -131,19 +131,25 @@ def test_optuna_searches_over_losses(tmp_path):
     assert sorted(seen) == ["liberal_exp", "strict_m"]
 
 
+@pytest.mark.parametrize("sets", [("",), ("a_", "b_")], ids=["one set", "two sets"])
 @pytest.mark.parametrize("own", [{}, {"accuracy": 0.5, "ece": 0.25}], ids=["no metrics", "metrics"])
-def test_a_search_without_an_objective_is_for_the_users_metrics(own, tmp_path):
+def test_a_search_without_an_objective_is_for_the_users_metrics(own, sets, tmp_path):
+    data = tiny.texts()
     trainer = LossTrainer(
         model_init=lambda: tiny.bert(),
         args=tiny.arguments(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1),
-        train_dataset=tiny.texts(),
-        eval_dataset=tiny.texts(),
+        train_dataset=data,
+        eval_dataset=data if len(sets) == 1 else {"a": data, "b": tiny.texts(6)},
         compute_metrics=(lambda evaluation: dict(own)) if own else None,
     )
+    trainer.evaluate()  # From now on Trainer reports the time that this took it.
     best = trainer.hyperparameter_search(lambda trial: {"loss": "strict_m"}, n_trials=1)
-    (logged,) = [line for line in trainer.state.log_history if "eval_loss" in line]
-    assert logged["eval_loss"] != logged["eval_cross_entropy"]
-    assert best.objective == pytest.approx(sum(own.values()) or logged["eval_cross_entropy"])
+    logged = {}
+    for line in trainer.state.log_history:
+        logged |= line
+    baselines = [logged[f"eval_{name}cross_entropy"] for name in sets]
+    assert sum(logged[f"eval_{name}loss"] for name in sets) != pytest.approx(sum(baselines))
+    assert best.objective == pytest.approx(len(sets) * sum(own.values()) or sum(baselines))
 
 
 @pytest.mark.parametrize(
@@ -714,6 +720,52 @@ def test_weights_that_are_saved_under_other_names_are_loaded_again(build, tmp_pa
     save_file(weights, first / "model.safetensors")
     with pytest.raises(ValueError, match=r"lacks weights: classifier\.bias"):
         resumed.train(resume_from_checkpoint=str(first))
+
+
+def with_own_head():
+    model = tiny.vit()
+    width = model.classifier.in_features
+    model.classifier = nn.Sequential(nn.Linear(width, 4), nn.ReLU(), nn.Linear(4, tiny.CLASSES))
+    return model
+
+
+def with_half_a_body():
+    model = tiny.vit().to(torch.bfloat16)
+    model.classifier.float()
+    model.classifier.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    return model
+
+
+@pytest.mark.parametrize("make", [with_own_head, with_half_a_body])
+def test_so_are_those_of_a_model_that_was_changed(build, make):
+    steps = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    best = {"metric_for_best_model": "first", "greater_is_better": True}
+    args = steps | best | {"load_best_model_at_end": True, "learning_rate": 1e-2, "max_steps": 2}
+
+    class Keep(TrainerCallback):
+        def on_save(self, args, state, control, model, **_):
+            seen[state.global_step] = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def train(checkpoint=None, **more):
+        set_seed(0)
+        values = iter([1.0, 0.0, 0.0])
+        trainer = build(
+            make(),
+            tiny.images(),
+            args=args | more,
+            callbacks=[Keep()],
+            compute_metrics=lambda _: {"first": next(values)},
+        )
+        trainer.train(checkpoint)
+        return trainer
+
+    seen = {}
+    trainer = train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    uninterrupted = seen[2]
+    torch.testing.assert_close(trainer.model.state_dict(), seen[1], rtol=0, atol=0)
+    resumed = train(trainer.state.best_model_checkpoint, load_best_model_at_end=False)
+    torch.testing.assert_close(resumed.model.state_dict(), uninterrupted, rtol=0, atol=0)
 
 
 def test_nothing_to_resume_from(build):

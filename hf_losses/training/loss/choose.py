@@ -166,6 +166,7 @@ class ActiveLoss:
         self.loss = loss
         self.class_weights = ClassWeights()
         self._target: tuple[Any, Any, SumFunction] | None = None
+        self._made_for: tuple[Any, Any] = (None, None)  # The config, and the training data.
         self._initial: tuple[Any, Any, SumFunction] | None = None
 
     @property
@@ -189,15 +190,20 @@ class ActiveLoss:
 
     def target(self) -> tuple[Any, SumFunction]:
         """The loss in force, and its sum over the items of a batch."""
-        trainer, model = self.trainer, self.trainer._wrapped.core
-        args = trainer.args
+        trainer = self.trainer
+        if trainer.model is None and self._target is not None:
+            return self._target[1:]  # After a search: that of the last trial.
+        model, args = trainer._wrapped.core, trainer.args
         key = (
             getattr(args, "loss", None),
             json.dumps(self.class_weights.plain_kwargs(args)),
             args.label_smoothing_factor,
             problem_type(model),
         )
-        if self._target is None or self._target[0] != key:
+        made_for = getattr(model, "config", None), trainer.train_dataset
+        new = any(one is not other for one, other in zip(made_for, self._made_for, strict=True))
+        if self._target is None or self._target[0] != key or new:
+            self._made_for = made_for
             weigh = functools.partial(
                 self.class_weights.resolve,
                 dataset=trainer.train_dataset,

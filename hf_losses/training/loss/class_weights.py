@@ -29,6 +29,7 @@ DEFAULT_BETA = 0.999
 COLUMNS = ["labels", "label", "label_ids"]
 # Up to this many classes are listed one by one.
 MANY = 20
+SAMPLE = 8  # Rows by which a transform is judged.
 ADVICE = "give one number per class, such as loss_kwargs '{\"weight\": [1, 5]}'"
 
 
@@ -285,7 +286,7 @@ def _label_rows(dataset: Any, columns: list[str], condition: str) -> Iterable[An
         return class_labels  # type: ignore[no-any-return]
     if isinstance(dataset, Dataset):
         names = [name for name in columns if name in dataset.column_names]
-        if names:
+        if names and not _is_relabelled(dataset, names[0], columns):
             # Reading without the format, which may load every image.
             return dataset.with_format(None)[names[0]][:]  # type: ignore[no-any-return]
     rows = []
@@ -299,6 +300,20 @@ def _label_rows(dataset: Any, columns: list[str], condition: str) -> Iterable[An
             )
         rows.append(row[names[0]])
     return rows
+
+
+def _is_relabelled(dataset: Any, name: str, columns: list[str]) -> bool:
+    """Whether the transform of a dataset gives some rows another label than their column does."""
+    if dataset.format["type"] != "custom":
+        return False
+    some = range(0, len(dataset), max(1, len(dataset) // SAMPLE))
+    for index, stored in zip(some, dataset.with_format(None).select(some)[name], strict=True):
+        row = dataset[index]
+        given = np.asarray(next((row[column] for column in columns if column in row), stored))
+        # Mixed labels are no classes.
+        if given.dtype.kind in "iub" and not np.array_equal(given, np.asarray(stored)):
+            return True
+    return False
 
 
 def _weights_in_words(numbers: list[float], ids: dict[str, int]) -> str:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import Trainer
 from transformers.trainer_utils import default_compute_objective
 
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.metrics.calibration import calibration_bins, expected_calibration_error
 from hf_losses.metrics.classes import class_counts
 from hf_losses.models.heads import LOSS_WEIGHT
@@ -52,8 +53,10 @@ class EvaluationLosses:
         same = not weighted and baseline.config == active.config
         summed_baseline = sum_over_items(baseline, problem)
         for logits, labels, weight in batches:
-            # A user's loss may take these for anything.
+            # A user's loss may take these for anything: ranks, say, or the persons in pictures.
             self._has_baseline &= problem is not None or not labels.is_floating_point()
+            if not hasattr(criterion, "spec") and baseline.spec.task == "classification":
+                self._has_baseline &= labels.is_floating_point() or _are_classes(labels, logits)
             if len(labels):
                 loss = summed(logits, labels, 1.0, weight)
                 baseline_loss = loss
@@ -64,6 +67,8 @@ class EvaluationLosses:
                 parts.append(logits.new_zeros(3, dtype=torch.float32))
             are_classes = baseline.spec.task == "classification" and not labels.is_floating_point()
             if are_classes and logits.dim() == 2 and labels.dim() == 1 and len(batches) == 1:
+                if not self._has_baseline:  # Every process adds up as much.
+                    logits, labels = logits[:0], labels[:0]
                 bins = calibration_bins(logits.detach(), labels)
                 self._bins = bins if self._bins is None else self._bins + bins
                 if logits.shape[-1] <= MOST_CLASSES:
@@ -98,6 +103,8 @@ class EvaluationLosses:
             sums = sums[finite]
         loss, baseline, items = _summed_over_processes(sums.sum(0), accelerator)
         metrics = {"loss": _mean(loss, items)}
+        without = torch.tensor(float(not self._has_baseline))
+        self._has_baseline = not _summed_over_processes(without, accelerator)
         if self._has_baseline:
             metrics["baseline"] = _mean(baseline, items)
         for terms in filter(None, self._terms.values()):
@@ -107,7 +114,8 @@ class EvaluationLosses:
             metrics["loss"] += float(term / rows)
         if self._bins is not None:
             self._bins = accelerator.reduce(self._bins)
-            metrics["ece"] = expected_calibration_error(self._bins)
+            if self._has_baseline:
+                metrics["ece"] = expected_calibration_error(self._bins)
         if self._classes is not None:
             self._classes = accelerator.pad_across_processes(self._classes, dim=1)
             self._classes = accelerator.reduce(self._classes)
@@ -123,7 +131,9 @@ class EvaluationLosses:
             `probability`, and how many are `right`. `classes`: by class, how often it is `true`,
             `predicted` and `right`. Empty for other tasks; without classes above 1,000 of them.
         """
-        counts = {}
+        counts: dict[str, dict[str, list[float]]] = {}
+        if not self._has_baseline:
+            return counts
         if self._bins is not None:
             names = ("count", "probability", "right")
             counts["calibration"] = dict(zip(names, self._bins.tolist(), strict=True))
@@ -131,6 +141,11 @@ class EvaluationLosses:
             names = ("true", "predicted", "right")
             counts["classes"] = dict(zip(names, self._classes.tolist(), strict=True))
         return counts
+
+
+def _are_classes(labels: Tensor, logits: Tensor) -> bool:
+    classes = (labels >= 0) & (labels < logits.shape[-1])
+    return bool((classes | (labels == IGNORE_INDEX)).all())
 
 
 def _sum_of_counts(counts: Tensor | None, added: Tensor) -> Tensor:
@@ -191,6 +206,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         self.prediction_counts = {}
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
         self._added: frozenset[str] = frozenset()  # Metrics that are not the user's.
+        self._loss_kwargs_of_trials: Any = None
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
         self._own_loss: tuple[Tensor, int] | None = None  # Of the present batch, and its rows.
@@ -234,6 +250,8 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
             if losses:
                 # Trainer's mean weighs batches by their rows, however many items they have.
                 output.metrics[f"{prefix}_loss"] = losses["loss"]
+            # Trainer's own, the second of them from the second evaluation on.
+            self._added |= {f"{prefix}_loss", f"{prefix}_model_preparation_time"}
             if "baseline" in losses:
                 # A metric of the user's by this name, of rescaled numbers perhaps, stays.
                 self._add(output.metrics, prefix, self._active.baseline_name, losses["baseline"])
@@ -259,17 +277,21 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         """Trainer's search. Without an objective it is the sum of the user's metrics, as Trainer's.
 
         What is reported beside them has no part in it. Without any metrics it is the baseline, such
-        as `eval_cross_entropy`, which does not depend on the loss that is tried.
+        as `eval_cross_entropy`, which does not depend on the loss that is tried; of several
+        evaluation sets, their sum. A trial that gives no `loss_kwargs` has those from before.
         """
         objective = compute_objective or self._default_objective
+        self._loss_kwargs_of_trials = getattr(self.args, "loss_kwargs", None)
         return super().hyperparameter_search(hp_space, objective, *args, **kwargs)
 
     def _default_objective(self, metrics: dict[str, float]) -> float:
-        left_out = self._added | {"eval_loss"}
-        own = default_compute_objective({k: v for k, v in metrics.items() if k not in left_out})
+        own = default_compute_objective({k: v for k, v in metrics.items() if k not in self._added})
         if own is not None:
             return float(own)
-        return metrics.get(f"eval_{self._active.baseline_name}", metrics["eval_loss"])
+        ours = {name: value for name, value in metrics.items() if name in self._added}
+        ends = f"_{self._active.baseline_name}"
+        baseline = [value for name, value in ours.items() if name.endswith(ends)]
+        return sum(baseline or [v for name, v in ours.items() if name.endswith("_loss")])
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
