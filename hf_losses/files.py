@@ -27,6 +27,8 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file)  # Else a machine without power may have renamed what it never wrote.
         os.replace(temporary, path)
     except OSError as error:
         if error.errno is not None:

@@ -99,15 +99,23 @@ def best_losses(plan: Plan, records: Sequence[RunRecord]) -> list[str]:
         records: All records so far.
 
     Returns:
-        The losses in the plan's order. Only the baseline may have failed runs.
+        The losses in the plan's order. Those whose confirmation has begun stay, whatever a run that
+        was made once more says of the others.
     """
+    begun = [loss for loss in plan.losses if any(_is_of(r, "confirm", loss) for r in records)]
     means = {}
     for loss in plan.losses:
-        screened = [record for record in records if (record.stage, record.loss) == ("screen", loss)]
+        screened = [record for record in records if _is_of(record, "screen", loss)]
         if loss != plan.baseline and screened and all(record.finished for record in screened):
             means[loss] = sum(_score(plan, record) for record in screened) / len(screened)
-    best = sorted(means, key=lambda loss: -means[loss])[: plan.top]
+    begun = [loss for loss in begun if loss != plan.baseline]
+    others = sorted(means.keys() - begun, key=lambda loss: (-means[loss], plan.losses.index(loss)))
+    best = [*begun, *others[: max(0, (plan.top or 0) - len(begun))]]
     return [loss for loss in plan.losses if loss == plan.baseline or loss in best]
+
+
+def _is_of(record: RunRecord, stage: str, loss: str) -> bool:
+    return (record.stage, record.loss) == (stage, loss)
 
 
 def _score(plan: Plan, record: RunRecord) -> float:
@@ -186,8 +194,10 @@ def compare(
     if plan.tune:
         pool.run([trials(plan, folder, loss) for loss in flagged_first(plan.losses)])
     for stage in plan.stages:
-        losses = best_losses(plan, records) if stage == "confirm" else plan.losses
+        losses = plan.losses
         if stage == "confirm":
+            begun = [run for run in collect(folder).runs if run.stage == stage]
+            losses = best_losses(plan, [*records, *begun])
             say(f"Screening leaves: {', '.join(losses)}; they are compared on fresh seeds.")
         runs = stage_runs(plan, folder, stage, losses, records)
         if stage != "confirm":

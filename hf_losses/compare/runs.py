@@ -25,7 +25,9 @@ from typing import Any
 from hf_losses.compare.engines.run import Run, stored_record
 from hf_losses.compare.plan import TUNING_SEED, Plan, read_plan
 from hf_losses.compare.results import Facts, Metric, RunRecord, RunSettings, is_number
+from hf_losses.losses.registry import neutral_loss
 from hf_losses.messages import UsageError, nearest
+from hf_losses.metrics.direction import check_comparable
 
 # The counts of predictions that a script may report.
 COUNTS = {
@@ -171,15 +173,21 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
             f"there is no metric {name!r}.{nearest(name, valid)} Choose --metric from: "
             f"{', '.join(valid)}"
         )
-    value = metrics[compared_set][name]
-    finite = is_number(value)
+    check_comparable(name)
+    scores = metrics[compared_set]
+    value = scores[name]
+    # Logits of NaN have an accuracy, too: that of the first class.
+    baselines = [neutral_loss(task) for task in ("classification", "regression")]
+    checked = (name, *(baseline for baseline in baselines if baseline in scores))
+    failed = next((of for of in checked if not is_number(scores[of])), None)
+    finite = failed is None
     training, classes = result.get("training") or {}, result.get("classes")
     facts = {name: result.get(name) for name in ("task", "model", "versions", "hardware")}
     runtime = training.get("runtime")
     return RunRecord(
         **vars(settings),
         status="finished" if finite else "diverged",
-        reason=None if finite else f"{name} on the {compared_set} set is not finite",
+        reason=None if finite else f"{failed} on the {compared_set} set is not finite",
         value=value if finite else None,
         metric=Metric(compared_set, name),
         metrics=metrics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hf_losses.losses.registry import list_losses
+from hf_losses.messages import UsageError
 
 # Besides the names of all losses. Of any other metric, a larger value is better.
 LOWER_IS_BETTER = (
@@ -14,10 +15,11 @@ LOWER_IS_BETTER = (
         "bits_per_byte",
         "bits_per_character",
     ),
+    *("logloss", "log_loss", "ppl", "bpb", "bpc", "kl", "kl_divergence"),
     *("ece", "mce", "brier", "brier_score", "calibration_error", "expected_calibration_error"),
-    *("error", "error_rate", "eer", "wer", "cer", "mer", "ter", "wil", "edit_distance"),
+    *("error", "err", "error_rate", "eer", "wer", "cer", "mer", "ter", "wil", "edit_distance"),
     *("false_positive_rate", "false_negative_rate", "fpr", "fnr", "fid", "max_error"),
-    *("rmse", "msle", "rmsle", "mape", "smape", "mase", "mean_squared_error"),
+    *("rmse", "msle", "rmsle", "mape", "smape", "mase", "mean_squared_error", "nmse", "nrmse"),
     *("root_mean_squared_error", "mean_squared_log_error", "root_mean_squared_log_error"),
     *("mean_absolute_error", "median_absolute_error", "mean_absolute_percentage_error"),
     "nonfinite_grad_steps",
@@ -26,13 +28,37 @@ LOWER_IS_BETTER = (
 TURNED_ROUND = ("neg", "negative", "at")
 
 
+# Words behind such a name that make it something of which more is better.
+GAINS = frozenset(
+    {"accuracy", "acc", "auc", "correlation", "f1", "precision", "r2", "recall", "score"}
+    | {"free", "gain", "improvement", "reduction"}
+)
+
+
+def check_comparable(metric: str | None) -> None:
+    """Raises a ValueError for a metric by which losses cannot be compared.
+
+    Args:
+        metric: Its name; None for the script's own choice.
+    """
+    if metric == "loss":
+        raise UsageError(
+            "the metric 'loss' is every loss's own value, on a scale of its own: compare by one "
+            "that all share, such as --metric cross_entropy (or mse)"
+        )
+
+
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of a metric is the better one.
 
     Args:
-        metric: Its name, perhaps after that of a set: `mse`, `eval_validation_matched_mse`.
+        metric: Its name, perhaps after that of a set and before what it is of:
+            `mse`, `eval_validation_matched_mse`, `perplexity_wikitext`.
     """
-    prefix, _, name = f"_{metric.lower()}".partition("_")
-    while name and name not in (*LOWER_IS_BETTER, *list_losses()):
-        prefix, _, name = name.partition("_")
-    return bool(name) and prefix not in TURNED_ROUND
+    words, names = metric.lower().split("_"), {*LOWER_IS_BETTER, *list_losses()}
+    for first in range(len(words)):
+        for end in range(len(words), first, -1):
+            if "_".join(words[first:end]) in names:
+                turned = first and words[first - 1] in TURNED_ROUND
+                return not turned and not set(words[end:]) & GAINS
+    return False

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence, Sized
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -318,7 +319,7 @@ def write_result(
             "epochs": state.epoch,
             "runtime": training.get("train_runtime"),
             "evaluation_runtime": sum(
-                entry.get("eval_runtime", 0.0) for entry in state.log_history
+                v for e in state.log_history for k, v in e.items() if fnmatch(k, "eval_*runtime")
             ),
             "samples_per_second": training.get("train_samples_per_second"),
             "world_size": args.world_size,

@@ -192,7 +192,55 @@ def test_another_metric_where_less_is_more(tmp_path):
     assert best["comparison"]["difference"] == pytest.approx(0.05, abs=0.01)
 
 
+def test_a_losss_own_value_compares_nothing(tmp_path, capfd):
+    folder = tmp_path / "x"
+    message = "the metric 'loss' is every loss's own value"
+    assert message in refused(command(folder, "--seeds", "2", "--metric", "loss"), capfd)
+    assert not folder.exists()
+    content = {"metric": "loss", "metrics": {"test": {"loss": 0.5}}}
+    flags = ["--result", json.dumps(content)]
+    with pytest.raises(SystemExit):
+        main(command(folder, "--seeds", "2", script_flags=flags))
+    assert message in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize("number", ["null", "NaN"])
+def test_a_model_of_nan_has_diverged_whatever_its_accuracy(tmp_path, number):
+    folder = tmp_path / "x"
+    scores = f'{{"accuracy": 0.9, "cross_entropy": {number}}}'
+    content = f'{{"metric": "accuracy", "metrics": {{"test": {scores}}}}}'
+    main(command(folder, "--seeds", "1", losses=LOSSES[:2], script_flags=["--result", content]))
+    for run in runs(folder):
+        assert (run["status"], run["value"]) == ("diverged", None)
+        assert run["reason"] == "cross_entropy on the test set is not finite"
+
+
+def test_a_record_that_is_damaged_is_made_again(tmp_path):
+    folder = tmp_path / "x"
+    main(command(folder))
+    before = timeless(folder)
+    run_folder(folder, "strict_l", "seed-2").with_name("seed-2.json").write_text("")
+    main(command(folder))
+    assert timeless(folder) == before
+
+
 # ---- Screening and tuning --------------------------------------------------------------------
+
+
+def test_a_confirmation_that_has_begun_keeps_its_losses(tmp_path):
+    folder, mended = tmp_path / "x", tmp_path / "mended"
+    losses = ["cross_entropy", "strict_m", "strict_l", "liberal_exp"]
+    flags = ["--crash", "liberal_exp", "--unless", str(mended)]
+    stages = ("--screen", "2", "--top", "1", "--confirm", "6")
+    assert main(command(folder, *stages, losses=losses, script_flags=flags)) == 0
+    mended.touch()  # Now this loss would be the best of the screening.
+    again = command(folder, *stages, "--retry_failed", losses=losses, script_flags=flags)
+    assert main(again) == 0
+    assert all(run["status"] == "finished" for run in runs(folder, "screen"))
+    assert {run["loss"] for run in runs(folder, "confirm")} == {"cross_entropy", "strict_l"}
+    more = command(folder, *stages, "--add_seeds", "2", losses=losses, script_flags=flags)
+    assert main(more) == 0
+    assert len(runs(folder, "confirm")) == 16
 
 
 def test_the_best_of_a_screening_are_tested_on_fresh_seeds(tmp_path, capfd):
@@ -211,6 +259,26 @@ def test_the_best_of_a_screening_are_tested_on_fresh_seeds(tmp_path, capfd):
     assert comparison["p_adjusted"] == pytest.approx(3 / 2**6)
     assert comparison["verdict"] == "better"
     assert "Screening leaves: cross_entropy, liberal_exp" in capfd.readouterr().out
+
+
+def test_what_can_be_shown_counts_the_losses_that_came_through(tmp_path):
+    folder = tmp_path / "x"
+    losses = ["cross_entropy", "strict_m", "strict_l", "liberal_exp"]
+    flags = ["--crash", "strict_m", "strict_l"]
+    stages = ("--screen", "2", "--top", "2", "--confirm", "6")
+    assert main(command(folder, *stages, losses=losses, script_flags=flags)) == 0
+    confirm = results(folder)["statistics"]["stages"][1]
+    assert (confirm["comparisons"], confirm["seeds_needed"]) == (1, 6)
+    text = (folder / "table.md").read_text()
+    assert "too few for an answer" not in text
+    assert "nothing can be decided" not in text
+
+
+def test_a_screening_that_nothing_survives_is_told(tmp_path):
+    folder = tmp_path / "x"
+    flags = ["--crash", "strict_l", "liberal_exp"]
+    main(command(folder, "--screen", "2", "--top", "1", "--confirm", "2", script_flags=flags))
+    assert "None of the losses came through the screening" in (folder / "table.md").read_text()
 
 
 def test_a_loss_that_failed_is_not_among_the_best():

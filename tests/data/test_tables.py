@@ -37,3 +37,47 @@ def test_a_column_that_names_the_rows_is_no_text(tmp_path, key):
     assert data.columns == ["comment"]
     assert data.splits["train"][key][:2] == ["00000000f", "00000001f"]
     assert load_files(files, "label", key).columns == [key]
+
+
+ANSWERS = ("good", "very bad")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("label_text", lambda n: ANSWERS[n % 2], "'label_text' says the label in other words"),
+        ("uid", lambda n: f"a-{n:08x}", "'uid' holds names or numbers"),
+    ],
+)
+def test_a_second_column_that_is_no_text_is_not_read(tmp_path, name, value, message):
+    rows = [{"text": f"film {n}", name: value(n), "label": n % 2} for n in range(8)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    files = {"train": str(path), "validation": str(path)}
+    with pytest.raises(ValueError, match=f"{message}.*--sentence1_column.*columns: text, {name}"):
+        load_files(files, "label")
+    assert load_files(files, "label", "text").columns == ["text"]
+    assert load_files(files, "label", "text", name).columns == ["text", name]
+
+
+def test_a_text_may_not_have_the_name_that_labels_get(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("label,answer\n" + "\n".join(f"a film {n},{n % 2}" for n in range(8)))
+    files = {"train": str(path), "validation": str(path)}
+    with pytest.raises(ValueError, match="rename the text column 'label'"):
+        load_files(files, "answer")
+
+
+def test_a_column_name_that_stands_twice_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,note,label,note\na,b,1,c\n")
+    with pytest.raises(ValueError, match=r"a\.csv: two columns have the name 'note'"):
+        read_rows([path])
+
+
+def test_an_empty_line_is_a_row_where_there_is_one_column(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text\na\n\nc\n")
+    assert read_rows([path])["text"][:] == ["a", "", "c"]
+    path.write_text("text,label\na,1\n\nc,0\n")
+    assert read_rows([path])["text"][:] == ["a", "c"]

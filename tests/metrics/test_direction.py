@@ -21,6 +21,8 @@ BEST = EVERY_STEP | {"load_best_model_at_end": True}
 LESS = [*list_losses(), "loss", "ece", "rmse", "perplexity", "wer", "cer", "nonfinite_grad_steps"]
 LESS += ["mean_squared_error", "max_error", "error_rate", "word_error_rate", "nll", "log_loss"]
 LESS += ["negative_log_likelihood", "brier_score", "mean_absolute_percentage_error"]
+LESS += ["ppl", "bpb", "logloss", "nrmse", "mse_mean", "rmse_test", "wer_clean", "loss_mean"]
+LESS += ["perplexity_wikitext"]
 MORE = ["accuracy", "f1", "f1_macro", "spearmanr", "matthews_correlation", "token_accuracy"]
 MORE += [
     "exact_match",
@@ -30,6 +32,8 @@ MORE += [
     "neg_mean_squared_error",
     "recall_at_fpr",
     "mse_gain",
+    "error_reduction",
+    "focal_accuracy",
     "power",
     "",
 ]

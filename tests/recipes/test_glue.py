@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -634,6 +635,9 @@ def test_selects_by_an_error_of_one_of_several_sets(run, tmp_path):
     assert result["best"]["value"] == min(values) < max(values)
     chosen = result["metrics"]["validation_mismatched"]["cross_entropy"]
     assert chosen == pytest.approx(min(values), rel=1e-5)
+    runtimes = [entry[k] for entry in log for k in entry if re.fullmatch("eval_.*_runtime", k)]
+    assert len(runtimes) >= 6
+    assert result["training"]["evaluation_runtime"] >= sum(runtimes[:6])
 
 
 @pytest.mark.parametrize("targets", [[], ["--lora_target_modules", "query", "dense"]])

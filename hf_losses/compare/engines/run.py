@@ -106,8 +106,12 @@ def single(run: Run) -> Chain:
 
 
 def stored_record(run: Run) -> RunRecord | None:
-    """The record of a run from its file; None if the run has not ended yet."""
+    """The record of a run from its file; None if the run has not ended yet, or it is damaged."""
     path = run.beside("json")
     if not path.exists():
         return None
-    return RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # As after the machine had no power: the run is made again.
+        return None
+    return RunRecord.from_json(content)

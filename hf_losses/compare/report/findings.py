@@ -39,6 +39,8 @@ def answer(results: Results, statistics: Statistics, digits: str) -> str:
         return "Nothing is tested yet."
     stage = tested[0]
     comparisons = {r.loss: r.comparison for r in stage.losses if r.comparison}
+    if not comparisons:
+        return "None of the losses came through the screening, so nothing can be tested."
     verdicts = [str(comparison.verdict) for comparison in comparisons.values()]
     counts = Counter(verdicts)
     if counts["incomplete"] == len(verdicts):
@@ -184,7 +186,9 @@ def design_sentences(results: Results, statistics: Statistics, digits: str) -> l
         digits: What `number_format` returns.
     """
     plan = results.plan
-    sentences = [describe_design(plan.comparisons, plan.tested_seeds, plan.look, plan.tasks)]
+    tests = next((stage.comparisons for stage in statistics.stages if stage.tested), 0)
+    design = (tests or plan.comparisons, plan.tested_seeds, plan.look, plan.tasks)
+    sentences = [describe_design(*design)]
     for stage in statistics.stages:
         if not stage.tested:
             continue

@@ -204,17 +204,21 @@ def _stage(results: Results, stage: str) -> StageResult | None:
             0 if result.mean is None else sign * result.mean,
         )
     )
+    # Of the planned ones fewer may have survived the screening.
+    tests = plan.comparisons
+    if stage == "confirm":
+        tests = max(1, tests + len(losses) - 1 - plan.comparisons // plan.tasks)
     spread = median_spread(comparison.sd for comparison in comparisons.values())
     detectable = math.inf
     if spread is not None:
-        detectable = detectable_difference(spread, len(seeds), plan.comparisons, len(looks))
+        detectable = detectable_difference(spread, len(seeds), tests, len(looks))
     return StageResult(
         stage=stage,
         tested=tested,
         seeds=seeds,
-        comparisons=plan.comparisons,
-        smallest_p=smallest_p(len(seeds), plan.comparisons, len(looks)),
-        seeds_needed=seeds_needed(plan.comparisons, len(looks)),
+        comparisons=tests,
+        smallest_p=smallest_p(len(seeds), tests, len(looks)),
+        seeds_needed=seeds_needed(tests, len(looks)),
         detectable_difference=detectable if math.isfinite(detectable) else None,
         margin=margin,
         looks=looks if tested else [],

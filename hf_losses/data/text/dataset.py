@@ -195,11 +195,14 @@ def load_files(
     if not columns:
         others = (c for c in train.column_names if c not in (label, *ROW_NAMES))
         columns = [c for c in others if "string" in dtype_of(train, c)]
-        if len(columns) not in (1, 2):
+        problem = _no_text(train, columns, label) if len(columns) == 2 else ""
+        if len(columns) not in (1, 2) or problem:
             raise UsageError(
-                f"{files['train']}: name the text by --sentence1_column (pairs: and "
+                f"{files['train']}: {problem}name the text by --sentence1_column (pairs: and "
                 f"--sentence2_column); columns: {', '.join(train.column_names)}"
             )
+    if "label" in columns and label != "label":
+        raise UsageError(f"{files['train']}: rename the text column 'label': labels get that name")
     feature = train.features[label]
     classes: list[str] | None
     if isinstance(feature, ClassLabel):
@@ -213,6 +216,20 @@ def load_files(
         classes = class_names(train[label][:], files["train"], hint)
     metric = "regression" if classes is None else "classification"
     return _checked(splits, files, columns, classes, metric, label)
+
+
+def _no_text(train: Dataset, columns: list[str], label: str) -> str:
+    """Why one of two columns is hardly a text to learn from; empty if both are."""
+    labels = train[label][:]
+    for column in columns:
+        values = train[column][:]
+        # As the names of the classes in a column of their own are: the model would read the answer.
+        pairs, seen = set(zip(values, labels, strict=True)), set(values)
+        if len(pairs) == len(seen) == len(set(labels)) < len(values):
+            return f"column {column!r} says the label in other words ({values[0]!r}); "
+        if all(value and value.isascii() and value.split() == [value] for value in values):
+            return f"column {column!r} holds names or numbers ({values[0]!r}), not texts; "
+    return ""
 
 
 def _glue_splits(task: str, dataset_name: str) -> dict[str, Dataset]:

@@ -77,7 +77,11 @@ def _read_table(path: Path) -> pa.Table:
             return pa.parquet.read_table(path)
         if path.suffix in (".csv", ".tsv"):
             # Unlike pandas, Arrow refuses rows that are too short, and keeps 'NA' as a word.
-            return pa.csv.read_csv(path, parse_options=layout(path))
+            table = pa.csv.read_csv(path, parse_options=layout(path))
+            names = table.column_names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UsageError(f"two columns have the name {twice!r}: rename one of them")
+            return table
         rows = _json_rows(path.read_text(encoding="utf-8-sig"))
         # Of all rows: Table.from_pylist takes the columns of the first and drops all others.
         columns = {}
@@ -127,7 +131,11 @@ def layout(path: Path) -> pa.csv.ParseOptions:
                     "one, and have those in between doubled; or write the file as .jsonl"
                 ) from error
     return pa.csv.ParseOptions(
-        delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
+        delimiter=delimiter,
+        quote_char='"' if quoted else False,
+        newlines_in_values=quoted,
+        # In a table of one column an empty line is a row; without it the next ones would move up.
+        ignore_empty_lines=delimiter in header,
     )
 
 
