@@ -64,7 +64,8 @@ def collect(folder: Path) -> Results:
         same_everywhere=all(
             (run_facts.versions, run_facts.hardware) == (facts.versions, facts.hardware)
             for run_facts in reported
-        ),
+        )
+        and len({run_facts.inputs for run_facts in reported if run_facts.inputs}) < 2,
         tuned={loss: tuning for loss, tuning in best.items() if tuning},
         runs=records,
         classes=facts.classes or (),

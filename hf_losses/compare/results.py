@@ -45,6 +45,8 @@ class Facts:
         versions: Version by library.
         hardware: Entries such as `cpu_count` and `gpu`.
         classes: Names of the classes by id.
+        inputs: A digest of the script and of the sizes of the files that its flags name, as they
+            were when the run had ended; not of the script's making.
     """
 
     task: str | None = None
@@ -52,6 +54,7 @@ class Facts:
     versions: Mapping[str, str] | None = None
     hardware: Mapping[str, Any] | None = None
     classes: Sequence[str] | None = None
+    inputs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,8 @@ class Results:
         metric: The compared metric; None until a run has finished.
         versions: Version of each library in the first run.
         hardware: Hardware of the first run.
-        same_everywhere: Whether all runs report the same versions and hardware.
+        same_everywhere: Whether all runs report the same versions and hardware, and had the same
+            script and files.
         classes: Names of the classes by id; empty where no run reports them.
         tuned: The best trial of each tuned loss.
         runs: The records in the order of the plan, whatever order they ended in.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -197,9 +198,21 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
         # Nobody looks at those of the trials.
         predictions={} if settings.stage == "tune" else _counts(result, compared_set),
         facts=Facts(
-            **facts, classes=[str(name) for name in classes] if isinstance(classes, list) else None
+            **facts,
+            classes=[str(name) for name in classes] if isinstance(classes, list) else None,
+            inputs=_inputs(plan),
         ),
     )
+
+
+def _inputs(plan: Plan) -> str | None:
+    """A digest of the script and of the sizes of its files; None if it is no file."""
+    script = Path(plan.script)
+    if not script.is_file():
+        return None
+    values = (argument.rpartition("=")[2] for argument in plan.arguments)
+    sizes = [(value, os.path.getsize(value)) for value in values if os.path.isfile(value)]
+    return hashlib.sha256(script.read_bytes() + repr(sizes).encode()).hexdigest()[:16]
 
 
 def _counts(result: Mapping[str, Any], compared_set: str) -> dict[str, dict[str, list[float]]]:

@@ -32,7 +32,7 @@ class LossTrainingArguments(TrainingArguments):  # type: ignore[misc]
             entry weigh 1, or follow from the labels of the training data: `"balanced"` is
             n / (C · n_c), `"effective"` (or `"effective:0.99"`, with another β than 0.999) the
             effective number of labels; see `ClassWeights.resolve`. The labels are read row by row
-            unless the dataset has them in a column, or as `class_labels`.
+            unless the dataset has them in a column that no transform changes, or as `class_labels`.
         loss_warmup_ratio: Share of the steps, from the first, in which training goes over linearly
             from `loss_warmup_from` to `loss`: a cure for the cold start of the bounded losses.
         loss_warmup_steps: The length of that warm-up in optimizer steps, instead of a share.

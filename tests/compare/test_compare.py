@@ -215,6 +215,23 @@ def test_a_model_of_nan_has_diverged_whatever_its_accuracy(tmp_path, number):
         assert run["reason"] == "cross_entropy on the test set is not finite"
 
 
+@pytest.mark.parametrize("changed", ["script", "file"])
+def test_runs_of_another_script_or_of_other_data_are_told(tmp_path, changed):
+    script, data, folder = tmp_path / "mine.py", tmp_path / "data.json", tmp_path / "x"
+    shutil.copy(SCRIPT, script)
+    data.write_text("")
+    flags = ["--unless", str(data)]
+    main(command(folder, losses=LOSSES[:2], script=str(script), script_flags=flags))
+    words = "runs differ in versions, hardware, script or files"
+    assert words not in (folder / "table.md").read_text()
+    with open(script if changed == "script" else data, "a") as file:
+        file.write("# mended")
+    more = ("--seeds", "2", "--add_seeds", "1")
+    main(command(folder, *more, losses=LOSSES[:2], script=str(script), script_flags=flags))
+    assert len(runs(folder)) == 6
+    assert words in (folder / "table.md").read_text()
+
+
 def test_a_record_that_is_damaged_is_made_again(tmp_path):
     folder = tmp_path / "x"
     main(command(folder))
@@ -231,16 +248,16 @@ def test_a_confirmation_that_has_begun_keeps_its_losses(tmp_path):
     folder, mended = tmp_path / "x", tmp_path / "mended"
     losses = ["cross_entropy", "strict_m", "strict_l", "liberal_exp"]
     flags = ["--crash", "liberal_exp", "--unless", str(mended)]
-    stages = ("--screen", "2", "--top", "1", "--confirm", "6")
+    stages = ("--screen", "2", "--top", "1", "--confirm", "2")
     assert main(command(folder, *stages, losses=losses, script_flags=flags)) == 0
     mended.touch()  # Now this loss would be the best of the screening.
     again = command(folder, *stages, "--retry_failed", losses=losses, script_flags=flags)
     assert main(again) == 0
     assert all(run["status"] == "finished" for run in runs(folder, "screen"))
     assert {run["loss"] for run in runs(folder, "confirm")} == {"cross_entropy", "strict_l"}
-    more = command(folder, *stages, "--add_seeds", "2", losses=losses, script_flags=flags)
+    more = command(folder, *stages, "--add_seeds", "1", losses=losses, script_flags=flags)
     assert main(more) == 0
-    assert len(runs(folder, "confirm")) == 16
+    assert len(runs(folder, "confirm")) == 6
 
 
 def test_the_best_of_a_screening_are_tested_on_fresh_seeds(tmp_path, capfd):

@@ -416,7 +416,7 @@ def test_tuned_parameters_and_different_machines_are_told(tmp_path, pictures):
     trial = "| `strict_l` | 0.0001234 | 0.8000 |"
     assert trial in text.split("<summary>Every trial</summary>")[1]
     assert "--tune learning_rate=1e-05:0.01 --trials 3" in text
-    assert "runs differ in versions or hardware" in text
+    assert "runs differ in versions, hardware, script or files" in text
     assert "`cross_entropy` has its best value at the edge of what was tried" in text
     other = "The tuning chose another `learning_rate` for `strict_l` than for `cross_entropy`"
     assert other in text

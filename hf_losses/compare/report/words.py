@@ -326,5 +326,5 @@ def _hardware(results: Results) -> str:
         parts.append(f"{hardware['cpu_count']} CPU cores")
     text = ", ".join(parts)
     if not results.same_everywhere:
-        text += "; runs differ in versions or hardware, and these are those of the first"
+        text += "; runs differ in versions, hardware, script or files: these are of the first"
     return text.removeprefix("; ")
