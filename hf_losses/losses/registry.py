@@ -237,7 +237,8 @@ def register_loss(
         A decorator that returns the function unchanged.
 
     Raises:
-        ValueError: If the name is taken, or kind or task is unknown.
+        ValueError: If kind or task is unknown, or the name is taken; but a function may be defined
+            once more, as when a cell of a notebook is run again.
 
     Example:
         >>> @register_loss("liberal_poly", kind="liberal", formula="-log(p) + 1 - p")
@@ -247,7 +248,7 @@ def register_loss(
     """
 
     def decorate(function: Function) -> Function:
-        if name in _SPECS:
+        if name in _SPECS and not _is_same(_SPECS[name].function, function):
             raise UsageError(f"a loss named {name!r} is already registered; choose another name")
         _SPECS[name] = LossSpec(
             name=name, task=task, kind=kind, formula=formula, function=function, **record
@@ -255,6 +256,14 @@ def register_loss(
         return function
 
     return decorate
+
+
+def _is_same(old: Function, new: Function) -> bool:
+    """Whether a function is the next version of another: of the same name in its module or file."""
+    files = [getattr(getattr(f, "__code__", None), "co_filename", None) for f in (old, new)]
+    same_place = old.__module__ == new.__module__ or files[0] == files[1] is not None
+    name = new.__qualname__
+    return same_place and old.__qualname__ == name and not name.endswith(">") and "." not in name
 
 
 def get_spec(name: str) -> LossSpec:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import traceback
 from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions
-from types import CodeType
 from typing import Any, NoReturn
 
 from transformers import Trainer
 from transformers.utils.generic import find_labels
 
 from hf_losses.models.builtin import loss_type
-from hf_losses.models.heads import LABELLERS, SEGMENTATION
-from hf_losses.training.base_trainers import SAME_LOSS, full_name
+from hf_losses.models.heads import LABELLERS, QUESTION_ANSWERING, SEGMENTATION
+from hf_losses.training.base_trainers import (
+    SAME_LOSS,
+    code_of,
+    full_name,
+    never_calls_super,
+)
 from hf_losses.training.loss.class_weights import ClassWeights
 from hf_losses.training.trainer import LossMixin
 
@@ -32,7 +35,7 @@ INSTEAD = {
 
 
 # Whose own loss is divided by the items of the whole step, if Trainer counts them.
-COUNTED_HEADS = {*LABELLERS} - {SEGMENTATION}
+COUNTED_HEADS = {*LABELLERS} - {QUESTION_ANSWERING, SEGMENTATION}
 
 
 @dataclass
@@ -71,6 +74,8 @@ class Swap:
         Raises:
             SystemExit: If `cls` computes a loss of its own.
         """
+        if issubclass(cls, _SwappedLoss):  # As in type(trainer)(…), or copy.copy(trainer).
+            return cls
         if cls not in self._swapped:
             trainer = next(
                 base for base in cls.__mro__ if base in (LossMixin, Trainer) or _is_same(base)
@@ -79,7 +84,7 @@ class Swap:
                 self.refuse_loss_of(cls, Trainer)
             overriding = [base for base in _derived(cls, trainer) if "compute_loss" in vars(base)]
             for base in overriding:
-                if _never_calls_super(base):
+                if never_calls_super(base):
                     self.refuse_loss_of(cls, base)
             bases: tuple[type, ...] = (_SwappedLoss, cls)
             if overriding and trainer is not LossMixin:
@@ -171,7 +176,7 @@ class _SwappedLoss(LossMixin):
             library = base.__module__.partition(".")[0]
             if function is None or library in ("hf_losses", "transformers", "trl"):
                 continue
-            names = {*getattr(_code(function), "co_names", ())}
+            names = {*getattr(code_of(function), "co_names", ())}
             # Transformers' own, and copies of it, know when not to divide.
             if names & {"super", "loss_is_scaled_for_ga", "compute_loss_func"}:
                 continue
@@ -228,7 +233,9 @@ class _ScriptsLoss(_SwappedLoss):
     """Comes before the script's class in method resolution, and calls its `compute_loss`."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        return _scaled(super(LossMixin, self).compute_loss(*args, **kwargs), 1 / _steps(self))
+        self.steps = 1
+        result = super(LossMixin, self).compute_loss(*args, **kwargs)
+        return _scaled(result, 1 / self.steps)
 
 
 class _LossBelow:
@@ -238,20 +245,37 @@ class _LossBelow:
     as much as there.
     """
 
-    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _scaled(LossMixin.compute_loss(self, *args, **kwargs), _steps(self))
+    steps: int  # Of the last call.
+
+    def compute_loss(
+        self: Any,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        self.steps = _steps(self, counted=num_items_in_batch is not None)
+        result = LossMixin.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        return _scaled(result, self.steps)
 
 
-def _steps(trainer: Any) -> int:
+def _steps(trainer: Any, *, counted: bool) -> int:
     """By how many micro-batches the stock Trainer would divide what the script's class returns.
 
     It divides nothing where the model's own loss is one of the whole step already, unless the class
-    asks for it. (Of a classifier it does not divide either, but the model's loss is that of the
-    micro-batch, so that what the script adds weighs as if both had been divided.)
+    asks for it: where the script hands on the count, and the model divides by it. (Of a classifier,
+    and of others that compute a mean all the same, it does not divide either, but what the script
+    adds then weighs as if both had been divided.)
+
+    Args:
+        trainer: The trainer.
+        counted: Whether the script hands on the number of items of the step.
     """
     scaled = super(LossMixin, trainer).loss_is_scaled_for_ga
     if scaled is None:
-        takes_count = loss_type(trainer._wrapped.core) in COUNTED_HEADS
+        core = trainer._wrapped.core
+        divides = "loss_function" in getattr(code_of(core.forward), "co_names", ())
+        takes_count = loss_type(core) in COUNTED_HEADS and divides and counted
         scaled = trainer.model_accepts_loss_kwargs and takes_count
     if scaled or not trainer.model.training:
         return 1
@@ -275,33 +299,13 @@ def _derived(cls: type, base: type) -> tuple[type, ...]:
     return cls.__mro__[: cls.__mro__.index(base)]
 
 
-def _never_calls_super(base: type) -> bool:
-    """Whether a class defines a `compute_loss` and nothing in it calls `super().compute_loss`.
-
-    False for a `compute_loss` made by a decorator or an assignment: the first training step shows
-    what that does.
-    """
-    code = _code(vars(base)["compute_loss"])
-    if code is None or code.co_qualname != f"{base.__qualname__}.compute_loss":
-        return False
-    return not any(
-        {"super", "compute_loss"} <= {*code.co_names}
-        for code in map(_code, vars(base).values())
-        if code
-    )
-
-
 def _raised_here(error: Exception) -> bool:
     """Whether this library raised an error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return bool(frame.f_globals["__name__"].startswith("hf_losses."))
 
 
-def _code(function: Any) -> CodeType | None:
-    return getattr(inspect.unwrap(function), "__code__", None)
-
-
 def _place(function: Any) -> str:
     """File and line of a function in brackets, for messages; empty if they are not known."""
-    code = _code(function)
+    code = code_of(function)
     return f" ({code.co_filename}:{code.co_firstlineno})" if code else ""

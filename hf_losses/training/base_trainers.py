@@ -6,6 +6,7 @@ TRL (extra `integrations`) is never imported here: its classes are recognised by
 from __future__ import annotations
 
 import inspect
+from types import CodeType
 from typing import Any
 
 import torch
@@ -41,6 +42,16 @@ def check_base(cls: type, mixin: type) -> None:
         cls: The class of a trainer.
         mixin: `LossMixin`, which is among its bases.
     """
+    for base in cls.__mro__[: cls.__mro__.index(mixin)]:
+        codes = filter(None, map(code_of, vars(base).values()))
+        names = {name for code in codes for name in code.co_names}
+        takes_loss = names & {"compute_loss", "compute_loss_func", "criterion"}
+        if "compute_loss" in vars(base) and never_calls_super(base) and not takes_loss:
+            raise UsageError(
+                f"{full_name(base)}.compute_loss has a loss of its own, so {mixin.__name__} would "
+                "do nothing: let it call super().compute_loss and return that loss, or take "
+                "self.criterion"
+            )
     bases = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
     bases = tuple(base for base in bases if base not in mixin.__mro__ or base is object)
     if Trainer not in bases:
@@ -62,6 +73,40 @@ def check_base(cls: type, mixin: type) -> None:
         else:
             continue
         raise UsageError(f"{full_name(base)}.{reason}: {_advice(base, mixin)}")
+
+
+def check_order(cls: type, mixin: type) -> None:
+    """Raises a ValueError if the mixin stands behind `Trainer`, which then trains without it."""
+    if Trainer in cls.__mro__[: cls.__mro__.index(mixin)]:
+        names = [base.__name__ for base in cls.__bases__ if base is not mixin]
+        raise UsageError(
+            f"in {cls.__name__}, {mixin.__name__} comes behind Trainer, which would train without "
+            f"it: class {cls.__name__}({', '.join([mixin.__name__, *names])})"
+        )
+
+
+def never_calls_super(base: type) -> bool:
+    """Whether a class defines a `compute_loss` and nothing in it calls `super().compute_loss`.
+
+    False for a `compute_loss` made by a decorator or an assignment: the first training step shows
+    what that does.
+
+    Args:
+        base: A class that defines a `compute_loss`.
+    """
+    code = code_of(vars(base)["compute_loss"])
+    if code is None or code.co_qualname != f"{base.__qualname__}.compute_loss":
+        return False
+    return not any(
+        {"super", "compute_loss"} <= {*code.co_names}
+        for code in map(code_of, vars(base).values())
+        if code
+    )
+
+
+def code_of(function: Any) -> CodeType | None:
+    """The code of a function, without its decorators; None for anything else."""
+    return getattr(inspect.unwrap(function), "__code__", None)
 
 
 def _advice(base: type, mixin: type) -> str:

@@ -18,7 +18,7 @@ from hf_losses.models.adapters import adapter_term
 from hf_losses.models.builtin import auxiliary_weight, check_batch
 from hf_losses.models.decoder_inputs import decoder_inputs
 from hf_losses.models.heads import LOSS_WEIGHT, logits_of, settle_problem_type, without_loss
-from hf_losses.training.base_trainers import SFTLog, check_base
+from hf_losses.training.base_trainers import SFTLog, check_base, check_order
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
 from hf_losses.training.loss.item_weights import (
@@ -77,6 +77,10 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
     current_gradient_accumulation_steps = 1
     label_names: list[str]
     model: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_order(cls, LossMixin)
 
     def __init__(
         self, *args: Any, loss: str | Callable[..., Tensor] | None = None, **kwargs: Any

@@ -166,6 +166,24 @@ def test_a_registered_loss_is_forgotten_after_the_test():
     assert list_losses("strict_square") == []
 
 
+CELL = """
+from hf_losses import register_loss
+@register_loss("of_a_notebook", kind="strict", formula="-log(p)")
+def of_a_notebook(m):
+    return {value}, m
+"""
+
+
+def test_a_cell_of_a_notebook_can_be_run_again(eleventh_loss):
+    for number in ("m", "2 * m"):
+        exec(
+            compile(CELL.format(value=number), f"<cell {number}>", "exec"), {"__name__": "notebook"}
+        )
+    assert get_spec("of_a_notebook").function(torch.tensor(3.0))[0] == 6
+    with pytest.raises(ValueError, match="already registered"):
+        exec(CELL.format(value="m"), {"__name__": "elsewhere"})
+
+
 def test_names_are_unique(eleventh_loss):
     before = get_spec(eleventh_loss)
     with pytest.raises(ValueError, match=f"'{eleventh_loss}' is already registered"):

@@ -387,6 +387,31 @@ def test_weights_are_padded_on_the_side_of_the_labels(kind, side):
     assert batch["loss_weight"].max() == 2
 
 
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_collator_without_a_tokenizer_shows_where_it_pads(left, masked):
+    def collate(rows):
+        def padded(name, value):
+            texts = [torch.tensor(row[name]) for row in rows]
+            sides = {"padding_side": "left" if left else "right"}
+            return torch.nn.utils.rnn.pad_sequence(
+                texts, batch_first=True, padding_value=value, **sides
+            )
+
+        batch = {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100)}
+        if masked:  # Nothing of the rows is left but their lengths.
+            batch["attention_mask"] = padded("attention_mask", 0)
+            batch["input_ids"] = torch.full_like(batch["input_ids"], 7)
+            batch["labels"] = torch.where(batch["labels"] == -100, -100, 7)
+        return batch
+
+    rows = rows_of_lengths(2, 4)
+    for row in rows:
+        row["loss_weight"] = [2.0] * len(row["labels"])
+    batch = WeightCollator(collate)(rows)
+    assert torch.equal(batch["loss_weight"] != 0, batch["labels"] != -100)
+
+
 def test_rows_in_one_line_have_their_weights_in_one_line():
     rows = rows_of_lengths(2, 4)
     for number, row in enumerate(rows):

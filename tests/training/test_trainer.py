@@ -836,3 +836,36 @@ def test_compute_loss_func_tells_what_it_cannot_do():
         compute({"logits": logits}, torch.full((2, 3), 1 / 3))
     with pytest.raises(ValueError, match="unknown loss"):
         compute_loss_func("strict")
+
+
+class Another:
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+class ByCriterion(LossTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        loss = self.criterion(model(**inputs).logits, labels)
+        return (loss, None) if return_outputs else loss
+
+
+class OwnInFront(Another, LossMixin, Trainer):
+    pass
+
+
+def test_a_compute_loss_in_front_that_does_not_take_the_loss_is_refused(build):
+    with pytest.raises(ValueError, match=r"Another\.compute_loss has a loss of its own, so LossM"):
+        build(cls=OwnInFront, loss="strict_l")
+    build(cls=ByCriterion, loss="strict_l").train()
+
+
+def test_the_mixin_behind_trainer_is_refused_where_the_class_is_made():
+    message = (
+        r"in Wrong, LossMixin comes behind Trainer.*: class Wrong\(LossMixin, Seq2SeqTrainer\)"
+    )
+    with pytest.raises(ValueError, match=message):
+
+        class Wrong(Seq2SeqTrainer, LossMixin):
+            pass

@@ -86,12 +86,35 @@ class WeightCollator:
             line = torch.cat(weights).unsqueeze(0)
             return F.pad(line, (0, labels.shape[1] - line.shape[1]))
         padded: Tensor = labels.new_zeros(labels.shape[:2], dtype=torch.float32)
+        side = getattr(tokenizer, "padding_side", None) or _padding_side(rows, batch)
         for row, weight in zip(padded, weights, strict=True):
-            if getattr(tokenizer, "padding_side", "right") == "left":
+            if side == "left":
                 row[len(row) - len(weight) :] = weight
             else:
                 row[: len(weight)] = weight
         return padded
+
+
+def _padding_side(rows: list[dict[str, Any]], batch: Any) -> str:
+    """The side on which a data collator without a `tokenizer` has padded, as the batch shows."""
+    sides = {"left", "right"}
+    for index, row in enumerate(rows):
+        for name in ("attention_mask", "input_ids", "labels"):
+            given, line = row.get(name), batch.get(name)
+            if name == "attention_mask" and given is None:
+                given = [1] * _length(row)
+            if given is None or line is None or line.dim() != 2 or len(given) == line.shape[1]:
+                continue
+            own = torch.as_tensor(given, device=line.device)
+            fits = {"left": line[index, -len(own) :], "right": line[index, : len(own)]}
+            found = {side for side, part in fits.items() if torch.equal(part, own)}
+            sides &= found or sides  # A collator may change labels, or mask tokens.
+    if not sides:
+        raise UsageError(
+            f"the data collator pads some rows on the left and some on the right: let it put "
+            f"{LOSS_WEIGHT!r} into the batch, too"
+        )
+    return "left" if sides == {"left"} else "right"
 
 
 def _length(row: Mapping[str, Any]) -> int:
