@@ -102,3 +102,22 @@ def _shadow_term(tuner: Any, labels: Tensor, attention_mask: Tensor | None) -> T
         return 0.0
     term: Tensor | None = tuner.shadow_auxiliary_loss(labels, attention_mask=attention_mask)
     return 0.0 if term is None else weight * term
+
+
+def check_trained(model: Any) -> None:
+    """Raises a ValueError if a training would leave a model's adapter as it is.
+
+    Transformers loads an adapter frozen, so that its head alone would be trained, or nothing.
+
+    Args:
+        model: The model without wrappers.
+    """
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return
+    trained = (name for name, weight in model.named_parameters() if weight.requires_grad)
+    if all("modules_to_save" in name for name in trained):
+        raise UsageError(
+            "the model has an adapter, which is frozen: a training would leave it as it is. So "
+            "merge it first (PEFT's merge_and_unload, then save_pretrained) and name the merged "
+            "model, or load it by PeftModel.from_pretrained(…, is_trainable=True)"
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import peft
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_losses.messages import UsageError
@@ -71,6 +73,17 @@ def add_adapter(
     )
     layers = sorted({n.split(".")[-2] for n, p in model.named_parameters() if p.dim() in (2, 4)})
     try:
-        return peft.get_peft_model(model, config)
+        adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         raise UsageError(f"{error} --lora_target_modules: {', '.join(layers)}") from error
+    for module in adapted.modules():
+        frozen = not any(weight.requires_grad for weight in module.parameters())
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and frozen:
+            # Its statistics are not saved with an adapter: they must stay those of the base model.
+            module.eval()
+            module.train = functools.partial(_stay, module)  # type: ignore[assignment]
+    return adapted
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module

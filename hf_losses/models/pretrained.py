@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,17 @@ def order_head(model: PreTrainedModel, path: str, classes: list[str]) -> None:
     """
     try:
         stored = AutoConfig.from_pretrained(path).id2label or {}
-    except (OSError, ValueError):  # An adapter, whose base model has no head for these.
-        return
+    except (OSError, ValueError):
+        # An adapter has no config. If it has a head, its run knows the classes.
+        result = Path(path) / "result.json"
+        known = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+        stored = dict(enumerate(known.get("classes") or ()))
+        if not stored:
+            _LOGGER.warning(
+                "the adapter %s does not say which classes its head has: they are taken to be, in "
+                "this order, %s",
+                *(path, ", ".join(classes)),
+            )
     names = [str(stored.get(i)).casefold() for i in range(len(stored))]
     wanted = [name.casefold() for name in classes]
     if len(names) != len(wanted) or names == wanted:

@@ -11,7 +11,7 @@ from transformers.utils.generic import find_labels
 from hf_losses.losses.fused import triton_launch
 from hf_losses.losses.linear import check_linear, plain_head
 from hf_losses.messages import UsageError
-from hf_losses.models.adapters import check_adapter
+from hf_losses.models.adapters import check_adapter, check_trained
 from hf_losses.models.builtin import shifts_labels
 from hf_losses.models.heads import check_head, is_causal
 from hf_losses.training.arguments import check_direction
@@ -63,6 +63,8 @@ def check_trainer(trainer: Any) -> None:
         data_parallel=trainer.args.n_gpu > 1,
         processes=trainer.accelerator.num_processes,
     )
+    if trainer.args.do_train:
+        check_trained(trainer._wrapped.core)
     config = getattr(trainer._wrapped.core, "config", None)
     if (
         isinstance(config, PreTrainedConfig)

@@ -7,12 +7,16 @@ import peft
 import pytest
 import tiny
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch.nn import functional as F
 from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
     set_seed,
@@ -20,6 +24,8 @@ from transformers import (
 
 from hf_losses import LossTrainer, get_spec
 from hf_losses.models.adapters import check_adapter
+from hf_losses.models.lora import LoraArguments, add_adapter
+from hf_losses.models.pretrained import order_head
 
 CONFIGS = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 TOKENS = {"num_virtual_tokens": 3}
@@ -248,3 +254,54 @@ def test_adapters_with_a_loss_that_cannot_be_replaced_are_refused(tmp_path):
     with pytest.raises(ValueError, match="2 processes cannot do that"):
         check_adapter(adapted("SHADOW", llama(), "SEQ_CLS"), processes=2)
     check_adapter(adapted("SHADOW"), processes=2)
+
+
+def frozen_adapter(folder):
+    """A saved adapter with a head, as transformers loads it: without PEFT's model around it."""
+    tiny.bert().save_pretrained(folder / "base")
+    base = BertForSequenceClassification.from_pretrained(folder / "base")
+    config = LoraConfig(
+        task_type="SEQ_CLS", r=2, target_modules=["query"], modules_to_save=["classifier"]
+    )
+    model = get_peft_model(base, config)
+    torch.nn.init.normal_(model.base_model.model.classifier.modules_to_save["default"].weight)
+    model.save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def test_a_training_that_would_leave_an_adapter_as_it_is_is_refused(tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(frozen_adapter(tmp_path))
+    data = tiny.texts(8)
+    with pytest.raises(ValueError, match="has an adapter, which is frozen"):
+        build(model, data, tmp_path, do_train=True)
+    build(model, data, tmp_path, do_train=False).evaluate(data)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_head_of_an_adapter_is_put_into_the_order_of_the_data(tmp_path, known, caplog):
+    folder = frozen_adapter(tmp_path)
+    if known:
+        (folder / "result.json").write_text('{"classes": ["a", "b", "c"]}')
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    inputs = {"input_ids": tiny.texts(1)[0]["input_ids"][None]}
+    before = model(**inputs).logits
+    order_head(model, str(folder), ["c", "a", "b"])
+    after = model(**inputs).logits
+    assert torch.equal(after, before[:, [2, 0, 1]] if known else before)
+    assert ("does not say which classes its head has" in caplog.text) is not known
+
+
+def test_an_adapter_leaves_the_statistics_of_the_base_model(tmp_path):
+    set_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    model = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3))
+    options = LoraArguments(lora=True, lora_r=2, lora_target_modules=["convolution"])
+    loading = {"missing_keys": ["classifier.1.weight"], "mismatched_keys": []}
+    adapted = add_adapter(model, options, loading, None)
+    before = {name: value.clone() for name, value in adapted.named_buffers()}
+    adapted.train()
+    adapted(pixel_values=torch.rand(4, 3, 16, 16) + 5)
+    assert any("running_mean" in name for name in before)
+    for name, value in adapted.named_buffers():
+        assert torch.equal(value, before[name]), name
+    assert any(module.training for module in adapted.modules())

@@ -243,6 +243,27 @@ def test_the_template_is_told_of_the_tools_of_a_chat(encode, template, stored):
     assert prompts == [f"{own}<user>q<bot>" for own in told]
 
 
+CALLS = (
+    "{% for message in messages %}{% for call in message.tool_calls or [] %}"
+    "[{{ call.function.arguments | tojson }}]{% endfor %}{% endfor %}"
+)
+
+
+def test_a_call_of_a_tool_has_its_own_arguments_alone(encode):
+    table = []
+    for arguments in ({"city": "Oslo"}, {"zone": "UTC", "hours": [1]}):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        row = chat("q", "ok", "r", "no")
+        row["messages"][1]["tool_calls"] = [call]
+        table.append(row)
+    tokenizer = make_tokenizer(CALLS + PLAIN)
+    texts, data = encode(table, tokenizer, 1000)
+    shown = ['[{"city": "Oslo"}]', '[{"zone": "UTC", "hours": [1]}]']
+    assert [text for text, _ in texts] == [f"{call}{TWO_ROUNDS}" for call in shown]
+    prompts = [tokenizer.decode(ids) for ids in data.prompts("train", tokenizer, 1000)]
+    assert [prompt.partition("<user>")[0] for prompt in prompts] == shown
+
+
 @pytest.mark.parametrize("tools", ["now", "{}", ["now"]])
 def test_refuses_tools_that_are_no_descriptions(encode, tools):
     with pytest.raises(ValueError, match="row 1: tools must be a list of descriptions, got"):
@@ -284,6 +305,20 @@ def test_a_turn_of_weight_0_is_not_learned(encode, template, table, text, learne
     texts, data = encode([weighted(*table)], make_tokenizer(template))
     assert [(text, shown.replace("\n", ".")) for text, shown in texts] == [(text, learned)]
     assert data.idle == {}
+
+
+def test_many_rows_without_a_turn_to_learn_may_come_first(encode):
+    table = [weighted("q", ("ok", 0))] * 1001 + [chat("r", "no")] * 2
+    texts, data = encode(table, make_tokenizer(MARKED))
+    assert [text for text, _ in texts] == ["<user>r<bot>no</s>"] * 2
+    assert data.idle == {"train": 1001}
+
+
+def test_a_greeting_that_alone_is_learned_answers_nothing(encode):
+    greeting = {"role": "assistant", "content": "hello"}
+    row = weighted("q", ("ok", 0))
+    with pytest.raises(ValueError, match="row 1: the only turn that is learned answers nothing"):
+        encode([{"messages": [greeting, *row["messages"]]}], make_tokenizer(PLAIN))
 
 
 def test_a_chat_without_a_turn_to_learn_is_left_out_and_counted(encode):

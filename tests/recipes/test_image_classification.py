@@ -411,6 +411,10 @@ def test_refuses_what_is_not_there(refused, photos, tmp_path):
     assert "is no parquet file" in refused("--train_file", "a.parquet")
     (tmp_path / "empty").mkdir()
     assert "no images found" in refused("--train_dir", "empty")
+    for name in ("a.HEIC", "b.avif"):
+        Path("empty", name).touch()
+    message = refused("--train_dir", "empty")
+    assert "images in formats that cannot be read: a.HEIC, b.avif; convert" in message
     assert "cannot load the model" in refused(*photos, model="./empty")
 
 

@@ -316,6 +316,21 @@ def test_all_formats_are_read_alike(tmp_path, ending):
     assert splits["test"] == {"tokens": [row["tokens"] for row in rows(4, 2)]}
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_column_that_counts_is_not_taken_for_the_words(tmp_path, first):
+    sentences = [["Anna", "sees", "Oslo"], ["Yes"]]
+    lines = [
+        "\n".join(f"{number}\t{word}\tO" for number, word in enumerate(words, first))
+        for words in sentences
+    ]
+    path = tmp_path / "a.conll"
+    path.write_text("\n\n".join(lines))
+    with pytest.raises(ValueError, match="the first column counts the words of each sentence"):
+        read_conll(path)
+    path.write_text("1\tB-NUM\n2\tI-NUM\n\n7\tO\n")
+    assert read_conll(path).tokens == [["1", "2"], ["7"]]
+
+
 def test_what_a_conll_file_may_hold(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text(

@@ -221,9 +221,6 @@ class Conversations:
         """
 
         def encode(row: dict[str, Any], where: str) -> dict[str, Any]:
-            if not any(row["weights"]):
-                empty: dict[str, Any] = {"input_ids": [], "labels": [], "loss_weight": []}
-                return empty | {"fits": False, "cut": False, "idle": True}
             ids, weights = row_tokens(row, tokenizer, f"{where}, row {row['row']}")
             labels = [
                 token if weight else IGNORE_INDEX
@@ -239,7 +236,7 @@ class Conversations:
                 weights = weights[:kept] + weights[kept + excess :]
             fits = excess <= 0 or excess < start
             encoded = {"input_ids": ids, "labels": labels, "loss_weight": weights}
-            return encoded | {"fits": fits, "cut": excess > 0, "idle": False}
+            return encoded | {"fits": fits, "cut": excess > 0}
 
         sets = {}
         for name, split in self.splits.items():
@@ -248,25 +245,26 @@ class Conversations:
             if self.is_chat and split["messages"][0][-1]["role"] != "assistant":
                 continue
             where = {"where": self.where[name]}
-            rows = split.map(encode, fn_kwargs=where, remove_columns=split.column_names)
-            fitting = rows.filter(lambda fits: fits, input_columns="fits")
-            idle = sum(rows["idle"])
-            if idle == len(rows):
+            learned = split.filter(any, input_columns="weights")
+            idle = len(split) - len(learned)
+            if not len(learned):
                 raise UsageError(
                     f"{self.where[name]}: nothing to learn in the {name} set: {self._nothing}"
                 )
+            rows = learned.map(encode, fn_kwargs=where, remove_columns=split.column_names)
+            fitting = rows.filter(lambda fits: fits, input_columns="fits")
             if not len(fitting):
                 raise UsageError(
                     f"{self.where[name]}: no row of the {name} set fits into {max_length} tokens; "
                     "raise --max_length, or take a model with more positions"
                 )
-            counts = (idle, len(rows) - len(fitting) - idle, sum(fitting["cut"]))
+            counts = (idle, len(rows) - len(fitting), sum(fitting["cut"]))
             for count, by_set in zip(counts, (self.idle, self.left_out, self.cut), strict=True):
                 if count:
                     by_set[name] = count
-            if len(fitting) < len(rows):
+            if len(fitting) < len(split):
                 self.origin["partial"] = sorted({*self.origin["partial"], name})
-            unused = ["fits", "cut", "idle"] + ["loss_weight"] * (not self._is_weighted)
+            unused = ["fits", "cut"] + ["loss_weight"] * (not self._is_weighted)
             sets[name] = fitting.remove_columns(unused)
         return sets
 

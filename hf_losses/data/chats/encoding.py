@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from hf_losses.data.chats.rows import TOOLS
+from hf_losses.data.chats.rows import TOOLS, without_none
 from hf_losses.messages import UsageError
 
 MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -31,7 +31,7 @@ def row_tokens(
     # Turns after the last one that is learned have no influence on it.
     last = max(turn for turn, weight in enumerate(row["weights"]) if weight)
     weights = row["weights"][: last + 1]
-    messages, tools = row["messages"][: len(weights)], _tools(row)
+    messages, tools = without_none(row["messages"][: len(weights)]), _tools(row)
     if MARKS_ASSISTANT.search(_template(tokenizer, where)):
         encoding = _render(messages, tokenizer, where, **tools, return_assistant_tokens_mask=True)
         ids, marks = encoding["input_ids"], encoding["assistant_masks"]
@@ -47,6 +47,10 @@ def row_tokens(
             raise UsageError(
                 f"{where}: only the last turn is learned, since the chat template marks no turn by "
                 "{% generation %}: mark the assistant's turns, or give those before it the weight 0"
+            )
+        if not last:
+            raise UsageError(
+                f"{where}: the only turn that is learned answers nothing; it needs one before it"
             )
         prompt = _render(messages[:-1], tokenizer, where, tokenize=False, generate=True, **tools)
         text = _render(messages, tokenizer, where, tokenize=False, **tools)
@@ -99,7 +103,7 @@ def _weigh(marks: list[int], weights: list[float], where: str) -> list[float]:
 def prompt_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
     """The tokens of a row's prompt; a chat ends with the beginning of the assistant's turn."""
     if "messages" in row:
-        messages = row["messages"]
+        messages = without_none(row["messages"])
         history = messages[:-1] if messages[-1]["role"] == "assistant" else messages
         text = _render(history, tokenizer, where, tokenize=False, generate=True, **_tools(row))
         rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

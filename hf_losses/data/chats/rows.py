@@ -46,7 +46,7 @@ def check_rows(split: Dataset, columns: list[str], name: str, where: str) -> Dat
             for weight, chat in zip(_row_weights(split, where), chats, strict=True)
         ]
         texts["messages"] = [
-            [_without_none({key: turn[key] for key in turn if key != "weight"}) for turn in chat]
+            [without_none({key: turn[key] for key in turn if key != "weight"}) for turn in chat]
             for chat in chats
         ]
         if TOOLS in split.column_names:
@@ -98,15 +98,18 @@ def _tools(value: Any, where: str) -> str:
         tools = None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UsageError(f"{where}: {TOOLS} must be a list of descriptions, got {value!r:.80}")
-    tools = tools if isinstance(value, str) else _without_none(tools)
+    tools = tools if isinstance(value, str) else without_none(tools)
     return json.dumps(tools, ensure_ascii=False, default=str)
 
 
-def _without_none(value: Any) -> Any:
-    """Without the keys that `datasets` adds so that all rows have the same ones."""
+def without_none(value: Any) -> Any:
+    """Without the keys that `datasets` adds so that all rows have the same ones.
+
+    It adds them wherever it holds dicts: to a tool's arguments those of all other tools.
+    """
     if isinstance(value, dict):
-        return {key: _without_none(part) for key, part in value.items() if part is not None}
-    return [_without_none(part) for part in value] if isinstance(value, list) else value
+        return {key: without_none(part) for key, part in value.items() if part is not None}
+    return [without_none(part) for part in value] if isinstance(value, list) else value
 
 
 def _turn_weight(turn: dict[str, Any]) -> float:

@@ -29,6 +29,8 @@ SPLITS = {
 IDX = {"train": "train", "t10k": "test"}
 
 IMAGES = set(ImageFolder.EXTENSIONS)
+# What telephones and cameras write. `datasets` passes over them, and over whole classes of them.
+OTHER_IMAGES = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"} - IMAGES
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
@@ -133,6 +135,13 @@ def load_folder(folder: str) -> datasets.Dataset:
         raise UsageError(f"no folder {folder!r}.{nearest(path.name, siblings)}")
     files = {"train": f"{glob.escape(str(path))}/**"}
     images = (p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+    if others := sorted(p for p in path.rglob("*") if p.suffix.lower() in OTHER_IMAGES):
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise UsageError(
+            f"{folder} has images in formats that cannot be read: "
+            f"{', '.join(str(p.relative_to(path)) for p in others[:3])}{more}; convert them to "
+            ".jpg or .png, or take them out"
+        )
     # `datasets` passes over the hidden ones.
     shown = (image for image in images if not any(p.startswith((".", "__")) for p in image.parts))
     by_depth = {len(image.parts): image for image in shown}

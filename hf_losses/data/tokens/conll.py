@@ -125,6 +125,15 @@ def read_conll(path: Path) -> Sentences:
             inside = True
         tokens[-1].append(columns[0])
         tags[-1].append(columns[-1])
+    counted = any(
+        all(words == [*map(str, range(first, first + len(words)))] for words in tokens)
+        for first in (0, 1)
+    )
+    if counted and len(tokens) > 1:
+        raise UsageError(
+            f"{path}: the first column counts the words of each sentence "
+            f"({', '.join(tokens[0][:3])}, …), and it must hold the words: take it out"
+        )
     return Sentences(str(path), tokens, tags if width > 1 else None, lines=lines)
 
 
