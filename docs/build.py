@@ -132,7 +132,7 @@ def glue_baseline() -> str:
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     published = json.loads((folder / "published.json").read_text(encoding="utf-8"))
     plain = json.loads((folder / "plain_loop.json").read_text(encoding="utf-8"))
-    header = ["task", "metric", "MiniLM by the recipe ± sd", "by a plain loop in float32"]
+    header = ["task", "metric", "MiniLM by the recipe ± sd", "by a plain loop of PyTorch"]
     header += ["learning rate", "rows, epochs"]
     header += [f"[{name}]({model['source']})" for name, model in published.items()]
     rows = []
@@ -156,18 +156,20 @@ def glue_baseline() -> str:
 
 
 def glue_defaults() -> str:
-    """Other settings of the recipe beside its defaults, on one task."""
-    stored = _read("glue_baseline", "defaults.json")
+    """Other settings of the recipe beside its defaults."""
     rows = [
         [
+            f"`{task}`",
+            stored["metric"],
             setting,
             f"{_mean_sd(entry['scores'], 3)} ({len(entry['scores'])} seeds)",
             _difference(entry, 3) if "difference" in entry else "–",
         ]
+        for task, stored in _read("glue_baseline", "defaults.json").items()
         for setting, entry in stored["settings"].items()
     ]
-    metric = f"{stored['metric']}, `{stored['task']}`"
-    return markdown.table(["setting", f"{metric} ± sd", "difference [95 % interval]"], rows)
+    header = ["task", "metric", "setting", "score ± sd", "difference [95 % interval]"]
+    return markdown.table(header, rows)
 
 
 def precision() -> str:
@@ -209,11 +211,17 @@ def _difference(entry: dict[str, Any], digits: int) -> str:
 def _by_plain_loop(entry: dict[str, Any], metric: str) -> str:
     if entry.get("metric") != metric:
         return "–"
-    values = [100 * value for _, value in sorted(entry["seeds"].items())]
-    if len(values) < 3:
-        seeds = f"seed{'s' * (len(values) > 1)} {', '.join(sorted(entry['seeds']))}"
-        return f"{', '.join(f'{value:.1f}' for value in values)} ({seeds})"
-    return f"{fmean(values):.1f} ± {stdev(values):.1f} ({len(values)} seeds)"
+    cells = []
+    for precision, scores in sorted(entry["scores"].items()):
+        values = [100 * value for _, value in sorted(scores.items())]
+        if len(values) < 3:
+            seeds = f"seed{'s' * (len(values) > 1)} {', '.join(sorted(scores))}"
+            text = ", ".join(f"{value:.1f}" for value in values)
+        else:
+            seeds = f"{len(values)} seeds"
+            text = f"{fmean(values):.1f} ± {stdev(values):.1f}"
+        cells.append(f"{text} ({precision}, {seeds})")
+    return "; ".join(cells)
 
 
 def verdicts() -> str:
