@@ -83,7 +83,7 @@ class Plan:
                 f"the baseline {self.baseline!r} is not among the losses: add it to --losses, or "
                 f"choose one by --baseline: {', '.join(self.losses)}"
             )
-        direction.check_comparable(self.metric)
+        direction.check_comparable(self.metric, self.losses)
         self._check_seeds()
         self._check_tuning()
         if self.margin is not None and not (0 < self.margin < math.inf):

@@ -174,7 +174,7 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
             f"there is no metric {name!r}.{nearest(name, valid)} Choose --metric from: "
             f"{', '.join(valid)}"
         )
-    check_comparable(name)
+    check_comparable(name, plan.losses)
     scores = metrics[compared_set]
     value = scores[name]
     # Logits of NaN have an accuracy, too: that of the first class.

@@ -261,9 +261,10 @@ def register_loss(
 def _is_same(old: Function, new: Function) -> bool:
     """Whether a function is the next version of another: of the same name in its module or file."""
     files = [getattr(getattr(f, "__code__", None), "co_filename", None) for f in (old, new)]
-    same_place = old.__module__ == new.__module__ or files[0] == files[1] is not None
-    name = new.__qualname__
-    return same_place and old.__qualname__ == name and not name.endswith(">") and "." not in name
+    modules = [getattr(f, "__module__", None) for f in (old, new)]
+    same_place = modules[0] == modules[1] or files[0] == files[1] is not None
+    old_name, name = (getattr(f, "__qualname__", "<unnamed>") for f in (old, new))
+    return same_place and old_name == name and not name.endswith(">") and "." not in name
 
 
 def get_spec(name: str) -> LossSpec:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hf_losses.losses.registry import list_losses
 from hf_losses.messages import UsageError
 
@@ -28,20 +30,33 @@ LOWER_IS_BETTER = (
 TURNED_ROUND = ("neg", "negative", "at")
 
 
-# Words behind such a name that make it something of which more is better.
-GAINS = frozenset(
-    {"accuracy", "acc", "auc", "correlation", "f1", "precision", "r2", "recall", "score"}
-    | {"free", "gain", "improvement", "reduction"}
+# What may follow such a name without making another metric of it: sets of data, and kinds of means.
+QUALIFIERS = frozenset(
+    {
+        "train",
+        "dev",
+        "val",
+        "valid",
+        "validation",
+        "test",
+        "clean",
+        "other",
+        "matched",
+        "mismatched",
+    }
+    | {"mean", "avg", "average", "median", "micro", "macro", "weighted", "total", "overall", "per"}
+    | {"token", "word", "byte", "wikitext", "wikitext2", "ptb", "c4", "lambada"}
 )
 
 
-def check_comparable(metric: str | None) -> None:
+def check_comparable(metric: str | None, losses: Iterable[str]) -> None:
     """Raises a ValueError for a metric by which losses cannot be compared.
 
     Args:
         metric: Its name; None for the script's own choice.
+        losses: The losses, perhaps with flags behind their names.
     """
-    if metric == "loss":
+    if metric == "loss" and len({loss.split()[0] for loss in losses}) > 1:
         raise UsageError(
             "the metric 'loss' is every loss's own value, on a scale of its own: compare by one "
             "that all share, such as --metric cross_entropy (or mse)"
@@ -58,7 +73,6 @@ def lower_is_better(metric: str) -> bool:
     words, names = metric.lower().split("_"), {*LOWER_IS_BETTER, *list_losses()}
     for first in range(len(words)):
         for end in range(len(words), first, -1):
-            if "_".join(words[first:end]) in names:
-                turned = first and words[first - 1] in TURNED_ROUND
-                return not turned and not set(words[end:]) & GAINS
+            if "_".join(words[first:end]) in names and {*words[end:]} <= QUALIFIERS:
+                return not first or words[first - 1] not in TURNED_ROUND
     return False

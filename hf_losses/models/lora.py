@@ -86,4 +86,6 @@ def add_adapter(
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
-    return module
+    """Leaves a module in evaluation mode, unless its weights are trained, as after a merge."""
+    trained = any(weight.requires_grad for weight in module.parameters())
+    return type(module).train(module, mode) if trained else module

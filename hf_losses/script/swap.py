@@ -233,9 +233,9 @@ class _ScriptsLoss(_SwappedLoss):
     """Comes before the script's class in method resolution, and calls its `compute_loss`."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        self.steps = 1
+        self._hf_losses_steps = 1
         result = super(LossMixin, self).compute_loss(*args, **kwargs)
-        return _scaled(result, 1 / self.steps)
+        return _scaled(result, 1 / self._hf_losses_steps)
 
 
 class _LossBelow:
@@ -245,7 +245,7 @@ class _LossBelow:
     as much as there.
     """
 
-    steps: int  # Of the last call.
+    _hf_losses_steps: int  # Of the last call; scripts have attributes of their own.
 
     def compute_loss(
         self: Any,
@@ -254,9 +254,9 @@ class _LossBelow:
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        self.steps = _steps(self, counted=num_items_in_batch is not None)
+        self._hf_losses_steps = _steps(self, counted=num_items_in_batch is not None)
         result = LossMixin.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-        return _scaled(result, self.steps)
+        return _scaled(result, self._hf_losses_steps)
 
 
 def _steps(trainer: Any, *, counted: bool) -> int:

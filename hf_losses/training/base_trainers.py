@@ -27,6 +27,8 @@ INSTEAD = {
     "sentence_transformers": "give a CrossEncoderTrainer loss=hf_losses.CrossEncoderLoss(model, …)",
     "setfit": "set model.model_head.get_loss_fn, as docs/swap.md shows",
 }
+# A compute_loss that uses none of these names has another loss than the trainer's.
+TAKING = {"compute_loss", "compute_loss_func", "criterion"}
 TOKENS_AT_A_TIME = 256  # 150 MB of logits in float32 for a vocabulary of 150,000.
 
 
@@ -42,11 +44,11 @@ def check_base(cls: type, mixin: type) -> None:
         cls: The class of a trainer.
         mixin: `LossMixin`, which is among its bases.
     """
-    for base in cls.__mro__[: cls.__mro__.index(mixin)]:
-        codes = filter(None, map(code_of, vars(base).values()))
-        names = {name for code in codes for name in code.co_names}
-        takes_loss = names & {"compute_loss", "compute_loss_func", "criterion"}
-        if "compute_loss" in vars(base) and never_calls_super(base) and not takes_loss:
+    before = cls.__mro__[: cls.__mro__.index(mixin)]
+    codes = [code for base in before for code in map(code_of, vars(base).values()) if code]
+    takes_loss = {name for code in codes for name in _names(code)} & TAKING
+    for base in before if not takes_loss else ():
+        if "compute_loss" in vars(base) and never_calls_super(base):
             raise UsageError(
                 f"{full_name(base)}.compute_loss has a loss of its own, so {mixin.__name__} would "
                 "do nothing: let it call super().compute_loss and return that loss, or take "
@@ -98,10 +100,16 @@ def never_calls_super(base: type) -> bool:
     if code is None or code.co_qualname != f"{base.__qualname__}.compute_loss":
         return False
     return not any(
-        {"super", "compute_loss"} <= {*code.co_names}
+        {"super", "compute_loss"} <= _names(code)
         for code in map(code_of, vars(base).values())
         if code
     )
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function uses, in functions within it too."""
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return {*code.co_names}.union(*map(_names, inner))
 
 
 def code_of(function: Any) -> CodeType | None:

@@ -150,7 +150,9 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
             super()._hp_search_setup(trial)
             return
         # Those of the trial before may belong to another loss.
-        kwargs = self._loss_kwargs_of_trials
+        kwargs = self.args.loss_kwargs
+        if self._kwargs_before_search is not None:
+            (kwargs,) = self._kwargs_before_search
         # Trainer makes a new value by the class of the old one, and a dict of JSON text it cannot.
         placeholder = self.args.loss_kwargs = object.__new__(_AsItIs)
         try:

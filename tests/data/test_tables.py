@@ -75,9 +75,20 @@ def test_a_column_name_that_stands_twice_is_named(tmp_path):
         read_rows([path])
 
 
-def test_an_empty_line_is_a_row_where_there_is_one_column(tmp_path):
+def test_an_empty_line_between_the_rows_of_one_column_is_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text\na\n\nc\n")
-    assert read_rows([path])["text"][:] == ["a", "", "c"]
+    with pytest.raises(ValueError, match="line 3 is empty"):
+        read_rows([path])
+    path.write_text('\ntext\na\n""\n"b\n\nc"\n\n')
+    assert read_rows([path])["text"][:] == ["a", "", "b\n\nc"]
     path.write_text("text,label\na,1\n\nc,0\n")
     assert read_rows([path])["text"][:] == ["a", "c"]
+
+
+def test_labels_of_lists_are_refused_beside_two_texts(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"a": f"x {n}", "b": f"y {n}", "label": [1]} for n in range(3)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"column 'label' holds .*, not labels"):
+        load_files({"train": str(path)}, "label")

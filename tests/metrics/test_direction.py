@@ -34,6 +34,10 @@ MORE += [
     "mse_gain",
     "error_reduction",
     "focal_accuracy",
+    "error_auroc",
+    "mse_skill",
+    "eval_kl_bleu",
+    "brier_skill",
     "power",
     "",
 ]

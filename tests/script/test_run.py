@@ -148,6 +148,16 @@ class MyTrainer(Trainer):
     def plain(self, model, inputs, **kwargs):
         return super().compute_loss(model, inputs, **kwargs)
 """
+COUNTS = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    steps = 4
+    def compute_loss(self, *args, **kwargs):
+        self.steps += 1
+        loss = super().compute_loss(*args, **kwargs)
+        assert self.steps == 5
+        return loss
+"""
 DROPS = """
 from transformers import Trainer
 class MyTrainer(Trainer):
@@ -285,6 +295,7 @@ USED = {
         ),
         PARTS,
     ),
+    "counts": (script(COUNTS, "MyTrainer"), PARTS),
     "save_pretrained": (
         script(train="trainer.train(); trainer.model.save_pretrained('model')"),
         PARTS,

@@ -412,6 +412,20 @@ def test_a_collator_without_a_tokenizer_shows_where_it_pads(left, masked):
     assert torch.equal(batch["loss_weight"] != 0, batch["labels"] != -100)
 
 
+def test_labels_padded_on_another_side_than_the_tokens_show_their_own():
+    def collate(rows):
+        return {
+            "input_ids": torch.tensor([[0, 0, 5], [6, 7, 8]]),
+            "attention_mask": torch.tensor([[0, 0, 1], [1, 1, 1]]),
+            "labels": torch.tensor([[1, -100], [1, 2]]),
+        }
+
+    rows = [{"input_ids": [5], "labels": [1]}, {"input_ids": [6, 7, 8], "labels": [1, 2]}]
+    for row, weights in zip(rows, ([3.0], [1.0, 2.0]), strict=True):
+        row["loss_weight"] = weights
+    assert WeightCollator(collate)(rows)["loss_weight"].tolist() == [[3, 0], [1, 2]]
+
+
 def test_rows_in_one_line_have_their_weights_in_one_line():
     rows = rows_of_lengths(2, 4)
     for number, row in enumerate(rows):

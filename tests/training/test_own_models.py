@@ -231,6 +231,10 @@ def test_a_trial_has_no_parameters_of_the_trial_before(tmp_path, given):
         {"name": "cross_entropy"} | (given or {}),
     ]
     assert trainer.loss_config == seen[-1]
+    # Without a search a trial changes what it names.
+    trainer.args.loss_kwargs = {"label_smoothing": 0.2}
+    trainer.train(trial={"learning_rate": 1e-4})
+    assert trainer.loss_config == {"name": "cross_entropy", "label_smoothing": 0.2}
 
 
 @pytest.mark.parametrize("given", [None, {"alpha": 0.5}])

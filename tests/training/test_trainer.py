@@ -851,6 +851,23 @@ class ByCriterion(LossTrainer):
         return (loss, None) if return_outputs else loss
 
 
+class Nested(LossTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        parent = super()
+        parts = [parent.compute_loss(model, x, False, num_items_in_batch) for x in [inputs]]
+        return (sum(parts), None) if return_outputs else sum(parts)
+
+
+class WithHelper(LossTrainer):
+    def helped(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs)
+
+
+class ByHelper(WithHelper):
+    def compute_loss(self, *args, **kwargs):
+        return self.helped(*args, **kwargs)
+
+
 class OwnInFront(Another, LossMixin, Trainer):
     pass
 
@@ -858,7 +875,8 @@ class OwnInFront(Another, LossMixin, Trainer):
 def test_a_compute_loss_in_front_that_does_not_take_the_loss_is_refused(build):
     with pytest.raises(ValueError, match=r"Another\.compute_loss has a loss of its own, so LossM"):
         build(cls=OwnInFront, loss="strict_l")
-    build(cls=ByCriterion, loss="strict_l").train()
+    for cls in (ByCriterion, Nested, ByHelper):
+        build(cls=cls, loss="strict_l").train()
 
 
 def test_the_mixin_behind_trainer_is_refused_where_the_class_is_made():

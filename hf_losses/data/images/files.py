@@ -135,7 +135,8 @@ def load_folder(folder: str) -> datasets.Dataset:
         raise UsageError(f"no folder {folder!r}.{nearest(path.name, siblings)}")
     files = {"train": f"{glob.escape(str(path))}/**"}
     images = (p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in IMAGES)
-    if others := sorted(p for p in path.rglob("*") if p.suffix.lower() in OTHER_IMAGES):
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in OTHER_IMAGES)
+    if others := [p for p in found if not _is_hidden(p.relative_to(path))]:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UsageError(
             f"{folder} has images in formats that cannot be read: "
@@ -143,7 +144,7 @@ def load_folder(folder: str) -> datasets.Dataset:
             ".jpg or .png, or take them out"
         )
     # `datasets` passes over the hidden ones.
-    shown = (image for image in images if not any(p.startswith((".", "__")) for p in image.parts))
+    shown = (image for image in images if not _is_hidden(image))
     by_depth = {len(image.parts): image for image in shown}
     named = any((path / name).exists() for name in ImageFolder.METADATA_FILENAMES)
     if len(by_depth) > 1 and not named:
@@ -162,6 +163,10 @@ def load_folder(folder: str) -> datasets.Dataset:
             f"{folder}: no images found ({str(error).splitlines()[0]}); every class needs a "
             "folder of its own, as in train/cat/1.jpg"
         ) from error
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
 
 
 def check_disjoint(folders: dict[str, str]) -> None:

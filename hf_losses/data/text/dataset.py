@@ -220,7 +220,7 @@ def load_files(
 
 def _no_text(train: Dataset, columns: list[str], label: str) -> str:
     """Why one of two columns is hardly a text to learn from; empty if both are."""
-    labels = train[label][:]
+    labels = [*map(str, train[label][:])]
     for column in columns:
         values = train[column][:]
         # As the names of the classes in a column of their own are: the model would read the answer.

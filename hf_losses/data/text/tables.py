@@ -122,9 +122,14 @@ def layout(path: Path) -> pa.csv.ParseOptions:
             file.seek(0)
             csv.field_size_limit(LONGEST)
             rows = csv.reader(file, delimiter=delimiter, strict=True)
+            columns = empty = 0
             try:
-                for _ in rows:
-                    pass
+                for row in rows:
+                    if row and empty and columns == 1:
+                        # Arrow would leave it out, and the rows that follow would move up.
+                        raise UsageError(f'line {empty} is empty: write "" for an empty text')
+                    columns = columns or len(row)
+                    empty = 0 if row else rows.line_num * bool(columns)
             except csv.Error as error:
                 raise UsageError(
                     f"line {rows.line_num}: {error}; a cell that begins with a quote must end with "
@@ -134,8 +139,6 @@ def layout(path: Path) -> pa.csv.ParseOptions:
         delimiter=delimiter,
         quote_char='"' if quoted else False,
         newlines_in_values=quoted,
-        # In a table of one column an empty line is a row; without it the next ones would move up.
-        ignore_empty_lines=delimiter in header,
     )
 
 

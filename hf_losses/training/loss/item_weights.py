@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_losses.losses.base import item_weight_tensor
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
 from hf_losses.models.heads import LOSS_WEIGHT
 
@@ -96,25 +97,27 @@ class WeightCollator:
 
 
 def _padding_side(rows: list[dict[str, Any]], batch: Any) -> str:
-    """The side on which a data collator without a `tokenizer` has padded, as the batch shows."""
-    sides = {"left", "right"}
-    for index, row in enumerate(rows):
-        for name in ("attention_mask", "input_ids", "labels"):
-            given, line = row.get(name), batch.get(name)
-            if name == "attention_mask" and given is None:
-                given = [1] * _length(row)
-            if given is None or line is None or line.dim() != 2 or len(given) == line.shape[1]:
-                continue
-            own = torch.as_tensor(given, device=line.device)
-            fits = {"left": line[index, -len(own) :], "right": line[index, : len(own)]}
-            found = {side for side, part in fits.items() if torch.equal(part, own)}
-            sides &= found or sides  # A collator may change labels, or mask tokens.
-    if not sides:
-        raise UsageError(
-            f"the data collator pads some rows on the left and some on the right: let it put "
-            f"{LOSS_WEIGHT!r} into the batch, too"
-        )
+    """The side on which a data collator without a `tokenizer` has padded labels, by the batch."""
+    sides = {side for index, row in enumerate(rows) if (side := _side_of(row, batch, index))}
     return "left" if sides == {"left"} else "right"
+
+
+def _side_of(row: Mapping[str, Any], batch: Any, index: int) -> str | None:
+    length = _length(row)
+    masked: dict[str, Any] = {"attention_mask": [1] * length, **row}
+    # A collator may change labels or tokens. Labels of none but ignored items show nothing.
+    for name in ("labels", "input_ids", "attention_mask"):
+        own, line = masked.get(name), batch.get(name)
+        if own is None or line is None or line.dim() != 2 or not len(own) == length < line.shape[1]:
+            continue
+        given = torch.as_tensor(own, device=line.device)
+        if name == "labels" and (given == IGNORE_INDEX).all():
+            continue
+        fits = {"left": line[index, -length:], "right": line[index, :length]}
+        found = [side for side, part in fits.items() if torch.equal(part, given)]
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _length(row: Mapping[str, Any]) -> int:

@@ -206,7 +206,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         self.prediction_counts = {}
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
         self._added: frozenset[str] = frozenset()  # Metrics that are not the user's.
-        self._loss_kwargs_of_trials: Any = None
+        self._kwargs_before_search: tuple[Any] | None = None  # Set while a search runs.
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
         self._own_loss: tuple[Tensor, int] | None = None  # Of the present batch, and its rows.
@@ -281,8 +281,11 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         evaluation sets, their sum. A trial that gives no `loss_kwargs` has those from before.
         """
         objective = compute_objective or self._default_objective
-        self._loss_kwargs_of_trials = getattr(self.args, "loss_kwargs", None)
-        return super().hyperparameter_search(hp_space, objective, *args, **kwargs)
+        self._kwargs_before_search = (getattr(self.args, "loss_kwargs", None),)
+        try:
+            return super().hyperparameter_search(hp_space, objective, *args, **kwargs)
+        finally:
+            self._kwargs_before_search = None
 
     def _default_objective(self, metrics: dict[str, float]) -> float:
         own = default_compute_objective({k: v for k, v in metrics.items() if k not in self._added})
