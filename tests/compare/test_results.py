@@ -26,7 +26,7 @@ from hf_losses.compare.results import (
 from hf_losses.compare.statistics.summary import statistics
 
 COMMITTED = Path(hf_losses.__file__).parents[1] / "results"
-GROUPS = ("untuned", "imbalanced", "which_loss", "same_rate", "label_noise")
+GROUPS = ("untuned", "imbalanced", "which_loss", "same_rate", "label_noise", "precision")
 FOLDERS = [
     path.parent for group in GROUPS for path in sorted(COMMITTED.glob(f"{group}/*/results.json"))
 ]
