@@ -94,12 +94,13 @@ def _traced(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> fx.Graph:
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise NotTranslatable("it returns no pair")
         graph.output(tracer.create_arg(pair))
-        margins = torch.linspace(-3, 3, 5, dtype=torch.float32)
-        again = fx.Interpreter(torch.nn.Module(), graph=graph).run(margins.clone())
-        same = [
-            _equal(torch.as_tensor(one), torch.as_tensor(other))
-            for one, other in zip(again, function(margins.clone()), strict=True)
-        ]
+        with torch.device("cpu"):  # Whatever the default device is.
+            margins = torch.linspace(-3, 3, 5, dtype=torch.float32)
+            again = fx.Interpreter(torch.nn.Module(), graph=graph).run(margins.clone())
+            same = [
+                _equal(torch.as_tensor(one), torch.as_tensor(other))
+                for one, other in zip(again, function(margins.clone()), strict=True)
+            ]
     except Exception as error:  # Anything that a user's function does with what is no tensor.
         raise NotTranslatable(str(error)) from error
     if not all(same):  # Such as `b = a; b += 1`, which changes a tensor, but no proxy.
