@@ -26,7 +26,8 @@ def compute_loss_func(
     `label_smoothing` here), needs `return_dict` outputs, and does not save the loss. AdaLoRA
     trains without its regulariser, which PEFT adds where the model computes the loss. It also does
     not count regression labels of exactly -100, although they are trained on: the divisor of a
-    micro-batch's loss misses those of the step's other micro-batches.
+    micro-batch's loss misses those of the step's other micro-batches. With `predict_with_generate`
+    a stock `Seq2SeqTrainer` evaluates by the model's own loss.
 
     Args:
         name: A registered loss.
