@@ -28,24 +28,11 @@ LOWER_IS_BETTER = (
 )
 # Prefixes as in scikit-learn, where more is always better; and as in `recall_at_fpr`.
 TURNED_ROUND = ("neg", "negative", "at")
-
-
 # What may follow such a name without making another metric of it: sets of data, and kinds of means.
 QUALIFIERS = frozenset(
-    {
-        "train",
-        "dev",
-        "val",
-        "valid",
-        "validation",
-        "test",
-        "clean",
-        "other",
-        "matched",
-        "mismatched",
-    }
+    {"train", "dev", "val", "valid", "validation", "test", "clean", "matched", "mismatched"}
     | {"mean", "avg", "average", "median", "micro", "macro", "weighted", "total", "overall", "per"}
-    | {"token", "word", "byte", "wikitext", "wikitext2", "ptb", "c4", "lambada"}
+    | {"other", "token", "word", "byte", "wikitext", "wikitext2", "ptb", "c4", "lambada"}
 )
 
 

@@ -29,7 +29,7 @@ DEFAULT_BETA = 0.999
 COLUMNS = ["labels", "label", "label_ids"]
 # Up to this many classes are listed one by one.
 MANY = 20
-SAMPLE = 8  # Rows by which a transform is judged.
+SAMPLE = 8  # At most so many rows are transformed to judge a transform.
 ADVICE = "give one number per class, such as loss_kwargs '{\"weight\": [1, 5]}'"
 
 
@@ -306,7 +306,7 @@ def _is_relabelled(dataset: Any, name: str, columns: list[str]) -> bool:
     """Whether the transform of a dataset gives some rows another label than their column does."""
     if dataset.format["type"] != "custom":
         return False
-    some = range(0, len(dataset), max(1, len(dataset) // SAMPLE))
+    some = range(0, len(dataset), max(1, -(-len(dataset) // SAMPLE)))
     for index, stored in zip(some, dataset.with_format(None).select(some)[name], strict=True):
         row = dataset[index]
         given = np.asarray(next((row[column] for column in columns if column in row), stored))
