@@ -349,6 +349,8 @@ class RunFacts:
         if not hardware:
             return ""
         where = f"{hardware['cpu_count']} CPU cores"
+        if hardware.get("cpu"):  # Older runs do not tell.
+            where += f" of {hardware['cpu']}"
         if hardware["gpu"]:
             where = f"{run.get('world_size', 1)} × {hardware['gpu']}, {where}"
         return where + (f"; {run['runtime']:,.0f} s of training" if run.get("runtime") else "")

@@ -304,7 +304,7 @@ def check_linear(criterion: Any) -> None:
         raise UsageError(
             f"{criterion!r} cannot be fused with the last layer: that takes a classification loss "
             "of this project for class indices, without label smoothing, with reduction 'mean' or "
-            "'sum' (and for strict_l_full and strict_m_full a max_weight above 2)"
+            "'sum' (and for strict_m_full a max_weight above 2, for strict_l_full at least 0.39)"
         )
 
 

@@ -26,13 +26,17 @@ def generate(
         `[N]` texts in the order of the prompts, on every process.
     """
     model, size, texts = trainer.model.eval(), trainer.args.eval_batch_size, []
-    with trainer.accelerator.split_between_processes(prompts) as share:
+    accelerator = trainer.accelerator
+    processes, rest = accelerator.num_processes, len(prompts) % accelerator.num_processes
+    # A sharded model computes on all processes at once: each does as many batches as the others.
+    with accelerator.split_between_processes(prompts, apply_padding=True) as share:
         for start in range(0, len(share), size):
             batch = {"input_ids": share[start : start + size]}
             batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt")
             tokens = model.generate(
                 **batch.to(model.device),
                 max_new_tokens=max_new_tokens,
+                synced_gpus=processes > 1,
                 do_sample=False,
                 repetition_penalty=1.0,  # A checkpoint may have others, which would change it.
                 no_repeat_ngram_size=0,
@@ -41,4 +45,6 @@ def generate(
             )
             new = tokens[:, batch["input_ids"].shape[1] :]
             texts += tokenizer.batch_decode(new, skip_special_tokens=True)
+    if rest and accelerator.process_index >= rest:
+        texts.pop()  # The prompt that filled up the share.
     return np.array(gather_object(texts), dtype=object)

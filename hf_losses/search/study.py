@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings
 
-import torch
-
 from hf_losses.files import write_json
 from hf_losses.messages import UsageError
-from hf_losses.training.output_folder import PACKAGES
+from hf_losses.training.reports.machine import hardware, versions
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -161,18 +156,13 @@ def report(
     ranked = sorted(trials, key=lambda t: math.inf if t["value"] is None else -t["value"])
     best = ranked[0] if ranked[0]["value"] is not None else None
     command = _command(script, best["params"], flags) if best else None
-    cuda = torch.cuda.is_available()
     result = facts | {
         "metric": metric,
         "best": best,
         "command": command,
         "trials": trials,
-        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, "optuna")}
-        | {"python": platform.python_version()},
-        "hardware": {
-            "cpu_count": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if cuda else None,
-        },
+        "versions": versions("optuna"),
+        "hardware": hardware(),
     }
     write_json(folder / RESULT, result)
     width = max(8, len(metric))

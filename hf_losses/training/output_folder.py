@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence, Sized
@@ -16,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 
@@ -24,8 +20,8 @@ from hf_losses import ClassificationLoss, RegressionLoss
 from hf_losses.files import write_json
 from hf_losses.hub.saved_run import last_complete_checkpoint
 from hf_losses.messages import UsageError
+from hf_losses.training.reports.machine import hardware, versions
 
-PACKAGES = ("hf-losses", "torch", "transformers", "accelerate", "datasets", "peft")
 RESULT = "result.json"
 CONTENTS = {
     RESULT: "metrics, loss, versions",
@@ -299,7 +295,6 @@ def write_result(
         }
         for name, values in metrics.items()
     }
-    cuda = args.device.type == "cuda"
     result = {
         **facts,
         "loss": trainer.loss_config,
@@ -328,12 +323,8 @@ def write_result(
             * args.gradient_accumulation_steps
             * args.world_size,
         },
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES}
-        | {"python": platform.python_version()},
-        "hardware": {
-            "cpu_count": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name(args.device) if cuda else None,
-        },
+        "versions": versions(),
+        "hardware": hardware(args.device),
     }
     write_json(_result_path(args), result)
     trainer.create_model_card(**card)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from hf_losses.losses.registry import get_spec, list_losses
 from hf_losses.messages import UsageError, nearest
 from hf_losses.options import CORES, THREADS, option
 from hf_losses.training.arguments import LossTrainingArguments
+from hf_losses.training.reports.machine import emulates_bfloat16
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -42,6 +46,12 @@ class RecipeTrainingArguments(LossTrainingArguments):
             )
         if self.fp16 and self.device.type == "cpu":
             raise UsageError("--fp16 would have no effect on a CPU; use --bf16, or neither")
+        slow = self.bf16 and self.device.type == "cpu" and emulates_bfloat16()
+        if slow and self.process_index == 0:
+            logger.warning(
+                "--bf16: this processor has no instructions for bfloat16, so training takes many "
+                "times as long as without --bf16"
+            )
         launcher_variables = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)
         if (
             launcher_variables

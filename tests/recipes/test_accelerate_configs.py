@@ -24,7 +24,7 @@ from accelerate.utils import (
     prepare_multi_gpu_env,
     prepare_simple_launcher_cmd_env,
 )
-from test_glue import ACCELERATE, RECIPES, glue, result_of, rows, write
+from test_glue import ACCELERATE, CPU_FOR_GPU, RECIPES, glue, result_of, rows, write
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, HfArgumentParser
 
@@ -274,18 +274,6 @@ def test_the_loss_is_computed_in_float32(
 
 # ---- As users launch them, on the CPU -----------------------------------------------------------
 
-# accelerate shards a model on GPUs only. This takes the processes of a CPU for such.
-CPU_FOR_GPU = """
-import os, runpy, sys
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
-
-os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 NO_DEEPSPEED = importlib.util.find_spec("deepspeed") is None
 needs_deepspeed = pytest.mark.skipif(NO_DEEPSPEED, reason="deepspeed is not installed")
 

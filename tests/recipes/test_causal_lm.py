@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
+from test_glue import ACCELERATE, CPU_FOR_GPU
 from tokenizers import ByteLevelBPETokenizer, normalizers
 from transformers import (
     AutoModelForCausalLM,
@@ -852,8 +853,6 @@ def test_is_a_page_that_a_user_reads():
 
 # ---- As users launch it ------------------------------------------------------------------------
 
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-
 
 def launch(folder, *arguments, launcher=ACCELERATE):
     done = subprocess.run(
@@ -862,6 +861,7 @@ def launch(folder, *arguments, launcher=ACCELERATE):
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -879,8 +879,9 @@ def test_the_one_command_on_a_few_rows(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(run, tiny, tmp_path):
-    # 33 test rows leave an incomplete batch.
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes_give_the_result_of_one(run, tiny, tmp_path, sharded):
+    # 33 test rows leave an incomplete batch, and one process with more batches than the other.
     arguments = [
         *("--train_file", write(tmp_path / "train.jsonl", rows(128, 0))),
         *("--validation_file", write(tmp_path / "validation.jsonl", rows(64, 1))),
@@ -890,9 +891,17 @@ def test_two_processes_give_the_result_of_one(run, tiny, tmp_path):
         *("--learning_rate", "1e-3", "--per_device_train_batch_size"),
     ]
     expected, one = run(*arguments, "16", "--per_device_eval_batch_size", "32", name="one")
-    model = ("--model_name_or_path", tiny, "--use_cpu", "--output_dir", "two")
+    model = ("--model_name_or_path", tiny, "--output_dir", "two")
     flags = (*model, *arguments, "8", "--per_device_eval_batch_size", "16")
-    launch(tmp_path, *flags, launcher=[*ACCELERATE, "--multi_gpu", "--num_processes", "2"])
+    if sharded:
+        (tmp_path / "cpu_for_gpu.py").write_text(CPU_FOR_GPU)
+        config = ("--config_file", str(RECIPES / "configs" / "fsdp2.yaml"))
+        layers = ("--fsdp_transformer_layer_cls_to_wrap", "LlamaDecoderLayer")
+        launcher = (*ACCELERATE, *config, *layers, "--mixed_precision", "no", "cpu_for_gpu.py")
+    else:
+        flags += ("--use_cpu",)
+        launcher = (*ACCELERATE, "--multi_gpu", "--num_processes", "2")
+    launch(tmp_path, *flags, launcher=launcher)
     two = tmp_path / "two"
     result = json.loads((two / "result.json").read_text())
     assert result["training"]["world_size"] == 2

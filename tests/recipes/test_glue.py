@@ -978,6 +978,18 @@ def test_is_a_page_that_a_user_reads():
 # ---- As users launch it ------------------------------------------------------------------------
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+# accelerate shards a model on GPUs only. This takes the processes of a CPU for such.
+CPU_FOR_GPU = """
+import os, runpy, sys
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 TWO_BY_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
 TORCHRUN_PORT = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 

@@ -323,7 +323,8 @@ def _hardware(results: Results) -> str:
     hardware = results.hardware
     parts = [str(hardware["gpu"])] if hardware.get("gpu") else []
     if hardware.get("cpu_count"):
-        parts.append(f"{hardware['cpu_count']} CPU cores")
+        of = f" of {hardware['cpu']}" if hardware.get("cpu") else ""
+        parts.append(f"{hardware['cpu_count']} CPU cores{of}")
     text = ", ".join(parts)
     if not results.same_everywhere:
         text += "; runs differ in versions, hardware, script or files: these are of the first"
