@@ -171,7 +171,7 @@ def main(argv=None):
 
     training, metrics = {}, {}
     if args.do_train:
-        if trainer.is_world_process_zero():
+        if args.should_save:
             output_folder.clear(trainer)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
@@ -183,7 +183,7 @@ def main(argv=None):
         if trainer.is_world_process_zero():
             output_folder.write_predictions(args, name, data.indices(name), texts, None)
     card = {"language": "en"} if source.name == SENTIMENTS else {}
-    if trainer.is_world_process_zero():
+    if args.should_save:
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
         facts |= {"pipeline_tag": "text-generation", "dataset": output_folder.dataset_facts(data)}
         facts |= {"from_scratch": path is None, "left_out": data.left_out, "cut": data.cut}

@@ -105,7 +105,7 @@ def main(argv=None):
 
     training, metrics = {}, {}
     if args.do_train:
-        if trainer.is_world_process_zero():
+        if args.should_save:
             output_folder.clear(trainer)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
@@ -119,7 +119,7 @@ def main(argv=None):
             rows = data.indices(name)
             output_folder.write_predictions(args, name, rows, output.predictions, data.classes)
     card = {"language": "en"} if source.task_name else {}
-    if trainer.is_world_process_zero():
+    if args.should_save:
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
         facts |= {
             "pipeline_tag": "text-classification",

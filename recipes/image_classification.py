@@ -170,7 +170,7 @@ def main(argv=None):
 
     training, metrics = {}, {}
     if args.do_train:
-        if trainer.is_world_process_zero():
+        if args.should_save:
             output_folder.clear(trainer)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
@@ -181,7 +181,7 @@ def main(argv=None):
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = images.images.names()
             output_folder.write_predictions(args, name, rows, output.predictions, data.classes)
-    if trainer.is_world_process_zero():
+    if args.should_save:
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
         facts |= {"pipeline_tag": "image-classification", "from_scratch": path is None}
         facts |= {"classes": data.classes, "skipped_images": data.skipped}

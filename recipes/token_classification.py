@@ -152,7 +152,7 @@ def main(argv=None):
             )
     training, metrics = {}, {}
     if args.do_train:
-        if trainer.is_world_process_zero():
+        if args.should_save:
             output_folder.clear(trainer)
         training = trainer.train(args.resume_from_checkpoint).metrics
         trainer.save_model()
@@ -168,7 +168,7 @@ def main(argv=None):
             path = Path(args.output_dir) / f"predictions_{name}.tsv"
             write_conll(path, split["tokens"], tags)
     card = {"language": "en"} if source.dataset_name == CAPITALS else {}
-    if trainer.is_world_process_zero():
+    if args.should_save:
         facts = {"task": source.name, "model": model_name, "base_model": base_model}
         facts |= {
             "pipeline_tag": "token-classification",

@@ -12,9 +12,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from hf_losses.citation import LIBRARY_CITATION, PAPER, PAPER_CITATION
-from hf_losses.hub.card_names import TASKS
+from hf_losses.hub.card_names import TASKS, score_text
 from hf_losses.hub.card_plots import PICTURES, draw
-from hf_losses.hub.run_facts import MANY, RunFacts, score_text
+from hf_losses.hub.run_facts import MANY, RunFacts
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 

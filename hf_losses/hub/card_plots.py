@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses.hub.card_names import NO_METRICS
-from hf_losses.hub.run_facts import RunFacts, is_finite
+from hf_losses.hub.card_names import NO_METRICS, is_finite
+from hf_losses.hub.run_facts import RunFacts
 from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
 

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import os
 import re
 from collections import defaultdict
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import safe_open
 from transformers import TrainingArguments
 from transformers.modelcard import TASK_MAPPING
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from hf_losses.citation import linked
-from hf_losses.hub.card_names import KINDS, METRICS, NO_METRICS, OTHER_ARGUMENTS, TASKS
+from hf_losses.hub.card_names import (
+    KINDS,
+    METRICS,
+    NO_METRICS,
+    OTHER_ARGUMENTS,
+    PROCESSORS,
+    TASKS,
+    hub_names,
+    is_finite,
+    is_hub_name,
+    is_path,
+    listed,
+)
 from hf_losses.hub.saved_run import ARGUMENTS_FILE, COUNT_KEY, LOSS_FILE, STATE_KEY, read_object
+from hf_losses.losses.margin import kind_of
 from hf_losses.losses.modules import MULTI_LABEL
 from hf_losses.losses.registry import get_spec, list_losses, neutral_loss
 
@@ -66,6 +75,17 @@ class RunFacts:
         path = self.folder / name
         return read_object(path) if path.is_file() else {}
 
+    @cached_property
+    def params(self) -> dict[str, float]:
+        """The parameters of a registered loss; empty for others."""
+        records = self.spec.parameters if self.spec else {}
+        return {name: self.loss.get(name, record.default) for name, record in records.items()}
+
+    @property
+    def kind(self) -> str:
+        """The kind of a registered loss with these parameters; empty for others."""
+        return kind_of(self.spec, self.params) if self.spec else ""
+
     # ---- The model ---------------------------------------------------------------------------
 
     @cached_property
@@ -79,11 +99,13 @@ class RunFacts:
     def task(self) -> str | None:
         """The model's task as transformers names it; None if no file tells it."""
         name = self.architecture or ""
+        # Wav2Vec2ForSequenceClassification and others do not classify what their names say.
+        for task in TASKS:
+            if name in TASK_MAPPING.get(task, {}).values():
+                return task
         for task, (model_class, peft_task, _) in TASKS.items():
-            if (
-                (peft_task and peft_task == self.adapter.get("task_type"))
-                or name in TASK_MAPPING.get(task, {}).values()
-                or name.endswith(model_class.removeprefix("AutoModel"))
+            if (peft_task and peft_task == self.adapter.get("task_type")) or name.endswith(
+                model_class.removeprefix("AutoModel")
             ):
                 return task
         recorded: str | None = self.result.get("pipeline_tag") or self.old.pipeline_tag
@@ -102,7 +124,7 @@ class RunFacts:
     @cached_property
     def processor_class(self) -> str:
         """The Auto class that loads the model's processor or tokenizer."""
-        return "AutoImageProcessor" if self.task == "image-classification" else "AutoTokenizer"
+        return PROCESSORS.get(self.task or "", "AutoTokenizer")
 
     @cached_property
     def has_processor(self) -> bool:
@@ -114,8 +136,8 @@ class RunFacts:
     def base(self) -> str | None:
         """The Hub's name of the model that was fine-tuned; None if it has none."""
         # adapter_config.json may name a local folder, of which only the last part is left.
-        name: Any = self.result.get("base_model") if self.result else self.old.base_model
-        return name if _is_hub_name(name) else None
+        name: Any = self.result.get("base_model", self.old.base_model)
+        return name if is_hub_name(name) else None
 
     @cached_property
     def base_name(self) -> str | None:
@@ -127,8 +149,9 @@ class RunFacts:
     def class_names(self) -> list[str]:
         """The names of the classes; empty if they are only numbered."""
         labels = self.result.get("classes") or list((self.config.get("id2label") or {}).values())
-        unnamed = all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
-        return [] if self.regression or unnamed else list(labels)
+        names = [str(label) for label in labels]  # A script may have named them by numbers.
+        unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+        return [] if self.regression or unnamed else names
 
     @cached_property
     def outputs(self) -> int | None:
@@ -154,8 +177,9 @@ class RunFacts:
         """The dataset as `result.json` describes it; without that file, as the older card does."""
         empty: dict[str, Any] = dict.fromkeys(("name", "id", "config"))
         empty |= {"splits": {}, "rows": {}, "partial": []}
-        if self.result:
-            return empty | (self.result.get("dataset") or {})
+        if "dataset" in self.result:
+            described = self.result["dataset"] or {}
+            return empty | ({"name": described} if isinstance(described, str) else described)
         if self.old.eval_results:
             evaluated = self.old.eval_results[0]
             # Trainer writes the configuration into dataset_args.
@@ -167,7 +191,7 @@ class RunFacts:
                 "config": evaluated.dataset_config or args,
                 "splits": {"evaluation": split} if split else {},
             }
-        names = _hub_names(self.old.datasets)
+        names = hub_names(self.old.datasets)
         # Where there are several, it is not known which one the results belong to.
         return empty | {"name": ", ".join(names), "id": names[0] if len(names) == 1 else None}
 
@@ -206,7 +230,9 @@ class RunFacts:
     @cached_property
     def scores(self) -> dict[str, dict[str, float]]:
         """Metrics by set: the result's, or else those of the evaluation that the card shows."""
-        metrics: dict[str, dict[str, float]] | None = self.result.get("metrics")
+        metrics = self.result.get("metrics") or {}
+        if flat := {k: v for k, v in metrics.items() if not isinstance(v, dict)}:
+            metrics = {"evaluation": flat}  # A script of the user's own wrote them.
         return metrics or ({} if self._shown_step is None else self._evaluations[self._shown_step])
 
     @cached_property
@@ -229,17 +255,17 @@ class RunFacts:
         renewed = ("model-index", "eval_results", "model_name", "base_model", "datasets", "metrics")
         old = self.old.to_dict()  # type: ignore[no-untyped-call]
         kept = {key: value for key, value in old.items() if key not in renewed}
-        tags = [tag for tag in _listed(self.old.tags) if not _is_path(tag.split(":")[-1])]
+        tags = [tag for tag in listed(self.old.tags) if not is_path(tag.split(":")[-1])]
         tags = [
             t for t in tags if not t.startswith("loss:") and (self.base or ":adapter:" not in t)
         ]
-        hub_id = self.dataset["id"]
+        hub_id, described = self.dataset["id"], "dataset" in self.result
         kept |= {
             "library_name": "peft" if self.adapter else "transformers",
             "pipeline_tag": self.pipeline_tag,
             "base_model": self.base,
             "tags": [*dict.fromkeys([*tags, "hf_losses", f"loss:{self.loss['name']}"])],
-            "datasets": [hub_id] if hub_id or self.result else _hub_names(self.old.datasets),
+            "datasets": [hub_id] if hub_id or described else hub_names(self.old.datasets),
             "metrics": [*dict.fromkeys(METRICS[m][0] for m in self.metrics if m in METRICS)],
         }
         if results := self._eval_results():
@@ -280,9 +306,9 @@ class RunFacts:
         rows = {"name": f"`{spec.name}`", "formula": f"`{spec.full_formula}`"}
         if spec.weight_formula:
             rows["gradient weight"] = f"`{spec.weight_formula}`"
-        rows["kind"] = f"{spec.kind}: {KINDS[spec.kind]}"
-        for name, parameter in spec.parameters.items():
-            rows[f"`{name}`"] = f"{loss.get(name, parameter.default):g} ({parameter.help})"
+        rows["kind"] = f"{self.kind}: {KINDS[self.kind]}"
+        for name, value in self.params.items():
+            rows[f"`{name}`"] = f"{value:g} ({spec.parameters[name].help})"
         if "max_weight" in loss:
             rows["`max_weight`"] = f"{loss['max_weight']} (the gradient weight goes no higher)"
         if "label_smoothing" in loss:
@@ -300,11 +326,13 @@ class RunFacts:
         rows: dict[str, Any] = {"loss": f"`{json.dumps(self.loss)}`"}
         if args:
             clip, warmup = args.get("max_grad_norm"), args.get("warmup_steps") or 0
-            size, times = args["per_device_train_batch_size"], args["gradient_accumulation_steps"]
-            devices = run.get("world_size")
-            batch = f"{size} per device × {times} accumulated"
-            if devices:
-                batch += f" × {devices} process{'es' * (devices > 1)} = {size * times * devices}"
+            # What auto_find_batch_size came to, of all GPUs of a process.
+            size = state.get("train_batch_size") or args["per_device_train_batch_size"]
+            times, processes = args["gradient_accumulation_steps"], run.get("world_size")
+            batch = f"{size} per process × {times} accumulated"
+            if processes:
+                batch += f" × {processes} process{'es' * (processes > 1)}"
+                batch += f" = {size * times * processes}"
             rows |= {
                 "learning rate": f"{args['learning_rate']:g}, {args['lr_scheduler_type']}",
                 "warm-up": f"{100 * warmup:g} % of the steps"
@@ -313,7 +341,7 @@ class RunFacts:
                 "batch": batch,
                 "optimizer": f"{args['optim']}, weight decay {args['weight_decay']:g}",
                 "gradient clipping": f"at norm {clip:g}" if clip else "none",
-                "precision": next((name for name in ("bf16", "fp16") if args.get(name)), "float32"),
+                "precision": self._precision(),
                 "seed": args["seed"],
             }
             defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
@@ -324,7 +352,7 @@ class RunFacts:
         if self.adapter.get("r"):
             parts = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
             rows["adapter"] = ", ".join(f"{k} {self.adapter.get(v)}" for k, v in parts.items())
-            rows["adapted layers"] = ", ".join(sorted(_listed(self.adapter.get("target_modules"))))
+            rows["adapted layers"] = ", ".join(sorted(listed(self.adapter.get("target_modules"))))
         if state:
             rows["optimizer steps"] = f"{state['global_step']:,} ({state['epoch'] or 0:.4g} epochs)"
         best = state.get("best_global_step")
@@ -334,6 +362,14 @@ class RunFacts:
         if (count := record.get("attributes", {}).get(COUNT_KEY)) is not None:
             rows["steps with a gradient that was not finite"] = count
         return _cells(rows)
+
+    def _precision(self) -> str:
+        """What the model computed in, and what its weights were where that was no float32."""
+        weights = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
+        chosen = self.args.get("mixed_precision")
+        if chosen in (None, "no"):  # Older records name none.
+            chosen = next((name for name in ("bf16", "fp16") if self.args.get(name)), weights)
+        return chosen if weights in ("float32", chosen) else f"{chosen}, weights in {weights}"
 
     def versions(self) -> str:
         """The packages that trained the model and their versions, as far as the files tell."""
@@ -348,46 +384,12 @@ class RunFacts:
         hardware, run = self.result.get("hardware"), self.result.get("training") or {}
         if not hardware:
             return ""
-        where = f"{hardware['cpu_count']} CPU cores"
+        where = f"{hardware['cpu_count']} CPU cores" if hardware.get("cpu_count") else "CPU"
         if hardware.get("cpu"):  # Older runs do not tell.
             where += f" of {hardware['cpu']}"
-        if hardware["gpu"]:
+        if hardware.get("gpu"):
             where = f"{run.get('world_size', 1)} × {hardware['gpu']}, {where}"
         return where + (f"; {run['runtime']:,.0f} s of training" if run.get("runtime") else "")
-
-
-def _listed(value: Any) -> list[str]:
-    """The entries of a field that may hold one entry, several or none."""
-    return [value] if isinstance(value, str) else [str(entry) for entry in value or []]
-
-
-def _is_path(value: str) -> bool:
-    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-    return absolute or value.startswith((".", "~"))
-
-
-def _is_hub_name(value: Any) -> bool:
-    if not isinstance(value, str) or os.path.isdir(value):
-        return False
-    try:
-        validate_repo_id(value)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _hub_names(value: Any) -> list[str]:
-    return [name for name in _listed(value) if _is_hub_name(name)]
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value is a number that is neither NaN nor infinite."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def score_text(value: Any) -> str:
-    """A score with four decimals; a dash if there is none."""
-    return f"{value:.4f}" if is_finite(value) else "–"
 
 
 def _cells(rows: dict[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from hf_losses.hub.card import write_card
 from hf_losses.hub.private import TEXTS, TOKEN, VOCABULARIES, Scrub, is_text
-from hf_losses.hub.saved_run import ARGUMENTS_FILE, LOSS_FILE, read_object
+from hf_losses.hub.saved_run import ARGUMENTS_FILE, LOSS_FILE, check_record, read_object
 from hf_losses.messages import UsageError
 
 OTHERS = (".safetensors", ".png", ".svg", ".model", ".spm", ".tiktoken")
@@ -53,6 +53,7 @@ def check_run(run_dir: str | os.PathLike[str]) -> None:
     for record in (path for name in RECORDS if (path := folder / name).is_file()):
         if "name" not in read_object(record) and record.name == LOSS_FILE:
             raise UsageError(f"{record} is damaged: it names no loss")
+    check_record(folder)
     _check_metadata(folder / "README.md")
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     names = [SAFE_WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME]

@@ -15,7 +15,12 @@ from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
 
 from hf_losses.hub.outage import HTTPError, HubUnreachable, outage
 from hf_losses.losses.base import RegressionLoss
@@ -79,6 +84,27 @@ def last_complete_checkpoint(output_dir: str) -> str:
         f"No valid checkpoint found in output directory ({output_dir}): "
         "train without resume_from_checkpoint first"
     )
+
+
+def check_record(folder: str | os.PathLike[str]) -> None:
+    """Raises a ValueError if the model in a folder was not saved with the record of the loss there.
+
+    A training without `LossTrainer` leaves the record of one before in its folder.
+
+    Args:
+        folder: With the record of a loss.
+    """
+    config = Path(folder, CONFIG_NAME)
+    # An adapter of PEFT has no config of its own.
+    if Path(folder, ADAPTER_CONFIG_NAME).is_file() or not config.is_file():
+        return
+    record, named = read_object(Path(folder, LOSS_FILE)), read_object(config).get(STATE_KEY)
+    if named != record:
+        raise UsageError(
+            f"{Path(folder, LOSS_FILE)} names the loss {record.get('name')!r}, and {config} "
+            f"{repr(named.get('name')) if isinstance(named, dict) else 'none'}: another training "
+            f"has saved its model there. Remove {LOSS_FILE}, or give the folder of one training"
+        )
 
 
 def load_renamed(model: Any, checkpoint: str) -> bool:
@@ -161,14 +187,16 @@ def load_loss(
         The loss with its parameters, smoothing and class weights.
 
     Raises:
-        ValueError: If there is no such folder or repository, it does not name its loss, or the loss
-            is one that is not registered here.
+        ValueError: If there is no such folder or repository, it does not name its loss, the loss is
+            one that is not registered here, or another training has saved its model there.
         OSError: If the Hub cannot be reached.
 
     Example:
         >>> load_loss("runs/glue/movie_reviews-liberal_exp-seed42")
     """
     folder = os.fspath(repo_or_folder)
+    if os.path.isfile(os.path.join(folder, LOSS_FILE)):
+        check_record(folder)
     try:
         config = _read(folder, LOSS_FILE, revision)
     except (OSError, ValueError, HTTPError) as error:

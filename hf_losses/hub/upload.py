@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from time import sleep
@@ -27,6 +28,13 @@ T = TypeVar("T")
 
 # Seconds before each retry of requests that the Hub's client does not retry itself.
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+# What from_pretrained reads, and Trainer's pickle. Old weights under a name that the new model does
+# not use would be loaded in its place, and an old adapter on top of it; the rest is the user's.
+LOADED = re.compile(
+    r"(adapter_)?config\.json|training_args\.bin"
+    r"|(pytorch_model|model|adapter_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?"
+)
 
 # Seconds without a byte after which a connection counts as broken; by default the client waits
 # for ever.
@@ -65,17 +73,10 @@ def upload(
     """
     with explained(repo, then):
         repo, files = _open(repo, private, revision, token, overwrite)
-        # Old weights under a name that the new model does not use would be loaded in its place, and
-        # an old adapter on top of it.
-        indices = (".safetensors.index.json", ".bin.index.json")
-        weights = (".safetensors", ".bin", *indices)
-        configs = ("config.json", "adapter_config.json")
         stale = [
             name
             for name in files
-            if "/" not in name
-            and (name in configs or name.endswith(weights))
-            and not os.path.exists(f"{folder}/{name}")
+            if LOADED.fullmatch(name) and not os.path.exists(f"{folder}/{name}")
         ]
         return retried(
             lambda: hub_api(token).upload_folder(

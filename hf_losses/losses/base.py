@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_losses.losses.margin import kind_of
 from hf_losses.losses.registry import LossSpec, get_spec
 from hf_losses.messages import UsageError, nearest
 
@@ -189,6 +190,11 @@ class LossModule(nn.Module):
                 f"get_loss(**(loss.config | {{{name!r}: {value!r}}}))"
             )
         super().__setattr__(name, value)
+
+    @property
+    def kind(self) -> str:
+        """`strict`, `liberal` and so on, with these parameters."""
+        return kind_of(self.spec, self._params)
 
     @property
     def params(self) -> Mapping[str, float]:

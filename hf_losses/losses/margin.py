@@ -6,11 +6,16 @@ The margin of class k is m_k = z_k - logsumexp(z_j, j != k), so that p_k = sigmo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from hf_losses.losses.registry import LossSpec
 
 
 def class_margin(logits: Tensor, target: Tensor) -> Tensor:
@@ -88,6 +93,25 @@ def value_and_weight(
 def gradient_weight(function: Callable[[Tensor], tuple[Tensor, Tensor]], margin: Tensor) -> Tensor:
     """The gradient weight alone; see `value_and_weight`."""
     return value_and_weight(function, margin)[1]
+
+
+def kind_of(spec: LossSpec, params: Mapping[str, float]) -> str:
+    """The kind of a loss, which other parameters than the defaults may change.
+
+    Args:
+        spec: The record of the loss, whose own kind is that of its defaults.
+        params: Its parameters, all of them.
+    """
+    if all(params[name] == record.default for name, record in spec.parameters.items()):
+        return spec.kind
+    if spec.is_full or spec.task != "classification":
+        return spec.kind
+    p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    steps = gradient_weight(partial(spec.function, **params), p.logit()).log().diff()
+    rises, falls = bool((steps > 1e-9).any()), bool((steps < -1e-9).any())
+    if rises and falls:
+        return "mixed"
+    return "liberal" if rises else "strict" if falls else "neutral"
 
 
 def _logsumexp(x: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def prepare(
             values = "".join(f", {name}={value:g}" for name, value in criterion.params.items())
             formula = f"{criterion.spec.full_formula}{values}"
             print(
-                f"hf-losses run: {loss} ({criterion.spec.kind}): {formula}, in {script}",
+                f"hf-losses run: {loss} ({criterion.kind}): {formula}, in {script}",
                 file=sys.stderr,
                 flush=True,
             )

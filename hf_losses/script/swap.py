@@ -194,7 +194,12 @@ class _SwappedLoss(LossMixin):
             self.swap.refuse(str(error))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().train(*args, **kwargs)
+        try:
+            output = super().train(*args, **kwargs)
+        except ValueError as error:
+            if self.swap.trained or not _raised_here(error):
+                raise
+            self.swap.refuse(str(error))
         if self.args.should_save:
             # A script may save by model.save_pretrained alone, which does not write these.
             self._write_records(self.args.output_dir)
@@ -202,12 +207,7 @@ class _SwappedLoss(LossMixin):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._used = False
-        try:
-            loss = super().training_step(*args, **kwargs)
-        except ValueError as error:
-            if self.swap.trained or not _raised_here(error):
-                raise
-            self.swap.refuse(str(error))
+        loss = super().training_step(*args, **kwargs)
         if not self._used:
             if self.overriding:
                 self.swap.refuse_loss_of(type(self), self.overriding[0])

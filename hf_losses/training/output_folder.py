@@ -177,7 +177,11 @@ def _announce(
         ("Data", f"{task}: {sizes}", data.options),
         ("", f"{data.inputs} → {labels}", ""),
         ("Model", model, "--model_name_or_path"),
-        ("Loss", f"{spec.name} ({spec.kind}): {spec.full_formula}{params}", "--loss"),
+        (
+            "Loss",
+            f"{spec.name} ({loss.kind}): {spec.full_formula}{params}",
+            "--loss",
+        ),
         ("Output", output, "--output_dir"),
     )
     for title, text, options in lines:
@@ -298,7 +302,7 @@ def write_result(
     result = {
         **facts,
         "loss": trainer.loss_config,
-        "kind": trainer._active.criterion.spec.kind,
+        "kind": trainer._active.criterion.kind,
         "seed": args.seed,
         "metric": order[0],
         "metrics": {name: values for name, values in scores.items() if values},
@@ -327,6 +331,8 @@ def write_result(
         "hardware": hardware(args.device),
     }
     write_json(_result_path(args), result)
+    if not trainer.is_world_process_zero():  # The first of another machine, with a disk of its own.
+        return
     trainer.create_model_card(**card)
     _print_metrics(result["metrics"], order)
     print(f"\nIn {args.output_dir}:")

@@ -46,7 +46,7 @@ class RecipeTrainingArguments(LossTrainingArguments):
             )
         if self.fp16 and self.device.type == "cpu":
             raise UsageError("--fp16 would have no effect on a CPU; use --bf16, or neither")
-        slow = self.bf16 and self.device.type == "cpu" and emulates_bfloat16()
+        slow = self.mixed_precision == "bf16" and self.device.type == "cpu" and emulates_bfloat16()
         if slow and self.process_index == 0:
             logger.warning(
                 "--bf16: this processor has no instructions for bfloat16, so training takes many "

@@ -20,6 +20,7 @@ from hf_losses.hub.saved_run import (
     loss_of_checkpoint,
 )
 from hf_losses.messages import UsageError
+from hf_losses.training.arguments import LossTrainingArguments
 from hf_losses.training.loss.choose import builtin_loss
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,12 @@ class SavingMixin(_Base):  # type: ignore[misc]
             self.check_same_loss(str(resume_from_checkpoint))
         trained = super().train(resume_from_checkpoint or None, *args, **kwargs)
         self._name_loss_in_config()  # For users who call model.save_pretrained.
+        return trained
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Starts as Trainer does; trackers read the model's config when the training begins."""
+        trained = super()._init_training_state(*args, **kwargs)
+        self._name_loss_in_config()
         return trained
 
     def _name_loss_in_config(self) -> None:
@@ -134,9 +141,14 @@ class SavingMixin(_Base):  # type: ignore[misc]
             json.dump(without_paths(self._shown_arguments()), file, indent=2, default=repr)
 
     def _shown_arguments(self) -> dict[str, Any]:
+        # `hf-losses run` sets what a script's own arguments have no field for.
+        names = LossTrainingArguments.__annotations__.keys() & vars(self.args).keys()
+        added = {name: getattr(self.args, name) for name in names}
+        # The launcher's configuration may have chosen the precision.
+        added["mixed_precision"] = self.accelerator.mixed_precision
         return {
             name: value
-            for name, value in self.args.to_dict().items()
+            for name, value in (added | self.args.to_dict()).items()
             if value is not None and not name.endswith("_token")
         }
 

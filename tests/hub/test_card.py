@@ -223,7 +223,8 @@ def test_a_plain_script_that_names_its_dataset(trained, pictures):
     for row in (
         '| loss | `{"name": "liberal_exp"}` |',
         "| learning rate | 5e-05, linear |",
-        "| batch | 8 per device × 1 accumulated |",
+        "| batch | 8 per process × 1 accumulated |",
+        "| precision | float32 |",
         "| gradient clipping | at norm 1 |",
         "| seed | 3 |",
         "| optimizer steps | 3 (0.6 epochs) |",
@@ -430,6 +431,100 @@ def test_an_adapter_shows_what_its_logits_mean(folder, no_pictures, loss, shown)
 def test_a_bar_does_not_end_a_cell(folder, no_pictures):
     args = tiny.arguments("unused").to_dict() | {"optim": "a|b"}
     assert "| optimizer | a\\|b, weight decay 0 |" in card_of(folder(training_args=args))[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        ({"name": "poly1", "epsilon": -0.9}, "strict"),
+        ({"name": "poly1", "epsilon": 0.5}, "liberal"),
+        ({"name": "focal", "gamma": 0}, "neutral"),
+        ({"name": "gce", "q": 0.1}, "liberal"),
+        ({"name": "strict_m_power", "alpha": 3}, "strict"),
+    ],
+    ids=str,
+)
+def test_the_kind_is_that_of_the_parameters(folder, no_pictures, loss, kind):
+    text, _ = card_of(folder(loss))
+    assert f"| kind | {kind}: " in text
+    assert f"`{loss['name']}` ({kind}) of `hf_losses`" in text
+    assert get_loss(**loss).kind == kind
+
+
+def test_an_audio_classifier_reads_no_text(folder, no_pictures):
+    for name in ("Wav2Vec2ForSequenceClassification", "ASTForAudioClassification"):
+        path = folder(config={"architectures": [name]}, preprocessor_config={})
+        text, data = card_of(path)
+        assert data.pipeline_tag == "audio-classification"
+        assert 'pipeline("audio-classification"' in text
+        assert 'pipe("sound.wav")' in text
+
+
+@pytest.mark.parametrize("names", [{0: 1, 1: 2}, {0: "LABEL_0", 1: 7}])
+def test_classes_may_be_named_by_anything(folder, no_pictures, names):
+    text, _ = card_of(folder(config={"id2label": names}))
+    assert str(names[1]) in text
+
+
+OLD_CARD = """---
+base_model: google-bert/bert-base-uncased
+datasets: [nyu-mll/glue]
+---
+"""
+
+
+def test_a_result_of_a_users_own_leaves_what_an_older_card_names(folder, no_pictures):
+    path = folder(result={"metric": "accuracy", "metrics": {"test": {"accuracy": 0.8}}})
+    (path / "README.md").write_text(OLD_CARD)
+    text, data = card_of(path)
+    assert (data.base_model, data.datasets) == ("google-bert/bert-base-uncased", ["nyu-mll/glue"])
+    assert "fine-tuned from" in text
+    assert "| test | 0.8000 |" in text
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ({"hardware": {"cpu_count": 8}}, "8 CPU cores"),
+        ({"hardware": {"gpu": "A100"}, "training": {"world_size": 2}}, "2 × A100"),
+        ({"dataset": "mrpc"}, "on mrpc"),
+        ({"dataset": None}, "not recorded here"),
+        ({"metrics": {"accuracy": 0.8}}, "| evaluation | 0.8000 |"),
+    ],
+)
+def test_a_result_of_a_users_own_may_say_little(folder, no_pictures, result, shown):
+    assert shown in card_of(folder(result=result))[0]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "weights", "shown"),
+    [
+        ({"mixed_precision": "bf16"}, None, "bf16"),
+        ({"mixed_precision": "no", "bf16": True}, "float32", "bf16"),
+        ({"mixed_precision": "no"}, "bfloat16", "bfloat16"),
+        ({"mixed_precision": "fp16"}, "float32", "fp16"),
+        ({"mixed_precision": "bf16"}, "bfloat16", "bf16, weights in bfloat16"),
+        ({"fp16": True}, None, "fp16"),
+        ({}, None, "float32"),
+    ],
+)
+def test_the_precision(folder, no_pictures, chosen, weights, shown):
+    args = tiny.arguments("unused").to_dict() | chosen
+    text, _ = card_of(folder(config={"dtype": weights}, training_args=args))
+    assert f"| precision | {shown} |" in text
+
+
+def test_the_precision_that_the_launcher_chose(trained, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert "| precision | bf16 |" in card_of(trained())[0]
+
+
+def test_the_batch_that_was_found_and_all_gpus_of_a_process(folder, no_pictures):
+    args = tiny.arguments("unused").to_dict() | {"per_device_train_batch_size": 32}
+    state = {"train_batch_size": 8, "global_step": 4, "epoch": 1.0}
+    result = {"training": {"world_size": 2}}
+    text, _ = card_of(folder(result=result, training_args=args, trainer_state=state))
+    assert "| batch | 8 per process × 1 accumulated × 2 processes = 16 |" in text
 
 
 def test_pairs_of_texts(folder, no_pictures):

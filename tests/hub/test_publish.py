@@ -219,11 +219,13 @@ def test_weights_of_another_layout_do_not_stay(home, hub):
     hub.files[REPO] |= {"model-00001-of-00002.safetensors": b"", "training_args.bin": b"secret"}
     hub.files[REPO] |= {"model.safetensors.index.json": b"", "last-checkpoint/optimizer.bin": b""}
     hub.files[REPO] |= {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
+    own = {"openvino_model.bin": b"", "openvino_model.xml": b"", "model.fp16.safetensors": b""}
+    hub.files[REPO] |= own  # Exports that a user has added.
     main(PUBLISH)
     gone = {"training_args.bin", "model.safetensors.index.json", "model-00001-of-00002.safetensors"}
     gone |= {"adapter_config.json", "adapter_model.safetensors"}
     assert set(hub.commits[REPO][-1]) == {("deletedFile", name) for name in gone}
-    assert "last-checkpoint/optimizer.bin" in hub.files[REPO]
+    assert own.keys() | {"last-checkpoint/optimizer.bin"} <= hub.files[REPO].keys()
 
 
 def test_an_adapter(home, hub):
@@ -426,6 +428,10 @@ def test_a_name_that_cannot_be(home, hub, refused, repo, flags):
             for text in ('{"a": ', "[]")
         ),
         (lambda run: (run / "hf_losses.json").write_text("{}"), "it names no loss"),
+        (
+            lambda run: (run / "hf_losses.json").write_text('{"name": "strict_m"}'),
+            "another training has saved its model there",
+        ),
         *(
             (
                 lambda run, text=text: (run / "model.safetensors.index.json").write_text(text),

@@ -10,7 +10,7 @@ import tiny
 import torch
 from hub import Fault, Hub
 from huggingface_hub import constants
-from transformers import ViTForImageClassification
+from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_losses import LossTrainer, get_loss, load_loss
 from hf_losses.hub.outage import HubUnreachable
@@ -38,6 +38,24 @@ def test_it_is_the_same_loss(saved):
     logits, labels = torch.randn(8, 3), torch.arange(8) % 3
     assert torch.equal(loaded(logits, labels), loss(logits, labels))
     assert not torch.equal(loaded(logits, labels), get_loss("strict_m_power")(logits, labels))
+
+
+def test_a_record_that_another_training_left_behind_is_not_believed(saved):
+    folder = saved("strict_l")
+    assert load_loss(folder).spec.name == "strict_l"
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for named, told in ((None, "none"), ({"name": "focal", "gamma": 2.0}, "'focal'")):
+        path.write_text(json.dumps(config | {"hf_losses": named}))
+        with pytest.raises(ValueError, match=f"{told}: another training has saved its model"):
+            load_loss(folder)
+
+
+def test_a_stock_training_in_the_folder_of_one_before(tmp_path):
+    LossTrainer(tiny.bert(), tiny.arguments(tmp_path), loss="strict_l").save_model()
+    Trainer(tiny.bert(), tiny.arguments(tmp_path, TrainingArguments)).save_model()
+    with pytest.raises(ValueError, match="another training has saved its model"):
+        load_loss(tmp_path)
 
 
 def test_what_cannot_be_given_back_is_said(saved, tmp_path):

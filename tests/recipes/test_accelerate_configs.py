@@ -325,8 +325,11 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
-def launch_all(name, processes, folder, arguments):
-    """Starts what a user starts, on every machine, all of which are this one."""
+def launch_all(name, processes, folder, arguments, disks=False):
+    """Starts what a user starts, on every machine, all of which are this one.
+
+    With `disks` each machine has a folder of its own, `disk0` and so on.
+    """
     machines = load_config_from_file(path(name)).num_machines
     port = free_port() if machines > 1 else "0"
     script = [str(RECIPES / "glue.py")]
@@ -342,8 +345,10 @@ def launch_all(name, processes, folder, arguments):
         else:
             where = []
         command = [*ACCELERATE, "--config_file", path(name), *flags, *where, *script, *arguments]
+        disk = folder / f"disk{rank}" if disks else folder
+        disk.mkdir(exist_ok=True)
         with open(folder / f"log{rank}", "w") as log:
-            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, cwd=disk, stdout=log, stderr=subprocess.STDOUT)
         started.append((process, folder / f"log{rank}"))
     try:
         for process, log in started:
@@ -394,3 +399,18 @@ def test_every_file_gives_the_result_of_one_process(training, in_one_process, na
     arguments += ["--resume_from_checkpoint", "true"]
     assert "from checkpoint-8" in launch_all(name, processes, tmp_path, arguments)
     check()
+
+
+@pytest.mark.slow
+def test_machines_with_disks_of_their_own_may_start_again(training, tmp_path):
+    flags = ["--use_cpu", "--per_device_train_batch_size", "8", "--save_on_each_node", "true"]
+    # The second run is shorter: no checkpoint of the first may be left to resume from.
+    for epochs, steps in (("2", 16), ("1", 8)):
+        arguments = [*training, *flags, "--num_train_epochs", epochs]
+        launch_all("multi_node", 2, tmp_path, arguments, disks=True)
+        for disk in (tmp_path / "disk0", tmp_path / "disk1"):
+            assert result_of(disk)["training"]["global_step"] == steps
+            last = max(int(p.name.split("-")[1]) for p in (disk / "out").glob("checkpoint-*"))
+            assert last == steps
+    weights = [(tmp_path / f"disk{i}/out/model.safetensors").read_bytes() for i in (0, 1)]
+    assert weights[0] == weights[1]

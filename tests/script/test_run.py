@@ -417,6 +417,7 @@ def cases(tmp_path_factory):
         arguments[str(folders[name])] = [*POWER, "script.py"]
     for name, text, option in (
         ("warmup", WARMUP, ["--loss_warmup_steps", "2"]),
+        ("long_warmup", WARMUP, ["--loss_warmup_steps", "3"]),
         ("resumed", RESUMED, ["--allow_loss_change"]),
     ):
         folders[name] = tmp_path_factory.mktemp(name)
@@ -486,6 +487,16 @@ def test_a_warmup_goes_over_from_cross_entropy(cases):
     gradient = torch.load(cases["warmup"] / "gradient.pt")
     expected = (wanted_gradient("cross_entropy") + wanted_gradient(**PARTS)) / 2
     assert (gradient - expected).norm() < 2e-6 * expected.norm()
+    arguments = json.loads((cases["warmup"] / "out" / "training_args.json").read_text())
+    assert arguments["loss_warmup_steps"] == 2
+    assert arguments["loss_kwargs"] == {"alpha": 0.3}
+
+
+def test_a_warmup_that_the_training_would_end_in_is_refused(cases):
+    folder = cases["long_warmup"]
+    assert (folder / "code").read_text() == "1"
+    shown = (folder / "stderr").read_text().splitlines()[-1]
+    assert "is not in use: loss_warmup_steps=3 is more than the 2 steps" in shown
 
 
 def test_class_weights_are_balanced_by_the_scripts_data(cases):

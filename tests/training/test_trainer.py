@@ -659,6 +659,23 @@ def test_a_checkpoint_knows_its_loss(saved):
     assert model.config.hf_losses == config
 
 
+class Tracker(TrainerCallback):
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.loss = model.config.to_dict().get("hf_losses")
+
+
+@pytest.mark.parametrize("made", ["model", "model_init"])
+def test_a_tracker_learns_the_loss_when_the_training_begins(tmp_path, made):
+    tracker = Tracker()
+    model = {"model": tiny.bert()} if made == "model" else {"model_init": tiny.bert}
+    args = tiny.arguments(tmp_path)
+    trainer = LossTrainer(
+        **model, args=args, train_dataset=tiny.texts(), loss="strict_l", callbacks=[tracker]
+    )
+    trainer.train()
+    assert tracker.loss == {"name": "strict_l"}
+
+
 def test_resuming_with_another_loss_is_an_error_unless_wanted(saved, build):
     more = SAVING | {"max_steps": 4}
     with pytest.raises(ValueError, match=r"alpha.*strict_m_power.*--allow_loss_change"):

@@ -118,6 +118,21 @@ def test_bad_input_is_an_error(tmp_path, settings, message):
         LossTrainingArguments(str(tmp_path), loss="strict_l", **settings)
 
 
+def test_a_training_that_would_end_in_its_warmup_is_refused(tmp_path):
+    """Else it would end on a mixture with cross-entropy, under the name of the loss."""
+    for steps, fits in ((4, True), (5, False)):
+        args = tiny.arguments(
+            tmp_path, loss="liberal_parabolic", loss_warmup_steps=steps, max_steps=4
+        )
+        trainer = LossTrainer(tiny.bert(), args, train_dataset=tiny.texts())
+        if fits:
+            trainer.train()
+        else:
+            with pytest.raises(ValueError, match="loss_warmup_steps=5 is more than the 4 steps"):
+                trainer.train()
+            assert trainer.state.global_step == 0
+
+
 def test_a_first_loss_that_does_not_fit_the_head_is_an_error(tmp_path):
     args = tiny.arguments(tmp_path, loss_warmup_from="mse", loss_warmup_steps=2)
     with pytest.raises(ValueError, match="mse"):

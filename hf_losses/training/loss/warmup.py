@@ -46,6 +46,21 @@ def check_warmup(loss: str | None, ratio: float, steps: int, initial_loss: str |
         )
 
 
+def check_warmup_ends(args: Any, max_steps: int) -> None:
+    """Raises a ValueError if a training would end in its warm-up, on a mixture of two losses.
+
+    Args:
+        args: Training arguments, with or without `loss_warmup_steps`.
+        max_steps: Optimizer steps of the whole training.
+    """
+    steps = getattr(args, "loss_warmup_steps", 0)
+    if steps > max_steps:
+        raise UsageError(
+            f"loss_warmup_steps={steps} is more than the {max_steps} steps of this training, which "
+            "would end before the loss is reached: take fewer, or loss_warmup_ratio, such as 0.3"
+        )
+
+
 def warmup_share(args: Any, step: int, max_steps: int) -> float | None:
     """The weight of the target loss in an optimizer step; the initial loss has the rest.
 

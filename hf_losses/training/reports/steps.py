@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 
 from hf_losses.hub.saved_run import COUNT_KEY, STATE_KEY
-from hf_losses.training.loss.warmup import warmup_share
+from hf_losses.training.loss.warmup import check_warmup_ends, warmup_share
 from hf_losses.training.reports.empty_steps import EmptySteps
 from hf_losses.training.reports.item_stats import LossStats
 from hf_losses.training.reports.nonfinite import NonfiniteSteps
@@ -32,6 +32,7 @@ class StepReportsMixin(_Base):  # type: ignore[misc]
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """Starts as Trainer does; a resumed training goes on counting its non-finite steps."""
         trained = super()._init_training_state(*args, **kwargs)
+        check_warmup_ends(self.args, self.state.max_steps)
         record = self.state.stateful_callbacks.get(STATE_KEY, {})
         self._nonfinite = NonfiniteSteps(record.get("attributes", {}).get(COUNT_KEY, 0))
         self._stats = LossStats()
