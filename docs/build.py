@@ -160,7 +160,7 @@ def glue_defaults() -> str:
     """Other settings of the recipe beside its defaults."""
     rows = [
         [
-            f"`{task}`",
+            f"`{task}`, {stored['precision']}",
             stored["metric"],
             setting,
             f"{_mean_sd(entry['scores'], 3)} ({len(entry['scores'])} seeds)",
@@ -169,7 +169,7 @@ def glue_defaults() -> str:
         for task, stored in _read("glue_baseline", "defaults.json").items()
         for setting, entry in stored["settings"].items()
     ]
-    header = ["task", "metric", "setting", "score ± sd", "difference [95 % interval]"]
+    header = ["task, precision", "metric", "setting", "score ± sd", "difference [95 % interval]"]
     return markdown.table(header, rows)
 
 

@@ -667,7 +667,7 @@ class Tracker(TrainerCallback):
 @pytest.mark.parametrize("made", ["model", "model_init"])
 def test_a_tracker_learns_the_loss_when_the_training_begins(tmp_path, made):
     tracker = Tracker()
-    model = {"model": tiny.bert()} if made == "model" else {"model_init": tiny.bert}
+    model = {"model": tiny.bert()} if made == "model" else {"model_init": lambda: tiny.bert()}
     args = tiny.arguments(tmp_path)
     trainer = LossTrainer(
         **model, args=args, train_dataset=tiny.texts(), loss="strict_l", callbacks=[tracker]
