@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
@@ -122,7 +124,7 @@ class SavingMixin(_Base):  # type: ignore[misc]
         token, self.args.hub_token = self.args.hub_token, None
         try:
             # The weights of a compiled model have names that from_pretrained does not know.
-            with self._wrapped.uncompiled():
+            with self._wrapped.uncompiled(), self._on_each_node():
                 super().save_model(output_dir, _internal_call=True)
         finally:
             self.args.hub_token = token
@@ -131,6 +133,24 @@ class SavingMixin(_Base):  # type: ignore[misc]
                 self.push_to_hub("Model save", revision=self.args.hub_revision)
             except (ValueError, OSError) as error:
                 logger.warning("The model is saved but not pushed. %s", error)
+
+    @contextmanager
+    def _on_each_node(self) -> Iterator[None]:
+        """Lets the first process of every machine save weights, if each has a disk of its own.
+
+        Since transformers 5.23 at the latest, `save_pretrained` writes them in process 0 alone,
+        whatever it is told: checkpoints of the other machines could not be resumed from.
+        """
+        model = self._wrapped.core
+        known = hasattr(model, "should_save_on_this_rank") and not self._is_sharded()
+        if not known or not self.args.save_on_each_node:
+            yield
+            return
+        model.should_save_on_this_rank = lambda is_main_process: is_main_process
+        try:
+            yield
+        finally:
+            del model.should_save_on_this_rank
 
     def _write_records(self, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)

@@ -405,8 +405,9 @@ def test_every_file_gives_the_result_of_one_process(training, in_one_process, na
 def test_machines_with_disks_of_their_own_may_start_again(training, tmp_path):
     flags = ["--use_cpu", "--per_device_train_batch_size", "8", "--save_on_each_node", "true"]
     # The second run is shorter: no checkpoint of the first may be left to resume from.
-    for epochs, steps in (("2", 16), ("1", 8)):
-        arguments = [*training, *flags, "--num_train_epochs", epochs]
+    resume = ["--resume_from_checkpoint", "true"]
+    for epochs, steps, more in (("2", 16, []), ("1", 8, []), ("2", 16, resume)):
+        arguments = [*training, *flags, "--num_train_epochs", epochs, *more]
         launch_all("multi_node", 2, tmp_path, arguments, disks=True)
         for disk in (tmp_path / "disk0", tmp_path / "disk1"):
             assert result_of(disk)["training"]["global_step"] == steps
