@@ -7,11 +7,11 @@ The folder of a comparison holds `plan.json` (the flags), `runs/LOSS/seed-1` (a 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hf_losses.compare.engines.pool import Pool, has_flags
 from hf_losses.compare.engines.run import MARK, Engine, Run, single, stored_record
@@ -62,7 +62,8 @@ def collect(folder: Path) -> Results:
         hardware=facts.hardware or {},
         # Runs of one comparison may have been made by several machines or installations.
         same_everywhere=all(
-            (run_facts.versions, run_facts.hardware) == (facts.versions, facts.hardware)
+            _agree(run_facts.versions, facts.versions)
+            and _agree(run_facts.hardware, facts.hardware)
             for run_facts in reported
         )
         and len({run_facts.inputs for run_facts in reported if run_facts.inputs}) < 2,
@@ -70,6 +71,12 @@ def collect(folder: Path) -> Results:
         runs=records,
         classes=facts.classes or (),
     )
+
+
+def _agree(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether what both records name is the same; later versions of this package name more."""
+    one, other = one or {}, other or {}
+    return bool(one) == bool(other) and all(one[key] == other[key] for key in one.keys() & other)
 
 
 def best_trial(plan: Plan, loss: str, records: Iterable[RunRecord]) -> Tuning | None:

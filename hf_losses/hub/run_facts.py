@@ -178,8 +178,8 @@ class RunFacts:
         empty: dict[str, Any] = dict.fromkeys(("name", "id", "config"))
         empty |= {"splits": {}, "rows": {}, "partial": []}
         if "dataset" in self.result:
-            described = self.result["dataset"] or {}
-            return empty | ({"name": described} if isinstance(described, str) else described)
+            data = self.result["dataset"] or {}
+            return empty | (data if isinstance(data, dict) else {"name": ", ".join(listed(data))})
         if self.old.eval_results:
             evaluated = self.old.eval_results[0]
             # Trainer writes the configuration into dataset_args.
@@ -230,9 +230,10 @@ class RunFacts:
     @cached_property
     def scores(self) -> dict[str, dict[str, float]]:
         """Metrics by set: the result's, or else those of the evaluation that the card shows."""
-        metrics = self.result.get("metrics") or {}
-        if flat := {k: v for k, v in metrics.items() if not isinstance(v, dict)}:
-            metrics = {"evaluation": flat}  # A script of the user's own wrote them.
+        found = self.result.get("metrics") or {}
+        metrics = {name: values for name, values in found.items() if isinstance(values, dict)}
+        if flat := {name: value for name, value in found.items() if is_finite(value)}:
+            metrics["evaluation"] = flat  # A script of the user's own wrote them.
         return metrics or ({} if self._shown_step is None else self._evaluations[self._shown_step])
 
     @cached_property

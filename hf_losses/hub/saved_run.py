@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -87,24 +88,44 @@ def last_complete_checkpoint(output_dir: str) -> str:
 
 
 def check_record(folder: str | os.PathLike[str]) -> None:
-    """Raises a ValueError if the model in a folder was not saved with the record of the loss there.
+    """Raises a ValueError if another training has saved its model beside the record of a loss.
 
-    A training without `LossTrainer` leaves the record of one before in its folder.
+    A training without `LossTrainer` leaves the record of one before in its folder. Where it cannot
+    be told whether there was one, a warning says so.
 
     Args:
         folder: With the record of a loss.
     """
-    config = Path(folder, CONFIG_NAME)
+    config, state = Path(folder, CONFIG_NAME), Path(folder, TRAINER_STATE_NAME)
     # An adapter of PEFT has no config of its own.
     if Path(folder, ADAPTER_CONFIG_NAME).is_file() or not config.is_file():
         return
     record, named = read_object(Path(folder, LOSS_FILE)), read_object(config).get(STATE_KEY)
-    if named != record:
+    if isinstance(named, dict):
+        other = repr(named.get("name")) if chosen(named) != chosen(record) else None
+    else:
+        callbacks = read_object(state).get("stateful_callbacks", {}) if state.is_file() else {}
+        other = "none" if callbacks and STATE_KEY not in callbacks else None
+        if other is None and STATE_KEY not in callbacks:
+            logger.warning(
+                "%s names no loss, which LossTrainer would have written into it: the %r of %s may "
+                "be that of an earlier training",
+                *(config, record.get("name"), LOSS_FILE),
+            )
+    if other:
         raise UsageError(
-            f"{Path(folder, LOSS_FILE)} names the loss {record.get('name')!r}, and {config} "
-            f"{repr(named.get('name')) if isinstance(named, dict) else 'none'}: another training "
-            f"has saved its model there. Remove {LOSS_FILE}, or give the folder of one training"
+            f"{Path(folder, LOSS_FILE)} says {record}, and {config} the loss {other}: another "
+            f"training has saved its model there. Remove {LOSS_FILE} if it is an earlier one's, or "
+            "give the folder of one training"
         )
+
+
+def chosen(config: dict[str, Any]) -> dict[str, Any]:
+    """What a user chooses of a loss, without its problem type.
+
+    The model's head settles that, or the first batch, which a trainer that resumes has not seen.
+    """
+    return {name: value for name, value in config.items() if name != "problem_type"}
 
 
 def load_renamed(model: Any, checkpoint: str) -> bool:

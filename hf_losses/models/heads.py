@@ -71,16 +71,21 @@ def problem_type(model: Any) -> str | None:
     return SINGLE_LABEL if loss_type(model) in LABELLERS else None
 
 
-def settle_problem_type(model: Any, labels: Tensor) -> None:
+def settle_problem_type(model: Any, labels: Tensor) -> bool:
     """Sets a classifier's `config.problem_type` as the model would, had it seen the labels.
 
     Args:
         model: The model without wrappers.
         labels: The labels of any batch.
+
+    Returns:
+        Whether there was none before.
     """
-    if is_classifier(model) and model.config.problem_type is None:
-        classification = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
-        model.config.problem_type = REGRESSION if model.config.num_labels == 1 else classification
+    if not is_classifier(model) or model.config.problem_type is not None:
+        return False
+    classification = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
+    model.config.problem_type = REGRESSION if model.config.num_labels == 1 else classification
+    return True
 
 
 def check_head(model: Any, label_names: list[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions
 from typing import Any, NoReturn
@@ -194,20 +196,30 @@ class _SwappedLoss(LossMixin):
             self.swap.refuse(str(error))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            output = super().train(*args, **kwargs)
-        except ValueError as error:
-            if self.swap.trained or not _raised_here(error):
-                raise
-            self.swap.refuse(str(error))
+        output = super().train(*args, **kwargs)
         if self.args.should_save:
             # A script may save by model.save_pretrained alone, which does not write these.
             self._write_records(self.args.output_dir)
         return output
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        with self._refusing():
+            return super()._init_training_state(*args, **kwargs)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Ends the program with the reason if this library refuses the first step."""
+        try:
+            yield
+        except ValueError as error:
+            if self.swap.trained or not _raised_here(error):
+                raise
+            self.swap.refuse(str(error))
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._used = False
-        loss = super().training_step(*args, **kwargs)
+        with self._refusing():
+            loss = super().training_step(*args, **kwargs)
         if not self._used:
             if self.overriding:
                 self.swap.refuse_loss_of(type(self), self.overriding[0])

@@ -17,6 +17,7 @@ from hf_losses.hub.saved_run import (
     COUNT_KEY,
     LOSS_FILE,
     STATE_KEY,
+    chosen,
     last_complete_checkpoint,
     load_renamed,
     loss_of_checkpoint,
@@ -63,6 +64,7 @@ class SavingMixin(_Base):  # type: ignore[misc]
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """Starts as Trainer does; trackers read the model's config when the training begins."""
         trained = super()._init_training_state(*args, **kwargs)
+        self.state.train_batch_size = self._train_batch_size  # Not that of the checkpoint.
         self._name_loss_in_config()
         return trained
 
@@ -98,7 +100,7 @@ class SavingMixin(_Base):  # type: ignore[misc]
         """
         # A checkpoint of the stock Trainer was trained with the built-in loss.
         saved_loss = loss_of_checkpoint(checkpoint) or {"name": builtin_loss(self._wrapped.core)}
-        if _chosen(saved_loss) != _chosen(self.loss_config) and not getattr(
+        if chosen(saved_loss) != chosen(self.loss_config) and not getattr(
             self.args, "allow_loss_change", False
         ):
             raise UsageError(
@@ -171,11 +173,3 @@ class SavingMixin(_Base):  # type: ignore[misc]
             for name, value in (added | self.args.to_dict()).items()
             if value is not None and not name.endswith("_token")
         }
-
-
-def _chosen(config: dict[str, Any]) -> dict[str, Any]:
-    """What a user chooses of a loss, without its problem type.
-
-    The model's head settles that, or the first batch, which a trainer that resumes has not seen.
-    """
-    return {name: value for name, value in config.items() if name != "problem_type"}

@@ -245,8 +245,10 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         if labels is not None:
             label_keys = (*self.label_names, "shift_labels")
             others = {name: value for name, value in inputs.items() if name not in label_keys}
-            check_batch(self._wrapped.core, others, labels)
-            settle_problem_type(self._wrapped.core, labels)
+            core = self._wrapped.core
+            check_batch(core, others, labels)
+            if settle_problem_type(core, labels) and hasattr(core.config, "hf_losses"):
+                self._name_loss_in_config()  # It was named without the problem type.
 
     def _fused_loss(
         self,

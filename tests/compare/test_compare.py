@@ -232,6 +232,20 @@ def test_runs_of_another_script_or_of_other_data_are_told(tmp_path, changed):
     assert words in (folder / "table.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("more", "told"), [({"cpu": "AMD EPYC (AVX2)"}, False), ({"cpu_count": 96}, True)]
+)
+def test_a_record_that_names_more_of_the_same_machine_is_no_other(tmp_path, more, told):
+    folder = tmp_path / "x"
+    main(command(folder))
+    record = run_folder(folder, "strict_l", "seed-2").with_name("seed-2.json")
+    content = json.loads(record.read_text())
+    content["facts"]["hardware"] |= more
+    record.write_text(json.dumps(content))
+    main(command(folder))
+    assert ("runs differ in versions, hardware" in (folder / "table.md").read_text()) == told
+
+
 def test_a_record_that_is_damaged_is_made_again(tmp_path):
     folder = tmp_path / "x"
     main(command(folder))

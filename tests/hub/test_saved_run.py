@@ -10,7 +10,7 @@ import tiny
 import torch
 from hub import Fault, Hub
 from huggingface_hub import constants
-from transformers import Trainer, TrainingArguments, ViTForImageClassification
+from transformers import Trainer, TrainerCallback, ViTForImageClassification
 
 from hf_losses import LossTrainer, get_loss, load_loss
 from hf_losses.hub.outage import HubUnreachable
@@ -45,17 +45,46 @@ def test_a_record_that_another_training_left_behind_is_not_believed(saved):
     assert load_loss(folder).spec.name == "strict_l"
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    for named, told in ((None, "none"), ({"name": "focal", "gamma": 2.0}, "'focal'")):
-        path.write_text(json.dumps(config | {"hf_losses": named}))
-        with pytest.raises(ValueError, match=f"{told}: another training has saved its model"):
-            load_loss(folder)
+    path.write_text(json.dumps(config | {"hf_losses": {"name": "focal", "gamma": 2.0}}))
+    with pytest.raises(ValueError, match="the loss 'focal': another training has saved its model"):
+        load_loss(folder)
+    # It may have been named before the first batch told the problem type.
+    path.write_text(json.dumps(config | {"hf_losses": {"name": "strict_l", "problem_type": "x"}}))
+    assert load_loss(folder).spec.name == "strict_l"
 
 
-def test_a_stock_training_in_the_folder_of_one_before(tmp_path):
-    LossTrainer(tiny.bert(), tiny.arguments(tmp_path), loss="strict_l").save_model()
-    Trainer(tiny.bert(), tiny.arguments(tmp_path, TrainingArguments)).save_model()
-    with pytest.raises(ValueError, match="another training has saved its model"):
-        load_loss(tmp_path)
+@pytest.mark.parametrize("state", [True, False], ids=["state", "no state"])
+def test_a_stock_training_in_the_folder_of_one_before(tmp_path, caplog, state):
+    for cls, make in ((LossTrainer, tiny.arguments), (Trainer, tiny.arguments)):
+        settings = {"loss": "strict_l"} if cls is LossTrainer else {}
+        trainer = cls(tiny.bert(), make(tmp_path), train_dataset=tiny.texts(), **settings)
+        trainer.train()
+        trainer.save_model()
+        if state:
+            trainer.save_state()
+    if state:
+        with pytest.raises(ValueError, match="loss none: another training has saved its model"):
+            load_loss(tmp_path)
+    else:  # It may be a part of a user's own model, whose record this is.
+        assert load_loss(tmp_path).spec.name == "strict_l"
+        assert "may be that of an earlier training" in caplog.text
+
+
+class SaveInBetween(TrainerCallback):
+    def on_step_end(self, args, state, control, model, **kwargs):
+        model.save_pretrained(args.output_dir)
+
+
+def test_a_model_that_is_saved_in_between_names_the_loss_with_its_problem_type(tmp_path):
+    trainer = LossTrainer(
+        tiny.bert(),
+        tiny.arguments(tmp_path),
+        train_dataset=tiny.texts(label=tiny.yes_or_no_per_class),
+        loss="strict_l",
+        callbacks=[SaveInBetween()],
+    )
+    trainer.train()
+    assert load_loss(tmp_path).problem_type == "multi_label_classification"
 
 
 def test_what_cannot_be_given_back_is_said(saved, tmp_path):

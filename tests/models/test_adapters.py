@@ -287,7 +287,8 @@ def test_the_head_of_an_adapter_is_put_into_the_order_of_the_data(tmp_path, know
     before = model(**inputs).logits
     order_head(model, str(folder), ["c", "a", "b"])
     after = model(**inputs).logits
-    assert torch.equal(after, before[:, [2, 0, 1]] if known else before)
+    # Rows that have moved may be summed by another kernel.
+    torch.testing.assert_close(after, before[:, [2, 0, 1]] if known else before)
     assert ("does not say which classes its head has" in caplog.text) is not known
 
 

@@ -119,6 +119,12 @@ class Weighted(Trainer):
 class MyTrainer(Weighted):
     pass
 """
+FALLS_BACK = """
+    try:
+        trainer.train(resume_from_checkpoint=True)
+    except ValueError:
+        trainer.train()
+"""
 PATCHED = """
 from transformers import Trainer
 stock = Trainer.compute_loss
@@ -237,6 +243,7 @@ USED = {
     "smoothing": (script(options="label_smoothing_factor=0.1"), PARTS | {"label_smoothing": 0.1}),
     "model_init": (script(model="None", more="model_init=lambda: tiny.bert()"), PARTS),
     "exit": (script(main="sys.exit(main())"), PARTS),
+    "falls_back": (script(train=FALLS_BACK), PARTS),
     "same": (
         script("from hf_losses import LossTrainer", "LossTrainer", more="loss='strict_m_power'"),
         PARTS,

@@ -133,6 +133,23 @@ def test_a_training_that_would_end_in_its_warmup_is_refused(tmp_path):
             assert trainer.state.global_step == 0
 
 
+def test_a_trial_that_ends_in_its_warmup_does_not_end_the_search(tmp_path, caplog):
+    pytest.importorskip("optuna")
+    args = tiny.arguments(tmp_path, loss="liberal_parabolic", loss_warmup_steps=2)
+    data = tiny.texts()
+    trainer = LossTrainer(
+        model_init=lambda: tiny.bert(), args=args, train_dataset=data, eval_dataset=data
+    )
+    best = trainer.hyperparameter_search(
+        lambda trial: {"max_steps": trial.number + 1},
+        n_trials=2,
+        backend="optuna",
+        compute_objective=lambda metrics: metrics["eval_cross_entropy"],
+    )
+    assert best.objective > 0
+    assert "loss_warmup_steps=2 is more than the 1 steps" in caplog.text
+
+
 def test_a_first_loss_that_does_not_fit_the_head_is_an_error(tmp_path):
     args = tiny.arguments(tmp_path, loss_warmup_from="mse", loss_warmup_steps=2)
     with pytest.raises(ValueError, match="mse"):

@@ -32,7 +32,12 @@ class StepReportsMixin(_Base):  # type: ignore[misc]
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """Starts as Trainer does; a resumed training goes on counting its non-finite steps."""
         trained = super()._init_training_state(*args, **kwargs)
-        check_warmup_ends(self.args, self.state.max_steps)
+        try:
+            check_warmup_ends(self.args, self.state.max_steps)
+        except ValueError as error:
+            if not self.state.is_hyper_param_search:  # A trial of a search must not end the others.
+                raise
+            logger.warning("%s", error)
         record = self.state.stateful_callbacks.get(STATE_KEY, {})
         self._nonfinite = NonfiniteSteps(record.get("attributes", {}).get(COUNT_KEY, 0))
         self._stats = LossStats()
