@@ -29,9 +29,12 @@ from hf_losses.training import (
     RecipeTrainingArguments,
     check_loss,
     choose_metric,
+    end_run,
     loss_of_arguments,
     output_folder,
     parse,
+    predict_in_order,
+    train_and_save,
 )
 
 METRICS = ("token_accuracy", "exact_match", "perplexity")  # Models are chosen by the first.
@@ -169,15 +172,9 @@ def main(argv=None):
     except UsageError as error:
         parser.error(str(error))
 
-    training, metrics = {}, {}
-    if args.do_train:
-        if args.should_save:
-            output_folder.clear(trainer)
-        training = trainer.train(args.resume_from_checkpoint).metrics
-        trainer.save_model()
-        trainer.save_state()
+    training, metrics = train_and_save(trainer) if args.do_train else {}, {}
     for name in [name for name in sets if name != "train"]:
-        metrics[name] = trainer.predict(sets[name], metric_key_prefix=name).metrics
+        metrics[name] = predict_in_order(trainer, sets[name], name).metrics
     for name, test_prompts in prompts.items():
         texts = models.generate(trainer, tokenizer, test_prompts, options.max_new_tokens)
         if trainer.is_world_process_zero():
@@ -190,7 +187,7 @@ def main(argv=None):
         output_folder.write_result(trainer, metrics, training, METRICS, card, **facts)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
-    output_folder.end(trainer)
+    end_run(trainer)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,12 @@ from hf_losses.training import (
     RecipeTrainingArguments,
     check_loss,
     choose_metric,
+    end_run,
     loss_of_arguments,
     output_folder,
     parse,
+    predict_in_order,
+    train_and_save,
 )
 
 
@@ -168,15 +171,9 @@ def main(argv=None):
     except UsageError as error:
         parser.error(str(error))
 
-    training, metrics = {}, {}
-    if args.do_train:
-        if args.should_save:
-            output_folder.clear(trainer)
-        training = trainer.train(args.resume_from_checkpoint).metrics
-        trainer.save_model()
-        trainer.save_state()
+    training, metrics = train_and_save(trainer) if args.do_train else {}, {}
     for name, images in (validation | tests).items():
-        output = trainer.predict(images, metric_key_prefix=name)
+        output = predict_in_order(trainer, images, name)
         metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             rows = images.images.names()
@@ -191,7 +188,7 @@ def main(argv=None):
         )
     if args.push_to_hub:
         trainer.push_to_hub()
-    output_folder.end(trainer)
+    end_run(trainer)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,12 @@ from hf_losses.training import (
     RecipeTrainingArguments,
     check_loss,
     choose_metric,
+    end_run,
     loss_of_arguments,
     output_folder,
     parse,
+    predict_in_order,
+    train_and_save,
 )
 
 
@@ -150,17 +153,10 @@ def main(argv=None):
                 "windows that overlap: no word is lost, but an entity across two counts as two   "
                 "[--max_length]"
             )
-    training, metrics = {}, {}
-    if args.do_train:
-        if args.should_save:
-            output_folder.clear(trainer)
-        training = trainer.train(args.resume_from_checkpoint).metrics
-        trainer.save_model()
-        trainer.save_state()
-    args.train_sampling_strategy = "random"  # Grouping would also reorder the predictions.
+    training, metrics = train_and_save(trainer) if args.do_train else {}, {}
     tests = data.sets("test")
     for name, split in (data.sets("validation") | tests).items():
-        output = trainer.predict(windows[name], metric_key_prefix=name)
+        output = predict_in_order(trainer, windows[name], name)
         metrics[name] = output.metrics
         if args.do_predict and name in tests and trainer.is_world_process_zero():
             ids = join_windows(windows[name], output.predictions, [*map(len, split["tokens"])])
@@ -178,7 +174,7 @@ def main(argv=None):
         output_folder.write_result(trainer, metrics, training, order, card, **facts)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
-    output_folder.end(trainer)
+    end_run(trainer)
 
 
 if __name__ == "__main__":

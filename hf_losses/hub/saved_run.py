@@ -268,7 +268,10 @@ def loss_of_checkpoint(checkpoint: str) -> dict[str, Any] | None:
 
 
 def _read_state(checkpoint: str) -> dict[str, Any]:
-    path = os.path.join(checkpoint, "trainer_state.json")
+    path = os.path.join(checkpoint, TRAINER_STATE_NAME)
+    # Trainer's own mark while it saves at a signal (enable_jit_checkpoint).
+    if os.path.exists(os.path.join(checkpoint, "checkpoint-is-incomplete.txt")):
+        raise UsageError(f"{checkpoint} is incomplete: a signal ended the training while it saved")
     try:
         with open(path, encoding="utf-8") as file:
             state: dict[str, Any] = json.load(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ INSTEAD = {
 # Whose own loss is divided by the items of the whole step, if Trainer counts them.
 COUNTED_HEADS = {*LABELLERS} - {QUESTION_ANSWERING, SEGMENTATION}
 
+# Of whose loss scripts take the exponential.
+LANGUAGE_MODELS = ("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration")
+
 
 @dataclass
 class Swap:
@@ -49,12 +53,14 @@ class Swap:
         settings: Fields of `LossTrainingArguments` that belong to the loss, such as `loss_kwargs`.
         stock_loss: `Trainer.compute_loss` as transformers defines it.
         trained: Whether a training step has used the loss.
+        told: Whether it was said that the loss has no perplexity.
     """
 
     loss: str
     settings: dict[str, Any]
     stock_loss: Any
     trained: bool = False
+    told: bool = False
     class_weights: ClassWeights = field(default_factory=ClassWeights)
     _swapped: dict[type, type] = field(default_factory=dict)
 
@@ -236,6 +242,20 @@ class _SwappedLoss(LossMixin):
             # A call is not enough: the script may take the outputs and drop the loss.
             loss.register_hook(self._note_use)  # type: ignore[no-untyped-call]
         return loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().evaluation_loop(*args, **kwargs)
+        baseline, swap = self._active.baseline_name, self.swap
+        of_words = loss_type(self._wrapped.core) in LANGUAGE_MODELS
+        if of_words and swap.loss != baseline and not swap.told and self.is_world_process_zero():
+            swap.told = True
+            print(
+                f"hf-losses run: the evaluation's loss is {swap.loss}, so its exponential is no "
+                f"perplexity, whatever the script calls it; that of {baseline} is",
+                file=sys.stderr,
+                flush=True,
+            )
+        return output
 
     def _note_use(self, gradient: Any) -> None:
         self._used = True

@@ -14,6 +14,7 @@ METHODS = {
     "_hp_search_setup": "overridden: a search may give loss_kwargs as text, which is no dict",
     "hyperparameter_search": "overridden: its default objective sums the user's metrics, not ours",
     "_init_training_state": "overridden: a resumed training goes on counting",
+    "_load_callback_state": "overridden: the loss in the state is no callback that is missing",
     "_load_best_model": "overridden: finds weights that transformers has renamed",
     "_load_from_checkpoint": "overridden: finds renamed weights of a checkpoint",
     "_maybe_log_save_evaluate": "overridden: the one place after every optimizer step",
@@ -31,6 +32,7 @@ ATTRIBUTES = {
     "push_in_progress": "set and read: the uploads that are under way",
     "hub_model_id": "set and read: the repository on the Hub",
     "_eval_dataloaders": "read: evaluation loaders that are kept",
+    "_train_batch_size": "read: what auto_find_batch_size has come to",
     "_signature_columns": "extended: the column loss_weight is kept though no model has it",
 }
 # Private attributes of other libraries, by the module that defines them.

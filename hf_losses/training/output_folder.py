@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 
 from hf_losses import ClassificationLoss, RegressionLoss
 from hf_losses.files import write_json
 from hf_losses.hub.saved_run import last_complete_checkpoint
 from hf_losses.messages import UsageError
+from hf_losses.training.reports.logged import final_metrics, history
 from hf_losses.training.reports.machine import hardware, versions
 
 RESULT = "result.json"
@@ -291,14 +291,7 @@ def write_result(
         **facts: Further entries of the file, such as task and model.
     """
     args, state = trainer.args, trainer.state
-    scores = {
-        name: {
-            key.removeprefix(f"{name}_"): value
-            for key, value in values.items()
-            if not key.endswith(("_runtime", "_per_second", "_time"))
-        }
-        for name, values in metrics.items()
-    }
+    scores = final_metrics(metrics)
     result = {
         **facts,
         "loss": trainer.loss_config,
@@ -307,7 +300,7 @@ def write_result(
         "metric": order[0],
         "metrics": {name: values for name, values in scores.items() if values},
         "predictions": {n: counts for n in scores if (counts := trainer.prediction_counts.get(n))},
-        "history": _history(state.log_history, list(scores)),
+        "history": history(state.log_history, list(scores)),
         "best": {
             "metric": args.metric_for_best_model,
             "value": state.best_metric,
@@ -340,51 +333,6 @@ def write_result(
         contents = [text for prefix, text in CONTENTS.items() if path.name.startswith(prefix)]
         if contents:
             print(f"  {path.name:26}{contents[0]}")
-
-
-def end(trainer: Trainer) -> None:
-    """Waits for the other processes and ends trackers and process group: the last line of a script.
-
-    A process group that stays open, or that one process leaves early, can crash at the exit. So can
-    gloo if its last operation is a barrier: its thread may still hold that operation when Python
-    is finalized, and before Python 3.14 a thread that asks for the interpreter then is killed,
-    which C++ answers with SIGABRT ("terminate called without an active exception"). The monitored
-    barrier waits in the main thread instead.
-
-    Processes that load data and are kept from epoch to epoch are ended here. For each that is left
-    when Python ends, PyTorch before 2.13 waits five seconds on a GPU (its issue 81794). The garbage
-    collector would not do: it ends the queue first by which a process is told.
-
-    Args:
-        trainer: The trainer, after its last training, evaluation or upload.
-    """
-    # `train` empties the accelerator's list; loaders of evaluations before it are the trainer's.
-    loaders = list(trainer.accelerator._dataloaders)
-    if hasattr(trainer, "_eval_dataloaders"):
-        loaders += trainer._eval_dataloaders.values()
-    for loader in loaders:
-        getattr(loader, "base_dataloader", loader)._iterator = None
-    if dist.is_initialized() and dist.get_backend() == "gloo":
-        dist.monitored_barrier(timeout=trainer.args.ddp_timeout_delta)
-    else:
-        trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
-
-
-def _history(log: list[dict[str, float]], names: Sequence[str]) -> list[dict[str, float]]:
-    """The evaluations on the first validation set during the training."""
-    more_sets = [name for name in names if name.startswith("validation")][1:]
-    prefix = f"eval_{names[0]}_" if more_sets else "eval_"
-    history = []
-    for entry in log:
-        scores = {
-            key.removeprefix(prefix): value
-            for key, value in entry.items()
-            if key.startswith(prefix) and not key.endswith(("_runtime", "_per_second", "_time"))
-        }
-        if scores:
-            history.append({"step": entry["step"], "epoch": entry["epoch"], **scores})
-    return history
 
 
 def _print_metrics(metrics: dict[str, dict[str, float]], order: Sequence[str]) -> None:

@@ -68,6 +68,14 @@ class SavingMixin(_Base):  # type: ignore[misc]
         self._name_loss_in_config()
         return trained
 
+    def _load_callback_state(self) -> None:
+        """Trainer's, which takes the loss in its state for a callback that is missing."""
+        callbacks = self.state.stateful_callbacks
+        record = callbacks.pop(STATE_KEY, None)
+        super()._load_callback_state()
+        if record is not None:
+            callbacks[STATE_KEY] = record
+
     def _name_loss_in_config(self) -> None:
         config = getattr(self._wrapped.core, "config", None)
         if config is not None:

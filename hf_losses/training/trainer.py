@@ -328,7 +328,8 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         targets = self._wrapped.targets
         if not batch_samples or not targets.present(batch_samples[0]):
             return None
-        if self._evaluation is None and LOSS_WEIGHT not in batch_samples[0]:
+        trains = self._evaluation is None and not self._predicting
+        if trains and LOSS_WEIGHT not in batch_samples[0]:
             check_weights_arrive(self)
         items_of_batches = []
         for batch in batch_samples:
@@ -345,7 +346,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
                 counts.append(super()._get_num_items_in_batch(batches, device))
         finally:
             args.average_tokens_across_devices = averages
-        if self._evaluation is None:  # Before the first step the model is not in training mode.
+        if trains:  # Before the first step the model is not in training mode.
             self._empty_steps.add(sum(counts))
         return counts[0] if len(counts) == 1 else torch.stack(counts)
 

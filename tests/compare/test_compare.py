@@ -30,7 +30,7 @@ from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
 from hf_losses.compare.tuning import trials
 from hf_losses.files import strict
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments
+from hf_losses.training.recipe.arguments import RecipeTrainingArguments
 
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))
 ROOT = Path(hf_losses.__file__).parents[1]
@@ -891,7 +891,7 @@ def test_the_threads_of_a_job_stay_what_they_are_under_a_launcher(monkeypatch, t
     plan = make_plan(SCRIPT, [], LOSSES, seeds=1, launcher=sys.executable, jobs=10**6)
     (environment,) = environments(plan, 1)
     assert environment["OMP_NUM_THREADS"] == "1"
-    monkeypatch.setattr("hf_losses.training.recipe_arguments.CORES", 7)
+    monkeypatch.setattr("hf_losses.training.recipe.arguments.CORES", 7)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     asked = []

@@ -14,7 +14,7 @@ from hf_losses.metrics.direction import lower_is_better
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments
+from hf_losses.training.recipe.arguments import RecipeTrainingArguments
 
 EVERY_STEP = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
 BEST = EVERY_STEP | {"load_best_model_at_end": True}

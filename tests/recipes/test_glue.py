@@ -32,8 +32,10 @@ from transformers import (
     BertConfig,
     BertModel,
     PreTrainedTokenizerFast,
+    TrainerCallback,
     set_seed,
 )
+from transformers.trainer_jit_checkpoint import CheckpointManager
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
@@ -608,6 +610,60 @@ def test_predictions_of_a_sample_name_the_rows_of_the_file(run, files, tmp_path)
     expected = np.random.default_rng(0).permutation(40)[:10].tolist()
     assert len(set(indices)) == 10
     assert indices == expected
+
+
+def test_all_rows_are_scored_whatever_the_loader_drops(run, files):
+    odd = ("--dataloader_drop_last", "true", "--per_device_eval_batch_size", "8")
+    result, out = run(*files, *odd, "--skip_memory_metrics", "false")
+    counted = sum(result["predictions"]["validation"]["classes"]["true"])
+    assert counted == result["dataset"]["rows"]["validation"]
+    assert counted % 8
+    whole, _ = run(*files, name="whole")
+    assert result["metrics"]["validation"] == pytest.approx(whole["metrics"]["validation"])
+    assert not [key for entry in result["history"] for key in entry if "mem_" in key]
+    arguments = json.loads((out / "training_args.json").read_text())
+    assert arguments["train_sampling_strategy"] == "group_by_length"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("prediction_loss_only", "true"),
+        ("eval_do_concat_batches", "false"),
+        ("batch_eval_metrics", "true"),
+    ],
+)
+def test_refuses_what_would_leave_no_predictions_to_score(refused, files, option, value):
+    assert f"--{option} {value}: the metrics of a recipe" in refused(*files, f"--{option}", value)
+
+
+class Signal(TrainerCallback):
+    """Asks for a checkpoint as SIGTERM does, but for the seconds that Trainer waits."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+
+def test_a_training_that_a_signal_ends_leaves_no_result(run, files, monkeypatch):
+    monkeypatch.setattr(CheckpointManager.__init__, "__defaults__", (0,))
+    trainer = glue.LossTrainer
+
+    def with_signal(*args, **kwargs):
+        made = trainer(*args, **kwargs)
+        made.callback_handler.callbacks.insert(0, Signal())
+        return made
+
+    steps = ("--num_train_epochs", "3", "--enable_jit_checkpoint", "true", "--save_strategy", "no")
+    with monkeypatch.context() as patch:
+        patch.setattr(glue, "LossTrainer", with_signal)
+        with pytest.raises(SystemExit, match="stopped by a signal after step 1 of 6: continue by"):
+            run(*files, *steps)
+    with pytest.raises(SystemExit):  # It is unfinished, and not replaced.
+        run(*files, *steps)
+    result, _ = run(*files, *steps, "--resume_from_checkpoint", "true")
+    assert result["training"]["global_step"] == 6
 
 
 def test_selects_by_the_tasks_own_metric(run, files):

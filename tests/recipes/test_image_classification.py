@@ -689,6 +689,25 @@ def test_labels_of_a_metadata_file(run, tmp_path):
     assert result["classes"] == ["colour blue", "colour green", "colour red"]
 
 
+def test_predictions_stay_beside_their_images(run, photos, tmp_path):
+    """Trainer would predict grouped by length, without the rows that fill no batch."""
+    test = folder(tmp_path / "photos" / "test", 12, seed=2)
+    result, out = run(
+        *(*photos, "--test_dir", test, "--learning_rate", "5e-3", "--num_train_epochs", "12"),
+        *("--train_sampling_strategy", "group_by_length", "--dataloader_drop_last", "true"),
+        *("--augmentation", "none", "--per_device_eval_batch_size", "5", "--do_predict"),
+    )
+    assert result["metrics"]["test"]["accuracy"] == 1.0
+    assert sum(result["predictions"]["test"]["classes"]["true"]) == 12
+    lines = (out / "predictions_test.tsv").read_text().splitlines()[1:]
+    assert len(lines) == 12
+    for name, _, label in (line.split("\t") for line in lines):
+        assert Path(name).parent.name == label
+    arguments = json.loads((out / "training_args.json").read_text())
+    assert arguments["train_sampling_strategy"] == "group_by_length"
+    assert arguments["dataloader_drop_last"]
+
+
 def test_a_test_folder_of_one_class_has_labels(run, photos, tmp_path):
     folder(tmp_path / "test", 5, classes=["red"])
     flags = ["--test_dir", str(tmp_path / "test"), "--num_train_epochs", "1", "--do_predict"]

@@ -308,6 +308,11 @@ USED = {
         PARTS,
     ),
 }
+WORDS = script(
+    model="tiny.causal_lm()",
+    labels="tiny.some_next_tokens",
+    train="[trainer.train(), *(trainer.evaluate(trainer.train_dataset) for _ in range(2))]",
+)
 WARMUP = script(options="max_steps=2, learning_rate=0.0")
 # By name: the script, and what the error must say.
 REFUSED = {
@@ -426,6 +431,7 @@ def cases(tmp_path_factory):
         ("warmup", WARMUP, ["--loss_warmup_steps", "2"]),
         ("long_warmup", WARMUP, ["--loss_warmup_steps", "3"]),
         ("resumed", RESUMED, ["--allow_loss_change"]),
+        ("words", WORDS, []),
     ):
         folders[name] = tmp_path_factory.mktemp(name)
         (folders[name] / "script.py").write_text(text)
@@ -497,6 +503,13 @@ def test_a_warmup_goes_over_from_cross_entropy(cases):
     arguments = json.loads((cases["warmup"] / "out" / "training_args.json").read_text())
     assert arguments["loss_warmup_steps"] == 2
     assert arguments["loss_kwargs"] == {"alpha": 0.3}
+
+
+def test_what_a_script_takes_for_a_perplexity_is_told_once(cases):
+    shown = (cases["words"] / "stderr").read_text()
+    assert shown.count("its exponential is no perplexity") == 1
+    assert "that of cross_entropy is" in shown
+    assert "perplexity" not in (cases["warmup"] / "stderr").read_text()
 
 
 def test_a_warmup_that_the_training_would_end_in_is_refused(cases):

@@ -1,9 +1,14 @@
 """An evaluation reports exact numbers beside the user's own."""
 
+import math
+
+import datasets
 import numpy as np
 import pytest
 import tiny
-from transformers import BertForMultipleChoice
+import torch
+from transformers import BertForMultipleChoice, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from hf_losses import LossTrainer
 
@@ -18,6 +23,53 @@ def test_a_metric_of_the_users_stays_whatever_its_name(tmp_path):
     data = tiny.texts(8, tiny.number)
     trainer = trainer_of(tmp_path, tiny.bert(num_labels=1), data, "huber", keywords)
     assert trainer.evaluate()["eval_mse"] == 38
+
+
+def test_a_loss_of_the_users_stays_as_with_the_stock_trainer(tmp_path):
+    keywords = {"compute_metrics": lambda predicted: {"loss": 42.0}}
+    trainer = trainer_of(tmp_path, tiny.bert(), tiny.texts(8), "strict_l", keywords)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == 42
+    assert metrics["eval_cross_entropy"] != 42
+    assert trainer.compute_metrics is keywords["compute_metrics"]
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        (tiny.bert, lambda generator, ids: torch.tensor(-100)),
+        (tiny.causal_lm, lambda generator, ids: torch.full_like(ids, -100)),
+    ],
+    ids=["classes", "tokens"],
+)
+def test_a_set_without_a_label_has_no_loss(tmp_path, model, label):
+    """Of 0 it would be the best one of all."""
+    data = tiny.texts(8, label)
+    stock = Trainer(model(), tiny.arguments(tmp_path, TrainingArguments), eval_dataset=data)
+    metrics = trainer_of(tmp_path, model(), data, "strict_l").evaluate()
+    for name in ("eval_loss", "eval_cross_entropy"):
+        assert math.isnan(metrics[name])
+    assert math.isnan(stock.evaluate()["eval_loss"])
+
+
+class OwnLoop(LossTrainer):
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        steps = [self.prediction_step(self.model, batch, False) for batch in dataloader]
+        return EvalLoopOutput(None, None, {"eval_steps": len(steps)}, 1)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_loop_of_a_users_own_evaluates_and_does_not_train(tmp_path, caplog, weighted):
+    train = datasets.Dataset.from_list(
+        [row | ({"loss_weight": 0.5} if weighted else {}) for row in tiny.texts(8)]
+    ).with_format("torch")
+    data = tiny.texts(8, (lambda generator, ids: torch.tensor(-100)) if not weighted else None)
+    args = tiny.arguments(tmp_path, log_level="warning")
+    trainer = OwnLoop(tiny.bert(), args, train_dataset=train, eval_dataset=data, loss="strict_l")
+    trainer.train()
+    assert trainer.evaluate()["eval_steps"] == 1
+    trainer.log({"loss": 0.0})
+    assert "no item had a label" not in caplog.text
 
 
 def test_a_metric_may_predict(tmp_path):

@@ -435,7 +435,7 @@ def test_every_backend_gets_floats_once_a_step(tmp_path):
 
 
 def test_what_reads_the_log_is_not_disturbed(tmp_path):
-    from hf_losses.training.output_folder import _history
+    from hf_losses.training.reports.logged import history
 
     cards, histories = [], []
     for n in (3, 0):
@@ -456,7 +456,7 @@ def test_what_reads_the_log_is_not_disturbed(tmp_path):
         trainer.create_model_card()
         cards.append((folder / "README.md").read_text())
         cards.append((folder / "learning_curve.png").read_bytes())
-        histories.append(_history(trainer.state.log_history, ["validation"]))
+        histories.append(history(trainer.state.log_history, ["validation"]))
     assert cards[:2] == cards[2:]
     assert histories[0] == histories[1]
     assert [line["step"] for line in histories[0]] == [2, 4]

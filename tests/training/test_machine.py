@@ -7,7 +7,7 @@ import platform
 import pytest
 import torch
 
-from hf_losses.training.recipe_arguments import RecipeTrainingArguments
+from hf_losses.training.recipe.arguments import RecipeTrainingArguments
 from hf_losses.training.reports.machine import emulates_bfloat16, hardware, versions
 
 

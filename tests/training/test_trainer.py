@@ -42,7 +42,7 @@ from hf_losses import (
     compute_loss_func,
     get_loss,
 )
-from hf_losses.training import output_folder
+from hf_losses.training import end_run
 from hf_losses.training.loss.items import item_count
 
 
@@ -676,6 +676,22 @@ def test_a_tracker_learns_the_loss_when_the_training_begins(tmp_path, made):
     assert tracker.loss == {"name": "strict_l"}
 
 
+def test_a_checkpoint_that_a_signal_cut_short_is_skipped(saved, build):
+    (saved / "checkpoint-is-incomplete.txt").write_text("in progress")
+    trainer = build(args={"loss": "strict_m_power", "loss_kwargs": {"alpha": 0.3}} | SAVING)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+
+
+def test_the_loss_in_the_state_is_no_callback_that_is_missing(saved, build, caplog):
+    power = {"loss": "strict_m_power", "loss_kwargs": {"alpha": 0.3}}
+    more = SAVING | {"max_steps": 3, "restore_callback_states_from_checkpoint": True}
+    trainer = build(args=power | more | {"log_level": "warning"})
+    trainer.train(resume_from_checkpoint=str(saved))
+    assert "hf_losses" in trainer.state.stateful_callbacks
+    assert "not included in current configuration" not in caplog.text
+
+
 def test_resuming_with_another_loss_is_an_error_unless_wanted(saved, build):
     more = SAVING | {"max_steps": 4}
     with pytest.raises(ValueError, match=r"alpha.*strict_m_power.*--allow_loss_change"):
@@ -835,7 +851,7 @@ def test_the_end_of_a_script_ends_the_processes_that_load_its_data(build):
     (learner,), (tester,) = [loader._iterator._workers for loader in loaders]
     assert learner.is_alive()
     assert tester.is_alive()
-    output_folder.end(trainer)
+    end_run(trainer)
     assert (learner.exitcode, tester.exitcode) == (0, 0)  # PyTorch waits 5 s, then terminates.
 
 

@@ -164,7 +164,7 @@ def _summed_over_processes(sums: Tensor, accelerator: Any) -> Tensor:
 
 
 def _mean(sums: Tensor, items: Tensor) -> float:
-    return float((sums / items.clamp(min=1)).mean())
+    return float((sums / items).mean())  # NaN, as of the stock Trainer, where nothing has a label.
 
 
 def rows_of_last_batch(accelerator: Any, size: int, *, tensor_parallel: bool) -> int | None:
@@ -201,12 +201,14 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
     """
 
     prediction_counts: dict[str, dict[str, dict[str, list[float]]]]
+    compute_metrics: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.prediction_counts = {}
         self._evaluation: EvaluationLosses | None = None  # Set while an evaluation runs.
         self._added: frozenset[str] = frozenset()  # Metrics that are not the user's.
         self._kwargs_before_search: tuple[Any] | None = None  # Set while a search runs.
+        self._predicting = False  # While a batch is evaluated, in an evaluation of ours or not.
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
         self._own_loss: tuple[Tensor, int] | None = None  # Of the present batch, and its rows.
@@ -239,7 +241,16 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         # A metric may itself evaluate or predict.
         around, evaluation = self._evaluation, EvaluationLosses()
         self._evaluation = evaluation
+        compute_metrics = self.compute_metrics
+        users: set[str] = set()
+
+        def noted(*args: Any, **kwargs: Any) -> dict[str, float]:
+            metrics: dict[str, float] = compute_metrics(*args, **kwargs)
+            users.update(metrics)
+            return metrics
+
         try:
+            self.compute_metrics = compute_metrics and noted
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
@@ -247,11 +258,12 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
             prefix = metric_key_prefix
             finite_only = self.args.logging_nan_inf_filter
             losses = evaluation.metrics(self.accelerator, finite_only=finite_only)
-            if losses:
+            if losses and "loss" not in users:
                 # Trainer's mean weighs batches by their rows, however many items they have.
                 output.metrics[f"{prefix}_loss"] = losses["loss"]
-            # Trainer's own, the second of them from the second evaluation on.
-            self._added |= {f"{prefix}_loss", f"{prefix}_model_preparation_time"}
+                self._added |= {f"{prefix}_loss"}
+            # Trainer's own, from the second evaluation on.
+            self._added |= {f"{prefix}_model_preparation_time"}
             if "baseline" in losses:
                 # A metric of the user's by this name, of rescaled numbers perhaps, stays.
                 self._add(output.metrics, prefix, self._active.baseline_name, losses["baseline"])
@@ -259,7 +271,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
                 self._add(output.metrics, prefix, "ece", losses["ece"])
             self.prediction_counts[prefix] = evaluation.prediction_counts()
         finally:
-            self._evaluation = around
+            self._evaluation, self.compute_metrics = around, compute_metrics
         return output
 
     def _add(self, metrics: dict[str, float], prefix: str, name: str, value: float) -> None:
@@ -304,6 +316,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         # The model, which may generate from the batch or have no labels, must not see the weights.
         inputs = dict(inputs)
         self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT, None)
+        self._predicting = True
         try:
             loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
             if loss is not None and not self._batch_has_loss:
@@ -311,7 +324,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
                 with torch.no_grad(), self.compute_loss_context_manager():
                     loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
         finally:
-            self._weight_of_evaluation = None
+            self._predicting, self._weight_of_evaluation = False, None
         if loss is not None and self._own_loss is not None and self._evaluation is not None:
             own_loss, rows = self._own_loss
             added = (loss.mean() - own_loss).where(own_loss.isfinite(), 0.0)

@@ -19,6 +19,13 @@ from hf_losses.training.reports.machine import emulates_bfloat16
 
 logger = logging.getLogger(__name__)
 
+# What recipes cannot do without, and would find out only after an epoch.
+WHOLE_PREDICTIONS = (
+    ("prediction_loss_only", True, "its predictions"),
+    ("eval_do_concat_batches", False, "the predictions of all batches in one"),
+    ("batch_eval_metrics", True, "the predictions of all batches at once"),
+)
+
 
 @dataclass
 class RecipeTrainingArguments(LossTrainingArguments):
@@ -52,6 +59,12 @@ class RecipeTrainingArguments(LossTrainingArguments):
                 "--bf16: this processor has no instructions for bfloat16, so training takes many "
                 "times as long as without --bf16"
             )
+        for name, value, needed in WHOLE_PREDICTIONS:
+            if getattr(self, name) == value:
+                raise UsageError(
+                    f"--{name} {str(value).lower()}: the metrics of a recipe are made of "
+                    f"{needed}; leave it out"
+                )
         launcher_variables = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)
         if (
             launcher_variables

@@ -1,0 +1,1 @@
+"""What the recipes share: their arguments, and the steps around Trainer's."""

@@ -1,0 +1,47 @@
+"""What Trainer has logged of a run: its metrics, without times, speeds and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def is_metric(key: str) -> bool:
+    """Whether an entry says how good a model is, not what the computation took."""
+    took = key.endswith(("_runtime", "_per_second", "_time"))
+    return not took and "_mem_cpu_" not in key and "_mem_gpu_" not in key
+
+
+def final_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The metrics of each set without its name, which prefixes their keys in what Trainer reports.
+
+    Args:
+        metrics: What `Trainer.predict` reported, by name of the set.
+    """
+    return {
+        name: {key.removeprefix(f"{name}_"): value for key, value in values.items()}
+        for name, values in (
+            (name, {key: value for key, value in entries.items() if is_metric(key)})
+            for name, entries in metrics.items()
+        )
+    }
+
+
+def history(log: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[dict[str, float]]:
+    """The evaluations on the first validation set during the training.
+
+    Args:
+        log: `log_history` of the trainer's state.
+        names: The names of the sets, the first validation set first.
+    """
+    more_sets = [name for name in names if name.startswith("validation")][1:]
+    prefix = f"eval_{names[0]}_" if more_sets else "eval_"
+    evaluations = []
+    for entry in log:
+        scores = {
+            key.removeprefix(prefix): value
+            for key, value in entry.items()
+            if key.startswith(prefix) and is_metric(key)
+        }
+        if scores:
+            evaluations.append({"step": entry["step"], "epoch": entry["epoch"], **scores})
+    return evaluations
