@@ -61,11 +61,8 @@ def collect(folder: Path) -> Results:
         versions=facts.versions or {},
         hardware=facts.hardware or {},
         # Runs of one comparison may have been made by several machines or installations.
-        same_everywhere=all(
-            _agree(run_facts.versions, facts.versions)
-            and _agree(run_facts.hardware, facts.hardware)
-            for run_facts in reported
-        )
+        same_everywhere=_agree([run_facts.versions for run_facts in reported])
+        and _agree([run_facts.hardware for run_facts in reported])
         and len({run_facts.inputs for run_facts in reported if run_facts.inputs}) < 2,
         tuned={loss: tuning for loss, tuning in best.items() if tuning},
         runs=records,
@@ -73,10 +70,13 @@ def collect(folder: Path) -> Results:
     )
 
 
-def _agree(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Whether what both records name is the same; later versions of this package name more."""
-    one, other = one or {}, other or {}
-    return bool(one) == bool(other) and all(one[key] == other[key] for key in one.keys() & other)
+def _agree(records: Sequence[Mapping[str, Any] | None]) -> bool:
+    """Whether all records say the same; those of later versions of this package name more."""
+    named = [record for record in records if record]
+    keys = {key for record in named for key in record}
+    return len(named) in (0, len(records)) and all(
+        len({repr(record[key]) for record in named if key in record}) == 1 for key in keys
+    )
 
 
 def best_trial(plan: Plan, loss: str, records: Iterable[RunRecord]) -> Tuning | None:

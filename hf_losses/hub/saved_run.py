@@ -106,7 +106,7 @@ def check_record(folder: str | os.PathLike[str]) -> None:
     else:
         callbacks = read_object(state).get("stateful_callbacks", {}) if state.is_file() else {}
         other = "none" if callbacks and STATE_KEY not in callbacks else None
-        if other is None and STATE_KEY not in callbacks:
+        if other is None:
             logger.warning(
                 "%s names no loss, which LossTrainer would have written into it: the %r of %s may "
                 "be that of an earlier training",

@@ -195,9 +195,9 @@ class _SwappedLoss(LossMixin):
                     "super().training_step, or take that out"
                 )
 
-    def check_same_loss(self, checkpoint: str) -> None:
+    def _check_saved_loss(self, checkpoint: str, saved_loss: dict[str, Any]) -> None:
         try:
-            super().check_same_loss(checkpoint)
+            super()._check_saved_loss(checkpoint, saved_loss)
         except ValueError as error:
             self.swap.refuse(str(error))
 
@@ -211,6 +211,10 @@ class _SwappedLoss(LossMixin):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         with self._refusing():
             return super()._init_training_state(*args, **kwargs)
+
+    def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> Any:
+        with self._refusing():
+            return super()._get_num_items_in_batch(*args, **kwargs)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -107,7 +107,10 @@ class SavingMixin(_Base):  # type: ignore[misc]
             checkpoint: Folder of the checkpoint.
         """
         # A checkpoint of the stock Trainer was trained with the built-in loss.
-        saved_loss = loss_of_checkpoint(checkpoint) or {"name": builtin_loss(self._wrapped.core)}
+        builtin = {"name": builtin_loss(self._wrapped.core)}
+        self._check_saved_loss(checkpoint, loss_of_checkpoint(checkpoint) or builtin)
+
+    def _check_saved_loss(self, checkpoint: str, saved_loss: dict[str, Any]) -> None:
         if chosen(saved_loss) != chosen(self.loss_config) and not getattr(
             self.args, "allow_loss_change", False
         ):

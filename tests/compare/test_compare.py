@@ -19,7 +19,7 @@ from filelock import FileLock
 
 import hf_losses
 from hf_losses.cli.main import main
-from hf_losses.compare import tuning
+from hf_losses.compare import experiment, tuning
 from hf_losses.compare.engines import guard
 from hf_losses.compare.engines.local_pool import environments
 from hf_losses.compare.engines.pool import failure
@@ -244,6 +244,14 @@ def test_a_record_that_names_more_of_the_same_machine_is_no_other(tmp_path, more
     record.write_text(json.dumps(content))
     main(command(folder))
     assert ("runs differ in versions, hardware" in (folder / "table.md").read_text()) == told
+
+
+def test_machines_are_compared_with_each_other_too():
+    old, one, other = {"cpu_count": 2}, {"cpu_count": 2, "cpu": "a"}, {"cpu_count": 2, "cpu": "b"}
+    assert experiment._agree([old, one, one])
+    assert not experiment._agree([old, one, other])
+    assert not experiment._agree([old, None])
+    assert experiment._agree([None, None])
 
 
 def test_a_record_that_is_damaged_is_made_again(tmp_path):

@@ -53,16 +53,17 @@ def test_a_record_that_another_training_left_behind_is_not_believed(saved):
     assert load_loss(folder).spec.name == "strict_l"
 
 
-@pytest.mark.parametrize("state", [True, False], ids=["state", "no state"])
+@pytest.mark.parametrize("state", [(1, 1), (0, 0), (1, 0)], ids=str)
 def test_a_stock_training_in_the_folder_of_one_before(tmp_path, caplog, state):
-    for cls, make in ((LossTrainer, tiny.arguments), (Trainer, tiny.arguments)):
+    for cls, saves in zip((LossTrainer, Trainer), state, strict=True):
         settings = {"loss": "strict_l"} if cls is LossTrainer else {}
-        trainer = cls(tiny.bert(), make(tmp_path), train_dataset=tiny.texts(), **settings)
+        args = tiny.arguments(tmp_path)
+        trainer = cls(tiny.bert(), args, train_dataset=tiny.texts(), **settings)
         trainer.train()
         trainer.save_model()
-        if state:
+        if saves:
             trainer.save_state()
-    if state:
+    if state[1]:
         with pytest.raises(ValueError, match="loss none: another training has saved its model"):
             load_loss(tmp_path)
     else:  # It may be a part of a user's own model, whose record this is.

@@ -255,7 +255,7 @@ MODELS = {"llama": tiny.causal_lm, "tied": gpt2, "lora": adapted}
 SETTINGS = {
     "plain": {},
     "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
-    "warm-up": {"loss_warmup_steps": 4},
+    "warm-up": {"loss_warmup_steps": 3},
 }
 
 

@@ -621,6 +621,10 @@ def test_all_rows_are_scored_whatever_the_loader_drops(run, files):
     whole, _ = run(*files, name="whole")
     assert result["metrics"]["validation"] == pytest.approx(whole["metrics"]["validation"])
     assert not [key for entry in result["history"] for key in entry if "mem_" in key]
+    # The first report of an evaluation alone also has what the model took.
+    test = ("--test_file", files[3], "--skip_memory_metrics", "false", "--do_train", "false")
+    alone, _ = run(*files, *test, model=str(out), name="alone")
+    assert alone["metrics"]["validation"] == pytest.approx(result["metrics"]["validation"])
     arguments = json.loads((out / "training_args.json").read_text())
     assert arguments["train_sampling_strategy"] == "group_by_length"
 

@@ -121,7 +121,7 @@ class MyTrainer(Weighted):
 """
 FALLS_BACK = """
     try:
-        trainer.train(resume_from_checkpoint=True)
+        trainer.train(resume_from_checkpoint={})
     except ValueError:
         trainer.train()
 """
@@ -243,7 +243,8 @@ USED = {
     "smoothing": (script(options="label_smoothing_factor=0.1"), PARTS | {"label_smoothing": 0.1}),
     "model_init": (script(model="None", more="model_init=lambda: tiny.bert()"), PARTS),
     "exit": (script(main="sys.exit(main())"), PARTS),
-    "falls_back": (script(train=FALLS_BACK), PARTS),
+    "falls_back": (script(train=FALLS_BACK.format("True")), PARTS),
+    "falls_back_from": (script(train=FALLS_BACK.format("'out/checkpoint-9'")), PARTS),
     "same": (
         script("from hf_losses import LossTrainer", "LossTrainer", more="loss='strict_m_power'"),
         PARTS,
@@ -314,8 +315,15 @@ WORDS = script(
     train="[trainer.train(), *(trainer.evaluate(trainer.train_dataset) for _ in range(2))]",
 )
 WARMUP = script(options="max_steps=2, learning_rate=0.0")
+MORE_LABELS = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def get_train_dataloader(self):
+        return [row | {"label_ids2": row["labels"]} for row in super().get_train_dataloader()]
+"""
 # By name: the script, and what the error must say.
 REFUSED = {
+    "more_labels": (script(MORE_LABELS, "MyTrainer"), r"the batch has also label_ids2"),
     "own": (script(OWN, "MyTrainer"), r"Weighted\.compute_loss \(.*script\.py:\d+\) computes an"),
     "func": (script(more="compute_loss_func=main"), r"a compute_loss_func \(.*script\.py:\d+\);"),
     "patched": (script(PATCHED), r"Trainer\.compute_loss \(.*script\.py:\d+\) computes another"),

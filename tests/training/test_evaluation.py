@@ -34,6 +34,35 @@ def test_a_loss_of_the_users_stays_as_with_the_stock_trainer(tmp_path):
     assert trainer.compute_metrics is keywords["compute_metrics"]
 
 
+class Accuracy:
+    """As transformers' own examples of `batch_eval_metrics`: a batch may have no metrics yet."""
+
+    kind = "accuracy"
+
+    def __init__(self):
+        self.right = []
+
+    def __call__(self, predicted, compute_result=True):
+        self.right += (predicted.predictions.argmax(-1) == predicted.label_ids).tolist()
+        return {"accuracy": float(np.mean(self.right))} if compute_result else None
+
+
+class ReadsIt(LossTrainer):
+    def prediction_step(self, *args, **kwargs):
+        assert self.compute_metrics.kind == "accuracy"
+        return super().prediction_step(*args, **kwargs)
+
+
+def test_metrics_of_batches(tmp_path):
+    data, found = tiny.texts(8), []
+    for cls in (Trainer, ReadsIt):
+        settings = {"batch_eval_metrics": True, "per_device_eval_batch_size": 3}
+        args = tiny.arguments(tmp_path, TrainingArguments, **settings)
+        trainer = cls(tiny.bert(), args, eval_dataset=data, compute_metrics=Accuracy())
+        found.append(trainer.evaluate()["eval_accuracy"])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("model", "label"),
     [

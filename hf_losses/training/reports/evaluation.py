@@ -192,6 +192,25 @@ def rows_of_last_batch(accelerator: Any, size: int, *, tensor_parallel: bool) ->
     return int(max(0, state.remainder - accelerator.process_index * size))
 
 
+class _Noted:
+    """A user's `compute_metrics`, of which the names of its metrics are noted.
+
+    Args:
+        function: It may have attributes of its own.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.names = function, set[str]()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        metrics = self.function(*args, **kwargs)
+        self.names.update(metrics or ())  # None of a batch whose metrics come with the last one.
+        return metrics
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.function, name)
+
+
 class EvaluationMixin(_Base):  # type: ignore[misc]
     """Evaluates with the loss of the trainer, and reports the task's baseline beside it.
 
@@ -242,13 +261,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         around, evaluation = self._evaluation, EvaluationLosses()
         self._evaluation = evaluation
         compute_metrics = self.compute_metrics
-        users: set[str] = set()
-
-        def noted(*args: Any, **kwargs: Any) -> dict[str, float]:
-            metrics: dict[str, float] = compute_metrics(*args, **kwargs)
-            users.update(metrics)
-            return metrics
-
+        noted = _Noted(compute_metrics)
         try:
             self.compute_metrics = compute_metrics and noted
             output = super().evaluation_loop(
@@ -258,7 +271,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
             prefix = metric_key_prefix
             finite_only = self.args.logging_nan_inf_filter
             losses = evaluation.metrics(self.accelerator, finite_only=finite_only)
-            if losses and "loss" not in users:
+            if losses and "loss" not in noted.names:
                 # Trainer's mean weighs batches by their rows, however many items they have.
                 output.metrics[f"{prefix}_loss"] = losses["loss"]
                 self._added |= {f"{prefix}_loss"}
