@@ -233,6 +233,8 @@ def load_loss(
                 f"cannot read {LOSS_FILE} of {folder!r}, which is written beside a model that "
                 f"LossTrainer trained: {error}"
             ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
+        raise UsageError(f"the record of the loss of {folder!r} is damaged: it names no loss")
     if ":" in config["name"]:
         raise UsageError(
             f"{folder!r} was trained with {config['name']}, a loss without a registered name; "

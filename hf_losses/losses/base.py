@@ -178,6 +178,18 @@ class LossModule(nn.Module):
         self.reduction = reduction
         self._params = self.spec.resolve(params, self.options)
         self._function = functools.partial(self.spec.function, **self._params)
+        self._check_function()
+
+    def _check_function(self) -> None:
+        """Refuses a registered function that returns no derivative: rows could be taken for it."""
+        x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64, device="cpu")
+        returned = self.spec.function(x, **self._params)
+        pair = isinstance(returned, tuple) and len(returned) == 2
+        if not pair or any(getattr(part, "shape", None) != x.shape for part in returned):
+            raise UsageError(
+                f"the function of loss {self.spec.name!r} must return its value and its "
+                "derivative, two tensors like its argument"
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses to change what the loss was built from, which would have no effect, or half."""

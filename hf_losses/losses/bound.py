@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from hf_losses.losses.margin import gradient_weight, value_and_weight
 from hf_losses.losses.registry import LossSpec
 
+MOST_IN_FLOAT16 = 2.0**20
+
 
 @dataclass(frozen=True, eq=False)
 class BoundedLoss:
@@ -60,6 +62,13 @@ class BoundedLoss:
         """The largest gradient weight that an item can have; full forms weigh a class twice."""
         most = self.max_weight if self.spec.has_max_weight else 1.0
         return 2 * most if self.spec.is_full else most
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether a dtype holds gradients that are made in forward, the smallest with the largest.
+
+        Float16 ends at 65,504, and what is scaled down to that must not round the others away.
+        """
+        return dtype != torch.float16 or self.steepest <= MOST_IN_FLOAT16
 
     def _exceeds(self, margin: float) -> bool:
         m = torch.tensor(margin, dtype=torch.float64, device="cpu")

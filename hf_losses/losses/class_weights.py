@@ -52,9 +52,9 @@ def exact_class_weights(weight: Any) -> Tensor:
     """Class weights in the precision they were given in: `[C]`, float64, on the CPU."""
     values = as_json(weight)
     try:
-        numbers = torch.tensor(values, dtype=torch.float64)
+        numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):  # Text, a dict, ragged rows, ….
-        numbers = torch.full((), math.nan)
+        numbers = torch.full((), math.nan, device="cpu")
     else:
         values = numbers.tolist()
     if numbers.dim() == 1 and len(numbers) and ((numbers >= 0) & numbers.float().isfinite()).all():

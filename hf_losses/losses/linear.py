@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_losses.losses.base import Weighting, checked_item_weight
+from hf_losses.losses.bound import MOST_IN_FLOAT16
 from hf_losses.losses.fused import triton_launch
 from hf_losses.losses.fused.chunk import DTYPES, Chunk, Kernel, chunk_rows, may_wait
 from hf_losses.losses.fused.function import multiply_
@@ -215,7 +216,8 @@ def linear_loss(
         count: Divisor of a mean; by default the number of targets that are not ignored, or the sum
             of their class weights.
         item_weight: `[...]`, one finite, non-negative number per target; see `ClassificationLoss`.
-        **params: Of the loss, as for `get_loss`, if it is given by name.
+        **params: Of the loss, as for `get_loss`, if it is given by name; class weights, whose name
+            is taken here, by `loss=get_loss(name, weight=...)`.
 
     Returns:
         A scalar, float32. Its gradients are made in the forward pass, once: there is no second
@@ -237,10 +239,11 @@ def linear_loss(
             f"hidden is {hidden.dtype} and weight {weight.dtype}; both must be the same, one of "
             f"{', '.join(map(str, DTYPES))} (for float64 take get_loss of the logits)"
         )
-    if hidden.dtype == torch.float16 and criterion._function.steepest == math.inf:
+    if not criterion._function.fits(hidden.dtype):
         raise UsageError(
-            "float16 cannot hold the gradients of a loss without a bound, which are made in the "
-            "forward pass: give the loss a max_weight, or take bfloat16"
+            "float16 cannot hold the gradients of a loss whose weights go up to "
+            f"{criterion._function.steepest:g}, which are made in the forward pass: give the loss "
+            f"a max_weight of at most {MOST_IN_FLOAT16 / 2:g}, or take bfloat16"
         )
     if weight.dim() != 2 or len(weight) < 2 or hidden.shape[-1:] != weight.shape[1:]:
         raise UsageError(

@@ -94,7 +94,8 @@ class ClassificationLoss(LossModule):
         self.label_smoothing = as_number(name, "label_smoothing", label_smoothing)
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise UsageError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
-        self.max_weight = as_number(name, "max_weight", max_weight)
+        number = as_number(name, "max_weight", max_weight)
+        self.max_weight = math.inf if number > torch.finfo(torch.float32).max else number
         if not self.max_weight > 0:
             raise UsageError(f"max_weight must be positive (inf allowed), got {max_weight!r}")
         self._exact_weights = None if weight is None else ExactWeights(weight)
@@ -249,8 +250,8 @@ class ClassificationLoss(LossModule):
         divisor = of_class.sum()
         if not self.label_smoothing:
             return self._reduce(self._item_losses(z, target, scale), divisor, weighting.count)
-        if weighting.items is not None:
-            mask = mask & (weighting.items != 0)
+        mask = mask if weighting.items is None else mask & (weighting.items != 0)
+        z = z.where(mask.unsqueeze(-1), 0.0)  # Backward would multiply a NaN there by 0.
         share = self._smooth(one_hot(z, target).where(mask.unsqueeze(-1), 0.0))
         losses = weighting.times(self._all_classes(z, share, weighting.classes))
         # Smoothing gives items whose own class weighs 0 a loss too; the mean of such alone is 0.
@@ -273,21 +274,19 @@ class ClassificationLoss(LossModule):
 
     def _item_losses(self, logits: Tensor, target: Tensor, scale: Tensor) -> Tensor:
         """The losses of the items, times their scale, as PyTorch differentiates them."""
-        z = upcast(logits)
         mask = scale != 0
+        z = upcast(logits).where(mask.unsqueeze(-1), 0.0)
         if self.spec.is_full:
             share = one_hot(z, target).where(mask.unsqueeze(-1), 0.0)
             return scale * self._all_classes(z, share, None)
-        # The where inside keeps an ignored item from sending back 0 · inf.
-        return scale * self._scalar(class_margin(z, target).where(mask, 0.0))
+        return scale * self._scalar(class_margin(z, target))
 
     def _is_fused(self, logits: Tensor) -> bool:
         """Whether a kernel computes value and gradient at once: the only place to decide it."""
         return (
             self.kernel is not None
             and logits.dtype in DTYPES
-            # Made in forward, gradients without a bound do not fit into float16.
-            and (logits.dtype != torch.float16 or self._function.steepest < math.inf)
+            and self._function.fits(logits.dtype)
             and not torch.compiler.is_compiling()
             and not torch._C._are_functorch_transforms_active()
             and forward_ad._current_level < 0  # Not within a dual_level; unpack_dual takes longer.
@@ -338,6 +337,7 @@ class ClassificationLoss(LossModule):
         self._check_ignore_index()
         mask = target[..., 0] != self.ignore_index
         kept = mask if weighting.items is None else mask & (weighting.items != 0)
+        z = z.where(kept.unsqueeze(-1), 0.0)
         share = self._smooth(target.to(z.dtype).where(kept.unsqueeze(-1), 0.0))
         losses = weighting.times(self._all_classes(z, share, weighting.classes))
         return self._reduce(losses, mask.sum(), weighting.count)
@@ -354,7 +354,7 @@ class ClassificationLoss(LossModule):
         yes = yes * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = self._weighted_sum(z.where(kept, 0.0), yes, 1 - yes) + propagate_nan(z)
         losses = losses if weighting.classes is None else losses * weighting.classes
-        return self._reduce(weighting.times(losses).where(mask, 0.0), mask.sum(), weighting.count)
+        return self._reduce(weighting.times(losses).where(kept, 0.0), mask.sum(), weighting.count)
 
     def _smooth(self, share: Tensor) -> Tensor:
         total = share.sum(-1, keepdim=True) if self.label_smoothing else 0.0

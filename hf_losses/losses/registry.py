@@ -20,6 +20,11 @@ from hf_losses.messages import UsageError, nearest
 IGNORE_INDEX = -100  # The label of what has no loss, as in PyTorch and transformers.
 KINDS = ("neutral", "strict", "liberal", "mixed", "robust")
 TASKS = ("classification", "regression")
+# What every loss takes beside its own parameters.
+OPTIONS = (
+    *("name", "reduction", "ignore_index", "weight", "label_smoothing", "max_weight"),
+    *("problem_type", "overwrite_logits"),
+)
 PAPER = f"Noel et al. 2023, {citation.PAPER}"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -110,6 +115,17 @@ class LossSpec:
                 f"loss {self.name!r}: kind must be one of {KINDS} and task one of {TASKS}, "
                 f"got kind={self.kind!r}, task={self.task!r}"
             )
+        for name, parameter in self.parameters.items():
+            if not isinstance(parameter, LossParameter):
+                raise UsageError(
+                    f"loss {self.name!r}: parameter {name!r} must be a LossParameter, such as "
+                    f"LossParameter(default={parameter!r}, help='what it does')"
+                )
+            if name in OPTIONS:
+                raise UsageError(
+                    f"loss {self.name!r}: {name!r} is an option of every loss; name the parameter "
+                    "otherwise"
+                )
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:

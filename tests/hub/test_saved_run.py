@@ -100,6 +100,15 @@ def test_what_cannot_be_given_back_is_said(saved, tmp_path):
         load_loss("no such name")
 
 
+@pytest.mark.parametrize("record", ['{"alpha": 1}', "[]", "null", '{"name": null}', '"dft"'])
+@pytest.mark.parametrize("file", ["hf_losses.json", "config.json"])
+def test_a_record_that_is_damaged_is_an_error(tmp_path, file, record):
+    content = record if file == "hf_losses.json" else f'{{"hf_losses": {record}}}'
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match="is damaged: it names no loss"):
+        load_loss(tmp_path)
+
+
 @pytest.fixture
 def reachable(hub, monkeypatch, tmp_path):
     """Downloads come from the stand-in, or from a server that does not exist."""

@@ -165,7 +165,7 @@ def test_ignored_rows_are_not_touched():
         (
             {"loss": "strict_l", "max_weight": torch.inf}
             | dict(zip(("hidden", "weight"), example(torch.float16)[:2], strict=True)),
-            "float16 cannot hold the gradients of a loss without a bound",
+            "float16 cannot hold the gradients of a loss whose weights go up to inf",
         ),
         ({"weight": torch.zeros(CLASSES, HIDDEN, dtype=torch.float64)}, "both must be the same"),
         ({"weight": torch.zeros(CLASSES, HIDDEN + 1)}, "does not fit weight of shape"),

@@ -22,6 +22,7 @@ from hf_losses import (
     list_losses,
     register_loss,
 )
+from hf_losses.losses import registry
 from hf_losses.losses.registry import parse_loss_kwargs
 
 ROOT = Path(__file__).parents[2]
@@ -383,3 +384,26 @@ def test_a_number_too_large_for_a_float_is_refused():
         get_loss("focal", gamma=10**400)
     with pytest.raises(ValueError, match="must be a JSON object"):
         parse_loss_kwargs("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"a": 2.0}, "parameter 'a' must be a LossParameter, such as LossParameter(default=2.0"),
+        ({"weight": LossParameter(2.0, "x")}, "'weight' is an option of every loss"),
+    ],
+)
+def test_parameters_that_could_not_be_given_are_refused(parameters, message):
+    register = register_loss("new", kind="liberal", formula="1 - p", parameters=parameters)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        register(torch.relu)
+    assert "new" not in list_losses()
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("returned", [torch.sigmoid, lambda m: (m, m.sum()), lambda m: (m,)])
+def test_a_function_without_a_derivative_is_refused(monkeypatch, task, returned):
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    register_loss("new", kind="liberal", formula="1 - p", task=task)(returned)
+    with pytest.raises(ValueError, match="must return its value and its derivative, two tensors"):
+        get_loss("new")

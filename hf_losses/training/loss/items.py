@@ -82,7 +82,7 @@ def items_of(labels: Tensor, problem: str | None) -> Tensor:
         return torch.zeros_like(labels)
     if problem == SINGLE_LABEL and labels.is_floating_point():
         return labels[..., 0]
-    return labels
+    return labels.long() if labels.dtype == torch.uint8 else labels  # Where -100 would be 156.
 
 
 def item_mask(labels: Tensor, problem: str | None) -> Tensor:
