@@ -172,7 +172,7 @@ def main(argv=None):
     except UsageError as error:
         parser.error(str(error))
 
-    training, metrics = train_and_save(trainer) if args.do_train else {}, {}
+    training, metrics = train_and_save(trainer, parser) if args.do_train else {}, {}
     for name in [name for name in sets if name != "train"]:
         metrics[name] = predict_in_order(trainer, sets[name], name).metrics
     for name, test_prompts in prompts.items():

@@ -106,7 +106,7 @@ def main(argv=None):
     except UsageError as error:
         parser.error(str(error))
 
-    training, metrics = train_and_save(trainer) if args.do_train else {}, {}
+    training, metrics = train_and_save(trainer, parser) if args.do_train else {}, {}
     tests = data.sets("test")
     for name, split in (data.sets("validation") | tests).items():
         output = predict_in_order(trainer, split, name)

@@ -171,7 +171,7 @@ def main(argv=None):
     except UsageError as error:
         parser.error(str(error))
 
-    training, metrics = train_and_save(trainer) if args.do_train else {}, {}
+    training, metrics = train_and_save(trainer, parser) if args.do_train else {}, {}
     for name, images in (validation | tests).items():
         output = predict_in_order(trainer, images, name)
         metrics[name] = output.metrics

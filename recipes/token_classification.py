@@ -153,7 +153,7 @@ def main(argv=None):
                 "windows that overlap: no word is lost, but an entity across two counts as two   "
                 "[--max_length]"
             )
-    training, metrics = train_and_save(trainer) if args.do_train else {}, {}
+    training, metrics = train_and_save(trainer, parser) if args.do_train else {}, {}
     tests = data.sets("test")
     for name, split in (data.sets("validation") | tests).items():
         output = predict_in_order(trainer, windows[name], name)

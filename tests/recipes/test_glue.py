@@ -642,6 +642,12 @@ def test_refuses_what_would_leave_no_predictions_to_score(refused, files, option
     assert f"--{option} {value}: the metrics of a recipe" in refused(*files, f"--{option}", value)
 
 
+def test_a_training_that_cannot_begin_leaves_the_finished_run(run, files, refused):
+    run(*files)
+    message = refused(*files, "--loss", "liberal_circle", "--loss_warmup_steps", "500")
+    assert "loss_warmup_steps=500 is more than the 2 steps of this training" in message
+
+
 class Signal(TrainerCallback):
     """Asks for a checkpoint as SIGTERM does, but for the seconds that Trainer waits."""
 

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from typing import Any
 
 import torch.distributed as dist
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 
+from hf_losses.messages import UsageError
 from hf_losses.training import output_folder
 
 
-def train_and_save(trainer: Trainer) -> dict[str, float]:
+class _Clear(TrainerCallback):  # type: ignore[misc]
+    """Removes the finished run in the folder once another one begins, and nothing can refuse it."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.done = trainer, False
+
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        # A training with auto_find_batch_size begins several times.
+        if args.should_save and not self.done:
+            output_folder.clear(self.trainer)
+        self.done = True
+
+
+def train_and_save(trainer: Trainer, parser: ArgumentParser) -> dict[str, float]:
     """Trains from the start or from a checkpoint, and saves the model and the trainer's state.
 
     Args:
         trainer: With the checkpoint to resume from in its arguments.
+        parser: Whose `error` says what does not fit, if that is seen before the training begins;
+            nothing is removed then.
 
     Returns:
         What `Trainer.train` reported.
@@ -24,10 +41,14 @@ def train_and_save(trainer: Trainer) -> dict[str, float]:
         SystemExit: If a signal has ended the training (`--enable_jit_checkpoint`): it is not done,
             and must not leave a result.
     """
-    args = trainer.args
-    if args.should_save:
-        output_folder.clear(trainer)
-    metrics: dict[str, float] = trainer.train(args.resume_from_checkpoint).metrics
+    args, clear = trainer.args, _Clear(trainer)
+    trainer.add_callback(clear)
+    try:
+        metrics: dict[str, float] = trainer.train(args.resume_from_checkpoint).metrics
+    except UsageError as error:
+        if clear.done:
+            raise
+        parser.error(str(error))
     state = trainer.state
     if args.enable_jit_checkpoint and state.global_step < state.max_steps:
         raise SystemExit(
