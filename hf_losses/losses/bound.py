@@ -71,8 +71,9 @@ class BoundedLoss:
         return dtype != torch.float16 or self.steepest <= MOST_IN_FLOAT16
 
     def _exceeds(self, margin: float) -> bool:
-        m = torch.tensor(margin, dtype=torch.float64, device="cpu")
-        return bool(gradient_weight(self.unbounded, m) > self.max_weight)
+        with torch.device("cpu"):
+            m = torch.tensor(margin, dtype=torch.float64)
+            return bool(gradient_weight(self.unbounded, m) > self.max_weight)
 
     def unbounded(self, m: Tensor) -> tuple[Tensor, Tensor]:
         """Value and derivative of the loss by the margin, by its formula."""

@@ -106,8 +106,9 @@ def kind_of(spec: LossSpec, params: Mapping[str, float]) -> str:
         return spec.kind
     if spec.is_full or spec.task != "classification":
         return spec.kind
-    p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64, device="cpu")
-    steps = gradient_weight(partial(spec.function, **params), p.logit()).log().diff()
+    with torch.device("cpu"):
+        p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+        steps = gradient_weight(partial(spec.function, **params), p.logit()).log().diff()
     rises, falls = bool((steps > 1e-9).any()), bool((steps < -1e-9).any())
     if rises and falls:
         return "mixed"

@@ -20,7 +20,7 @@ from hf_losses.messages import UsageError, nearest
 IGNORE_INDEX = -100  # The label of what has no loss, as in PyTorch and transformers.
 KINDS = ("neutral", "strict", "liberal", "mixed", "robust")
 TASKS = ("classification", "regression")
-# What every loss takes beside its own parameters.
+# What `get_loss` takes beside a loss's own parameters; a test compares it with the signature.
 OPTIONS = (
     *("name", "reduction", "ignore_index", "weight", "label_smoothing", "max_weight"),
     *("problem_type", "overwrite_logits"),
@@ -123,7 +123,7 @@ class LossSpec:
                 )
             if name in OPTIONS:
                 raise UsageError(
-                    f"loss {self.name!r}: {name!r} is an option of every loss; name the parameter "
+                    f"loss {self.name!r}: {name!r} is an option of get_loss; name the parameter "
                     "otherwise"
                 )
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))

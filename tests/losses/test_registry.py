@@ -390,7 +390,7 @@ def test_a_number_too_large_for_a_float_is_refused():
     ("parameters", "message"),
     [
         ({"a": 2.0}, "parameter 'a' must be a LossParameter, such as LossParameter(default=2.0"),
-        ({"weight": LossParameter(2.0, "x")}, "'weight' is an option of every loss"),
+        ({"weight": LossParameter(2.0, "x")}, "'weight' is an option of get_loss"),
     ],
 )
 def test_parameters_that_could_not_be_given_are_refused(parameters, message):
@@ -398,6 +398,23 @@ def test_parameters_that_could_not_be_given_are_refused(parameters, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         register(torch.relu)
     assert "new" not in list_losses()
+
+
+def test_the_options_of_get_loss_are_those_of_its_signature():
+    assert set(registry.OPTIONS) == {"name", *ClassificationLoss.options}
+
+
+def test_a_function_with_constants_is_built_on_meta(monkeypatch):
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+
+    def function(m, scale):
+        p = torch.sigmoid(m)
+        return [torch.tensor(1.0) - p, -scale * p * torch.sigmoid(-m)]
+
+    parameters = {"scale": LossParameter(1.0, "x")}
+    register_loss("new", kind="strict", formula="1 - p", parameters=parameters)(function)
+    with torch.device("meta"):
+        assert get_loss("new", scale=2.0).kind == "liberal"
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])

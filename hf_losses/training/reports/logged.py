@@ -18,11 +18,8 @@ def final_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[
         metrics: What `Trainer.predict` reported, by name of the set.
     """
     return {
-        name: {key.removeprefix(f"{name}_"): value for key, value in values.items()}
-        for name, values in (
-            (name, {key: value for key, value in entries.items() if is_metric(key)})
-            for name, entries in metrics.items()
-        )
+        name: {key.removeprefix(f"{name}_"): v for key, v in values.items() if is_metric(key)}
+        for name, values in metrics.items()
     }
 
 
