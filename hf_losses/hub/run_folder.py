@@ -51,8 +51,7 @@ def check_run(run_dir: str | os.PathLike[str]) -> None:
             "output_dir of a finished run, or call trainer.save_model() first"
         )
     for record in (path for name in RECORDS if (path := folder / name).is_file()):
-        if "name" not in read_object(record) and record.name == LOSS_FILE:
-            raise UsageError(f"{record} is damaged: it names no loss")
+        read_object(record)
     check_record(folder)
     _check_metadata(folder / "README.md")
     index = folder / SAFE_WEIGHTS_INDEX_NAME

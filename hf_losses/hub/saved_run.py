@@ -97,10 +97,12 @@ def check_record(folder: str | os.PathLike[str]) -> None:
         folder: With the record of a loss.
     """
     config, state = Path(folder, CONFIG_NAME), Path(folder, TRAINER_STATE_NAME)
+    record = read_object(Path(folder, LOSS_FILE))
+    _check_named(record, str(Path(folder, LOSS_FILE)))
     # An adapter of PEFT has no config of its own.
     if Path(folder, ADAPTER_CONFIG_NAME).is_file() or not config.is_file():
         return
-    record, named = read_object(Path(folder, LOSS_FILE)), read_object(config).get(STATE_KEY)
+    named = read_object(config).get(STATE_KEY)
     if isinstance(named, dict):
         other = repr(named.get("name")) if chosen(named) != chosen(record) else None
     else:
@@ -118,6 +120,11 @@ def check_record(folder: str | os.PathLike[str]) -> None:
             f"training has saved its model there. Remove {LOSS_FILE} if it is an earlier one's, or "
             "give the folder of one training"
         )
+
+
+def _check_named(config: Any, where: str) -> None:
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
+        raise UsageError(f"{where} is damaged: it names no loss")
 
 
 def chosen(config: dict[str, Any]) -> dict[str, Any]:
@@ -233,8 +240,7 @@ def load_loss(
                 f"cannot read {LOSS_FILE} of {folder!r}, which is written beside a model that "
                 f"LossTrainer trained: {error}"
             ) from error
-    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
-        raise UsageError(f"the record of the loss of {folder!r} is damaged: it names no loss")
+    _check_named(config, repr(folder))
     if ":" in config["name"]:
         raise UsageError(
             f"{folder!r} was trained with {config['name']}, a loss without a registered name; "
