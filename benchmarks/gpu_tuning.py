@@ -1,6 +1,6 @@
 """What the sizes in `triton_launch` and `linear` were chosen by: times on a GPU, in microseconds.
 
-    python benchmarks/gpu_tuning.py results/benchmarks
+    python benchmarks/gpu_tuning.py results/benchmarks [--parts kernels layers]
 
 Losses and gradients of logits by the kernels with other numbers of classes per read (`BLOCK`) and
 of warps, beside a copy of the logits; and `linear_loss`, forward and backward, with other numbers
@@ -77,12 +77,15 @@ def of_layers():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parts = {"kernels": of_kernels, "layers": of_layers}
+    parser.add_argument("--parts", nargs="+", choices=parts, default=tuple(parts))
+    given = parser.parse_args()
+    folder = given.folder
     facts = machine("cuda")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name("gpu_tuning", facts)
     figures = {}
-    for name, figure in itertools.chain(of_kernels(), of_layers()):
+    for name, figure in itertools.chain(*(parts[part]() for part in given.parts)):
         figures[name] = figure
         print(name, figure, flush=True)
         path.write_text(json.dumps(facts | {"figures": figures}, indent=1) + "\n", "utf-8")

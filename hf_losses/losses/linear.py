@@ -26,11 +26,11 @@ from hf_losses.losses.registry import get_spec
 from hf_losses.messages import UsageError
 
 # The fewest and the most rows that are projected together. Fewer take less memory, but more time
-# for the matrix products. In between it is the width of the hidden states: the logits are then as
-# large as the gradient of the weight.
+# for the matrix products. In between their logits and hidden states are as large as the gradient of
+# the weight in the weight's dtype, which backward makes when the logits are gone.
 ROWS = (224, 512)
 # On a GPU fewer would spend more time on adding to the gradient of the weight than on the products.
-ROWS_ON_GPU = (1024, 8192)
+ROWS_ON_GPU = (512, 8192)
 # Rows of odd widths, such as 50257, make a GPU's matrix products slower.
 ALIGNMENT = 64
 # Whether addmm takes factors in half precision and a sum in float32. Run on CUDA with PyTorch 2.11.
@@ -54,10 +54,10 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
         total.addmm_(one.float(), other.float())
 
 
-def _rows_together(hidden: Tensor) -> int:
+def _rows_together(weight: Tensor) -> int:
     """How many rows are projected together, at most."""
-    fewest, most = ROWS if may_wait(hidden) else ROWS_ON_GPU
-    return min(max(hidden.shape[1], fewest), most)
+    fewest, most = ROWS if may_wait(weight) else ROWS_ON_GPU
+    return min(max(weight.numel() // sum(weight.shape), fewest), most)
 
 
 def _in_place(kernel: Kernel, whole: Chunk, scratch: Tensor | None, size: int) -> Tensor:
@@ -113,8 +113,9 @@ class _Linear(torch.autograd.Function):
         of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
         classes, count = len(weight), len(hidden)
+        may_leave_out = scale.dim() > 0
         scale = scale.expand(count)
-        most = _rows_together(hidden)
+        most = _rows_together(weight)
         together = max(1, math.ceil(count / max(1, math.ceil(count / most))))
         width = classes if may_wait(hidden) else -(-classes // ALIGNMENT) * ALIGNMENT
         logits = hidden.new_empty(together, width)[:, :classes]
@@ -127,6 +128,8 @@ class _Linear(torch.autograd.Function):
         for start in range(0, count, together):
             part = slice(start, start + together)
             rows = hidden[part]
+            if may_leave_out:  # A scale of 0 would not remove a NaN.
+                rows = rows.where((scale[part] != 0).unsqueeze(-1), 0.0)
             z = logits[: len(rows)]
             _project(rows, weight, bias, out=z)
             if by_triton:
@@ -271,16 +274,10 @@ def linear_loss(
     rows = hidden.reshape(-1, hidden.shape[-1])
     items = checked_item_weight(item_weight, target.shape, hidden)
     items = items if items is None else items.flatten()
-    counts = flat != criterion.ignore_index
-    if not may_wait(hidden):
-        # To select the rows with a label, a GPU would wait for their number. So all are kept: the
-        # others as zeros, since their scale of 0 would not remove a NaN.
-        rows = rows.where(counts.unsqueeze(-1), 0.0)
-    elif not counts.all():
+    # To select the rows with a label, a GPU would wait for their number.
+    if may_wait(hidden) and not (counts := flat != criterion.ignore_index).all():
         rows, flat = rows[counts], flat[counts]
         items = items if items is None else items[counts]
-    if items is not None and (not may_wait(hidden) or not items.all()):
-        rows = rows.where(items.unsqueeze(-1) != 0, 0.0)  # They may hold NaN, too.
     weighting = Weighting(criterion.weight_for(hidden), items, count)
     device = hidden.device.type
     has_autocast = torch.amp.is_autocast_available(device)

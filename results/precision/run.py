@@ -1,12 +1,15 @@
 """Is bf16 faster than float32 on a CPU, and as accurate? And one thread a run rather than all?
 
-    python results/precision/run.py FOLDER
+    python results/precision/run.py DATA [--task wnut_17] [--model MODEL]
 
-FOLDER is laid out like nyu-mll/glue. MiniLM learns 2,000 phrases of SST-2 by recipes/glue.py with
-cross_entropy, as in results/which_loss/sst2, with 6 seeds in each of four ways: float32 or bf16,
-and two runs at a time with one thread each or one after the other with two threads. Two seeds are
-trained in all four ways, in turns, before the next two. Writes results.json here when all are
-done; interrupted, the same command continues.
+DATA/glue is laid out like nyu-mll/glue, and DATA/wnut_17 holds parquet files. MiniLM learns 2,000
+phrases of SST-2 by recipes/glue.py with cross_entropy, as in results/which_loss/sst2, with 6 seeds
+in each of four ways: float32 or bf16, and two runs at a time with one thread each or one after the
+other with two threads. Two seeds are trained in all ways, in turns, before the next two. Writes
+results.json here when all are done; interrupted, the same command continues.
+
+`--task wnut_17` is about time alone, since wnut_17.sh compares the accuracy: the names in 800
+tweets, as in results/which_loss/wnut_17, with one thread. Writes wnut_17/time.json.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from scipy.stats import ttest_rel
@@ -25,34 +29,70 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs" / "precision"
 PAIRS = [(1, 2), (3, 4), (5, 6)]
-FLAGS = ["--task_name", "sst2", "--max_train_samples", "2000", "--train_val_split", "0.0075"]
-FLAGS += ["--num_train_epochs", "3", "--max_length", "64", "--learning_rate", "6.325e-5"]
-FLAGS += ["--eval_strategy", "no", "--save_strategy", "no", "--use_cpu", "--disable_tqdm", "true"]
-METRICS = ("accuracy", "cross_entropy")
+COMMON = ["--num_train_epochs", "3", "--eval_strategy", "no", "--save_strategy", "no", "--use_cpu"]
+COMMON += ["--disable_tqdm", "true"]
 PRECISIONS = {"float32": [], "bf16": ["--bf16"]}
 WAYS = {f"{name}, {n} thread{'s' * (n > 1)}": (name, n) for n in (1, 2) for name in PRECISIONS}
 
 
-def train(folder: str, output: Path, seed: int, precision: str, threads: int) -> None:
+@dataclass
+class Task:
+    """What is learned: recipe, data set and flags, in how many threads, and what is compared."""
+
+    recipe: str
+    data: str
+    flags: list[str]
+    threads: tuple[int, ...]
+    metrics: tuple[str, ...]
+    file: str
+
+    @property
+    def ways(self) -> list[str]:
+        """Names in `WAYS`."""
+        return [name for name, (_, threads) in WAYS.items() if threads in self.threads]
+
+
+TASKS = {
+    "sst2": Task(
+        "glue.py",
+        "glue",
+        "--task_name sst2 --max_train_samples 2000 --train_val_split 0.0075 --max_length 64 "
+        "--learning_rate 6.325e-5".split(),
+        (1, 2),
+        ("accuracy", "cross_entropy"),
+        "results.json",
+    ),
+    "wnut_17": Task(
+        "token_classification.py",
+        "wnut_17",
+        "--max_train_samples 800 --max_eval_samples 600 --learning_rate 4e-4 "
+        "--train_sampling_strategy group_by_length".split(),
+        (1,),
+        (),
+        "wnut_17/time.json",
+    ),
+}
+
+
+def train(command: list[str], output: Path, seed: int, precision: str, threads: int) -> None:
     """Fine-tunes once, in a process of its own."""
-    command = [sys.executable, str(ROOT / "recipes" / "glue.py"), "--dataset_name", folder, *FLAGS]
-    command += [*PRECISIONS[precision], "--seed", str(seed), "--output_dir", str(output)]
+    command = [*command, *PRECISIONS[precision], "--seed", str(seed), "--output_dir", str(output)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with open(output.with_suffix(".log"), "w") as log:
         subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
 
 
-def measure(folder: str, way: str, seeds: tuple[int, int]) -> dict:
+def measure(task: Task, command: list[str], way: str, seeds: tuple[int, int]) -> dict:
     """Trains with two seeds: the wall time of both, and the result of each."""
     precision, threads = WAYS[way]
-    block = RUNS / f"{precision}-{threads}-{seeds[0]}-{seeds[1]}"
+    block = RUNS / task.data / f"{precision}-{threads}-{seeds[0]}-{seeds[1]}"
     found = block / "block.json"
     if not found.exists():
         block.mkdir(parents=True, exist_ok=True)
         begin = time.perf_counter()
         with ThreadPoolExecutor(2 // threads) as pool:
             jobs = [
-                pool.submit(train, folder, block / f"seed-{seed}", seed, precision, threads)
+                pool.submit(train, command, block / f"seed-{seed}", seed, precision, threads)
                 for seed in seeds
             ]
             for job in jobs:
@@ -62,24 +102,23 @@ def measure(folder: str, way: str, seeds: tuple[int, int]) -> dict:
         scores = [result["metrics"]["test"] for result in results]
         content = {
             "seconds_per_run": round(wall / len(seeds), 1),
-            "accuracy": [score["accuracy"] for score in scores],
-            "cross_entropy": [score["cross_entropy"] for score in scores],
+            **{metric: [score[metric] for score in scores] for metric in task.metrics},
             "versions": results[0]["versions"],
             "hardware": results[0]["hardware"],
         }
         found.write_text(json.dumps(content))
-        print(way, seeds, content["seconds_per_run"], "s", content["accuracy"], flush=True)
+        print(way, seeds, content["seconds_per_run"], "s", flush=True)
     return json.loads(found.read_text())
 
 
-def compared(blocks: dict[str, list[dict]], way: str, other: str) -> dict:
+def compared(blocks: dict[str, list[dict]], way: str, other: str, metrics: tuple) -> dict:
     """Time of one way over that of another, and their difference by seed with its 95 % interval."""
     ratios = [
         one["seconds_per_run"] / two["seconds_per_run"]
         for one, two in zip(blocks[way], blocks[other], strict=True)
     ]
     entry: dict = {"time": {"median_ratio": statistics.median(ratios), "ratios": ratios}}
-    for metric in METRICS:
+    for metric in metrics:
         values = [
             [value for block in blocks[name] for value in block[metric]] for name in (way, other)
         ]
@@ -92,12 +131,19 @@ def compared(blocks: dict[str, list[dict]], way: str, other: str) -> dict:
 def main() -> None:
     """Measures all ways in turns."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", help="laid out like nyu-mll/glue")
-    folder = str(Path(parser.parse_args().folder).resolve())
-    blocks: dict[str, list[dict]] = {way: [] for way in WAYS}
+    parser.add_argument("folder", type=Path, help="holds glue and wnut_17")
+    parser.add_argument("--task", choices=TASKS, default="sst2")
+    parser.add_argument("--model", help="another one than the recipe's")
+    given = parser.parse_args()
+    task = TASKS[given.task]
+    model = ["--model_name_or_path", given.model] if given.model else []
+    data = str(given.folder.resolve() / task.data)
+    command = [sys.executable, str(ROOT / "recipes" / task.recipe), "--dataset_name", data]
+    command += [*model, *COMMON, *task.flags]
+    blocks: dict[str, list[dict]] = {way: [] for way in task.ways}
     for number, seeds in enumerate(PAIRS):
-        for way in list(WAYS)[:: (1, -1)[number % 2]]:
-            blocks[way].append(measure(folder, way, seeds))
+        for way in task.ways[:: (1, -1)[number % 2]]:
+            blocks[way].append(measure(task, command, way, seeds))
     pairs = [
         ("bf16, 1 thread", "float32, 1 thread"),
         ("bf16, 2 threads", "float32, 2 threads"),
@@ -105,18 +151,22 @@ def main() -> None:
         ("float32, 1 thread", "float32, 2 threads"),
     ]
     result = {
-        "flags": FLAGS,
+        "flags": [*COMMON, *task.flags],
         "seeds": [seed for seeds in PAIRS for seed in seeds],
         "ways": {
             way: {"seconds_per_run": [block["seconds_per_run"] for block in found]}
-            | {key: [v for block in found for v in block[key]] for key in METRICS}
+            | {key: [v for block in found for v in block[key]] for key in task.metrics}
             for way, found in blocks.items()
         },
-        "comparisons": {f"{way} / {other}": compared(blocks, way, other) for way, other in pairs},
+        "comparisons": {
+            f"{way} / {other}": compared(blocks, way, other, task.metrics)
+            for way, other in pairs
+            if {way, other} <= blocks.keys()
+        },
         "versions": blocks["bf16, 1 thread"][0]["versions"],
         "hardware": blocks["bf16, 1 thread"][0]["hardware"],
     }
-    (HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (HERE / task.file).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

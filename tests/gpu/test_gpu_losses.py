@@ -92,17 +92,21 @@ def test_every_row_is_that_of_the_cpu_in_float64(name, dtype, classes, device, w
         {"reduction": "sum", "overwrite_logits": True},
         {"label_smoothing": 0.1},
         {"max_weight": 1.5},
+        {"max_weight": 2.0**17},
     ],
     ids=str,
 )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
 @EVERY
-def test_options(name, options, device, without_waiting):
-    z, target = example()
+def test_options(name, options, dtype, device, without_waiting):
+    z, target = example(dtype)
     value, gradient, exact, exact_gradient = both(
         name, z, target, device, without_waiting, **options
     )
     torch.testing.assert_close(value, exact, rtol=1e-5, atol=0)
-    assert_near(gradient, exact_gradient, z)
+    if dtype == torch.float16:  # Its largest number is the bound's.
+        exact_gradient = exact_gradient.clamp(-65504, 65504)
+    assert_near(gradient, exact_gradient, z, dtype)
 
 
 @pytest.mark.parametrize("problem_type", ["single_label", "multi_label"])
@@ -159,6 +163,66 @@ def test_the_last_layer_fused_with_the_loss(
     allowed = 1e-5 if dtype == torch.float32 else 20 * ROUNDING[dtype]
     for ours, theirs in zip((found[0], *found[1]), (exact[0], *exact[1]), strict=True):
         assert (ours.cpu().double() - theirs).norm() <= allowed * theirs.norm()
+
+
+@EVERY
+def test_rows_and_classes_with_strides(name, device):
+    z, target = example()
+    z, target = z.to(device), target.to(device)
+    expected = evaluated(get_loss(name), [z], target)
+    wide = torch.zeros(40, 2000, device=device)
+    for strided in (wide[:16, :1000], wide[:16, ::2], wide.T[:1000, :16].T):
+        strided.copy_(z)
+        leaf = strided.detach().requires_grad_()
+        value = get_loss(name)(leaf, target)
+        value.backward()
+        torch.testing.assert_close(value.detach(), expected[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(leaf.grad, expected[1][0], rtol=1e-5, atol=1e-12)
+
+
+@EVERY
+def test_what_is_no_number_is_seen(name, device, without_waiting):
+    z, target = example()
+    z[0, 3], z[1, target[1]], z[2, 3], z[3] = torch.nan, torch.nan, torch.inf, -torch.inf
+    value, (gradient,) = evaluated(
+        get_loss(name, reduction="none").to(device),
+        [z.to(device)],
+        target.to(device),
+        without_waiting,
+    )
+    assert value.isnan().tolist() == [True] * 4 + [False] * 12
+    assert gradient.isnan().any(-1).tolist() == [True] * 4 + [False] * 12
+
+
+def test_a_class_that_does_not_exist_is_seen(device):
+    if device.type == "cpu" or triton_launch.choice() is False:
+        pytest.skip("PyTorch's operations stop the process with an assertion")
+    z, target = example()
+    target[5] = 1000
+    value, (gradient,) = evaluated(
+        get_loss("strict_l", reduction="none"), [z.to(device)], target.to(device)
+    )
+    for found in (value, gradient.sum(-1)):
+        assert found.isnan().nonzero().flatten().tolist() == [5]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=lambda dtype: str(dtype)[6:])
+def test_the_last_layer_needs_the_memory_of_its_gradients(dtype, device):
+    if device.type == "cpu" or triton_launch.choice() is False:
+        pytest.skip("needs a GPU and the kernels")
+    rows, classes, width = 4096, 32000, 768
+    hidden = torch.randn(rows, width, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(classes, width, device=device, dtype=dtype, requires_grad=True)
+    target = torch.randint(0, classes, (rows,), device=device)
+    for _ in range(2):  # In the first it compiles.
+        hidden.grad = weight.grad = None
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        linear_loss(hidden, weight, target, loss="strict_l").backward()
+        peak = torch.cuda.max_memory_allocated() - before
+    # The sum in float32, and its copy or, before, the logits in the dtype of the weight.
+    bytes_of = hidden.element_size()
+    assert peak < 1.02 * (weight.numel() * (4 + bytes_of) + hidden.numel() * bytes_of)
 
 
 def test_unasked_the_kernels_run(device, monkeypatch):

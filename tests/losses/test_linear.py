@@ -153,6 +153,29 @@ def test_ignored_rows_are_not_touched():
     nothing.backward()
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["CPU", "as on a GPU"])
+@pytest.mark.parametrize("which", ["ignored", "class of weight 0", "item of weight 0"])
+def test_rows_that_do_not_count_may_hold_nan(which, waits, monkeypatch):
+    monkeypatch.setattr(linear, "may_wait", lambda tensor: waits)
+    hidden, weight, _, target = example()
+    left_out = target == (-100 if which == "ignored" else target[2, 0])
+    with torch.no_grad():
+        hidden[left_out] = torch.nan
+    given = {}
+    if which == "class of weight 0":
+        of_class = torch.ones(CLASSES)
+        of_class[target[2, 0]] = 0
+        given["loss"] = get_loss("strict_l", weight=of_class)
+    if which == "item of weight 0":
+        given["item_weight"] = (~left_out).float()
+    value = linear_loss(hidden, weight, target, **given)
+    value.backward()
+    assert value.isfinite()
+    assert hidden.grad[left_out].count_nonzero() == 0
+    assert hidden.grad[~left_out & (target != -100)].any(-1).all()
+    assert weight.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
