@@ -56,6 +56,7 @@ def tables() -> dict[str, dict[str, str]]:
             "glue_defaults": glue_defaults(),
             "imbalanced": confirmed("imbalanced", "macro F1"),
             "precision": precision(),
+            "precision_time": precision_time(),
             "precision_tags": confirmed("precision", "F1"),
             "untuned": confirmed("untuned", "accuracy"),
         },
@@ -193,6 +194,18 @@ def precision() -> str:
     to_float32 = "difference to float32 [95 % interval]"
     head = ["way", "seconds a run", "accuracy ± sd", to_float32, "NLL ± sd", to_float32]
     return markdown.table(head, rows)
+
+
+def precision_time() -> str:
+    """Time of a training that tags words, in bf16 and float32."""
+    rows = []
+    for way, entry in _read("precision", "wnut_17", "time.json")["ways"].items():
+        seconds = entry["seconds_per_run"]
+        every = ", ".join(f"{one:.1f}" for one in seconds)
+        rows.append([f"{way}, two runs at a time", f"{median(seconds):.1f}", every])
+    return markdown.table(
+        ["way", "seconds a run", "by pair of seeds"], rows, numbers=["seconds a run"]
+    )
 
 
 def _read(*parts: str) -> Any:

@@ -16,6 +16,16 @@ def device():
     return device
 
 
+@pytest.fixture(autouse=True)
+def full_float32():
+    """Accelerate switches TensorFloat-32 on for torch_compile, for the whole process."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # Since PyTorch 2.9, where the other may not be mixed in.
+        matmul.fp32_precision = "ieee"
+    else:
+        matmul.allow_tf32 = False
+
+
 @pytest.fixture
 def without_waiting(device):
     """A context in which it is an error to wait for the GPU."""

@@ -176,8 +176,8 @@ def test_rows_and_classes_with_strides(name, device):
         leaf = strided.detach().requires_grad_()
         value = get_loss(name)(leaf, target)
         value.backward()
-        torch.testing.assert_close(value.detach(), expected[0], rtol=1e-6, atol=0)
-        torch.testing.assert_close(leaf.grad, expected[1][0], rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(value.detach(), expected[0], rtol=1e-5, atol=0)
+        assert_near(leaf.grad.cpu(), expected[1][0].cpu().double(), z.cpu())  # In another order.
 
 
 @EVERY
