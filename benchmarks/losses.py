@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
 from hf_losses import get_loss, linear_loss, list_losses
+from hf_losses.training.reports.machine import hardware
 
 WARM = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": "0"}
 SHAPES = {
@@ -298,14 +299,8 @@ def main(folder, *only):
 
 
 def _machine():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "hardware": {
-            "cpu": cpu[0] if cpu else platform.processor(),
-            "cpu_count": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
+        "hardware": hardware(torch.device("cpu")) | {"threads": torch.get_num_threads()},
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
 

@@ -54,14 +54,18 @@ METRICS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "mae": ("mae", "Mean absolute error", None),
 }
 
-NO_METRICS = ("runtime", "per_second", "_time", "epoch", "step")
-
 # Training arguments that the card shows only if they are not transformers' default.
 OTHER_ARGUMENTS = (
     *("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs"),
     *("neftune_noise_alpha", "train_sampling_strategy", "gradient_checkpointing", "torch_compile"),
     *("loss_warmup_ratio", "loss_warmup_steps", "loss_warmup_from", "data_seed"),
 )
+
+
+def is_metric(key: str) -> bool:
+    """Whether an entry of the log says how good a model is, not what its computation took."""
+    took = key.endswith(("_runtime", "_per_second", "_time"))
+    return not took and "_mem_cpu" not in key and "_mem_gpu" not in key
 
 
 def listed(value: Any) -> list[str]:

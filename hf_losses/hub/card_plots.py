@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_losses.hub.card_names import NO_METRICS, is_finite
+from hf_losses.hub.card_names import is_finite, is_metric
 from hf_losses.hub.run_facts import RunFacts
 from hf_losses.losses.modules import ClassificationLoss, get_loss
 from hf_losses.losses.plots import COLORS, STYLE, loss_figure
@@ -89,7 +89,7 @@ def _curve_figure(run: RunFacts) -> Any:
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for entry in run.state.get("log_history", []):
         for key, value in entry.items():
-            if (key == "loss" or key.startswith("eval_")) and not key.endswith(NO_METRICS):
+            if (key == "loss" or key.startswith("eval_")) and is_metric(key):
                 if is_finite(value):
                     series[key].append((entry["epoch"], value))
     series = {key: points for key, points in series.items() if len(points) > 1}

@@ -20,13 +20,13 @@ from hf_losses.citation import linked
 from hf_losses.hub.card_names import (
     KINDS,
     METRICS,
-    NO_METRICS,
     OTHER_ARGUMENTS,
     PROCESSORS,
     TASKS,
     hub_names,
     is_finite,
     is_hub_name,
+    is_metric,
     is_path,
     listed,
 )
@@ -214,7 +214,7 @@ class RunFacts:
                 evaluations[entry["step"]][name] = {
                     metric.removeprefix(f"{prefix}_"): value
                     for metric, value in entry.items()
-                    if metric.startswith(f"{prefix}_") and not metric.endswith(NO_METRICS)
+                    if metric.startswith(f"{prefix}_") and is_metric(metric)
                 }
         return dict(evaluations)
 

@@ -96,6 +96,10 @@ class Weighting:
         """The losses of items, multiplied by the item weights."""
         return losses if self.items is None else losses * self.items
 
+    def kept(self, mask: Tensor) -> Tensor:
+        """A mask without the items of weight 0, which may hold anything, such as NaN."""
+        return mask if self.items is None else mask & (self.items != 0)
+
 
 def item_weight_tensor(weight: Any) -> Tensor:
     """Item weights of any shape as a tensor; a ValueError if they are no numbers."""

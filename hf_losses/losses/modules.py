@@ -250,9 +250,9 @@ class ClassificationLoss(LossModule):
         divisor = of_class.sum()
         if not self.label_smoothing:
             return self._reduce(self._item_losses(z, target, scale), divisor, weighting.count)
-        mask = mask if weighting.items is None else mask & (weighting.items != 0)
-        z = z.where(mask.unsqueeze(-1), 0.0)  # Backward would multiply a NaN there by 0.
-        share = self._smooth(one_hot(z, target).where(mask.unsqueeze(-1), 0.0))
+        kept = weighting.kept(mask).unsqueeze(-1)
+        z = z.where(kept, 0.0)  # Backward would multiply a NaN there by 0.
+        share = self._smooth(one_hot(z, target).where(kept, 0.0))
         losses = weighting.times(self._all_classes(z, share, weighting.classes))
         # Smoothing gives items whose own class weighs 0 a loss too; the mean of such alone is 0.
         return self._reduce(losses, divisor.where(divisor > 0, torch.inf), weighting.count)
@@ -336,9 +336,9 @@ class ClassificationLoss(LossModule):
     def _probabilities(self, z: Tensor, target: Tensor, weighting: Weighting) -> Tensor:
         self._check_ignore_index()
         mask = target[..., 0] != self.ignore_index
-        kept = mask if weighting.items is None else mask & (weighting.items != 0)
-        z = z.where(kept.unsqueeze(-1), 0.0)
-        share = self._smooth(target.to(z.dtype).where(kept.unsqueeze(-1), 0.0))
+        kept = weighting.kept(mask).unsqueeze(-1)
+        z = z.where(kept, 0.0)
+        share = self._smooth(target.to(z.dtype).where(kept, 0.0))
         losses = weighting.times(self._all_classes(z, share, weighting.classes))
         return self._reduce(losses, mask.sum(), weighting.count)
 
@@ -349,7 +349,7 @@ class ClassificationLoss(LossModule):
                 f"got {tuple(target.shape)}"
             )
         mask = target != self.ignore_index
-        kept = mask if weighting.items is None else mask & (weighting.items != 0)
+        kept = weighting.kept(mask)
         yes = target.to(z.dtype).where(kept, 0.0)
         yes = yes * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = self._weighted_sum(z.where(kept, 0.0), yes, 1 - yes) + propagate_nan(z)

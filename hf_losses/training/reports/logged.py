@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-
-def is_metric(key: str) -> bool:
-    """Whether an entry says how good a model is, not what the computation took."""
-    took = key.endswith(("_runtime", "_per_second", "_time"))
-    return not took and "_mem_cpu" not in key and "_mem_gpu" not in key
+from hf_losses.hub.card_names import is_metric
 
 
 def final_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
