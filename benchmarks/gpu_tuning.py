@@ -5,7 +5,8 @@
 Losses and gradients of logits by the kernels with other numbers of classes per read (`BLOCK`) and
 of warps, beside a copy of the logits; and `linear_loss`, forward and backward, with other numbers
 of rows per product, time and peak memory beyond the inputs. Medians of Triton's `do_bench`. Weights
-are random; nothing is downloaded. Writes gpu_tuning_CARD.json, after every figure.
+are random; nothing is downloaded. Writes gpu_tuning_CARD.json, after every figure; those of a part
+that is not measured stay.
 """
 
 import argparse
@@ -84,7 +85,7 @@ if __name__ == "__main__":
     facts = machine("cuda")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name("gpu_tuning", facts)
-    figures = {}
+    figures = json.loads(path.read_text())["figures"] if path.exists() else {}
     for name, figure in itertools.chain(*(parts[part]() for part in given.parts)):
         figures[name] = figure
         print(name, figure, flush=True)

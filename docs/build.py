@@ -16,6 +16,8 @@ from typing import Any
 
 from hf_losses import get_spec, list_losses, markdown
 from hf_losses.citation import linked
+from hf_losses.compare.report.words import steps_to_most
+from hf_losses.compare.statistics.speed import TimeToBaseline
 from hf_losses.losses.plots import digest, plot_losses
 from hf_losses.losses.table import as_markdown
 from hf_losses.metrics.tasks import METRICS
@@ -110,22 +112,12 @@ def confirmed(group: str, metric: str) -> str:
                 cells = [f"{comparison['difference']:+.4f}", "–", comparison["verdict"]]
             mean = f"{entry['mean']:.4f} ± {entry['sd']:.4f}"
             ece = "–" if entry["ece"] is None else f"{entry['ece']:.3f}"
-            rows.append([link, f"`{entry['loss']}`", mean, *cells, ece, _to_most(entry)])
+            most = entry["time_to_most"]
+            steps = steps_to_most(most and TimeToBaseline(**most), comparison is None)
+            rows.append([link, f"`{entry['loss']}`", mean, *cells, ece, steps])
     if all(row[-1] == "–" for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     return markdown.table(header, rows).replace("-0.", "−0.")
-
-
-def _to_most(entry: dict[str, Any]) -> str:
-    """The steps to 95 % of the baseline's best value, or their ratio to its own."""
-    time = entry["time_to_most"]
-    if not time:
-        return "–"
-    reached = f" ({time['reached']}/{time['runs']})"
-    if not entry["comparison"] or time["ratio"] is None:
-        return ("–" if time["steps"] is None else f"{time['steps']:g}") + reached
-    limits = ", ".join(f"{limit:.2f}" for limit in time["ratio_interval"] or ())
-    return f"×{time['ratio']:.2f}" + (f" [{limits}]" if limits else "") + reached
 
 
 def glue_baseline() -> str:

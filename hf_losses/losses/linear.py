@@ -26,8 +26,8 @@ from hf_losses.losses.registry import get_spec
 from hf_losses.messages import UsageError
 
 # The fewest and the most rows that are projected together. Fewer take less memory, but more time
-# for the matrix products. In between their logits and hidden states are as large as the gradient of
-# the weight in the weight's dtype, which backward makes when the logits are gone.
+# for the matrix products. In between, logits and hidden states are as large as the gradient of the
+# weight: in half precision backward makes that one, of the float32 sum, when the logits are gone.
 ROWS = (224, 512)
 # On a GPU fewer would spend more time on adding to the gradient of the weight than on the products.
 ROWS_ON_GPU = (512, 8192)
@@ -113,7 +113,7 @@ class _Linear(torch.autograd.Function):
         of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
         classes, count = len(weight), len(hidden)
-        may_leave_out = scale.dim() > 0
+        may_leave_out = scale.dim() > 0 and not (may_wait(scale) and scale.all())
         scale = scale.expand(count)
         most = _rows_together(weight)
         together = max(1, math.ceil(count / max(1, math.ceil(count / most))))

@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="holds glue and wnut_17")
     parser.add_argument("--task", choices=TASKS, default="sst2")
-    parser.add_argument("--model", help="another one than the recipe's")
+    parser.add_argument("--model", help="another one than the recipe's, in an empty runs/precision")
     given = parser.parse_args()
     task = TASKS[given.task]
     model = ["--model_name_or_path", given.model] if given.model else []
@@ -151,7 +151,7 @@ def main() -> None:
         ("float32, 1 thread", "float32, 2 threads"),
     ]
     result = {
-        "flags": [*COMMON, *task.flags],
+        "flags": [*model, *COMMON, *task.flags],
         "seeds": [seed for seeds in PAIRS for seed in seeds],
         "ways": {
             way: {"seconds_per_run": [block["seconds_per_run"] for block in found]}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 from hf_losses.compare.report.pictures.over_tasks import draw
@@ -71,6 +71,7 @@ def overall(folder: Path) -> tuple[dict[str, Any], OverTasks]:
         | {"verdicts": _verdicts(entry.loss, shown), "speed": _speed(entry.loss, shown)}
         | _learning_rates(entry.loss, summary.baseline, compared, shown)
         | {"at_edge": _at_edge(entry.loss, shown)}
+        | {"leaving_one_out": _leaving_one_out(entry.differences)}
         for entry in summary.losses
     ]
     content = {"baseline": summary.baseline, "data": data, "losses": losses}
@@ -148,13 +149,25 @@ def _at_edge(loss: str, shown: dict[str, Statistics]) -> list[str]:
     ]
 
 
+def _leaving_one_out(differences: dict[str, float] | None) -> list[float] | None:
+    """The lowest and highest mean difference over all data sets but one."""
+    if not differences:
+        return None
+    others = [
+        fmean(value for name, value in differences.items() if name != left_out)
+        for left_out in differences
+    ]
+    return [min(others), max(others)]
+
+
 def as_markdown(content: dict[str, Any]) -> str:
     """The tables of `overall.md`: differences and ranks, and learning rates."""
     data = list(content["data"])
     rows = []
     for entry in content["losses"]:
-        mean = "–"
+        mean, without = "–", "–"
         if entry["difference"] is not None:
+            without = " to ".join(map(_signed, entry["leaving_one_out"]))
             low, high = entry["interval"]
             mean = f"{_signed(entry['difference'])} [{_signed(low)}, {_signed(high)}]"
         cells = []
@@ -163,8 +176,8 @@ def as_markdown(content: dict[str, Any]) -> str:
             verdict = entry["verdicts"].get(name)
             cells.append(_signed(difference) + (f" **{verdict}**" if verdict else ""))
         rank = "–" if entry["rank"] is None else f"{entry['rank']:.1f}"
-        rows.append([f"`{entry['loss']}`", rank, mean, *cells])
-    header = ["loss", "rank", "mean difference [interval]", *data]
+        rows.append([f"`{entry['loss']}`", rank, mean, without, *cells])
+    header = ["loss", "rank", "mean difference [interval]", "leaving one out", *data]
     tuned = [
         [
             f"`{entry['loss']}`",
@@ -184,7 +197,9 @@ def as_markdown(content: dict[str, Any]) -> str:
         f"Differences to `{content['baseline']}` in standard deviations of a seed, on the seeds of "
         "the screening; in bold the verdict on fresh seeds, where the loss was confirmed. The "
         "intervals, at 95 %, speak of other seeds on these data (stratified bootstrap); with few "
-        "seeds they are too short, and no verdict rests on them.",
+        "seeds they are too short, and no verdict rests on them. Leaving one out: the mean "
+        "differences over all data sets but one, the lowest to the highest. The ranks differ "
+        f"(Friedman, p = {content['friedman_p']:.1e}).",
         table(header, rows, numbers=header[1:]),
         f"Tuned learning rates, and their geometric mean relative to that of "
         f"`{content['baseline']}` over the data where neither is at the edge and the loss learned "

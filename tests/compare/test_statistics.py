@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from hf_losses.compare.plan import Plan
+from hf_losses.compare.report.words import steps_to_most
 from hf_losses.compare.results import Metric, Results, RunRecord
 from hf_losses.compare.statistics.comparison import compare, describe_spread, with_outlook
 from hf_losses.compare.statistics.p_values import SignFlips, holm, share_of_look, smallest_p
@@ -428,7 +429,12 @@ def test_time_to_most_of_the_baselines_value_by_hand():
     assert times.ratio_interval == pytest.approx([math.exp(means[2]), math.exp(means[-3])])
     own = time_to_baseline(baseline, baseline, "accuracy", False, 0.95)
     assert (own.ratio, own.ratio_interval) == (1.0, [1.0, 1.0])
-    loss[0] = run(1, [0.7, 0.7, 0.7])  # It never gets there.
+    loss[0] = run(1, [0.7, 0.7, 0.7])  # It never gets there: its ratio is above 30 / 20, as before.
+    times = time_to_baseline(loss, baseline, "accuracy", False, 0.95)
+    assert (times.ratio, times.reached) == (None, 6)
+    assert times.ratio_interval == [pytest.approx(math.exp(means[2])), None]
+    assert steps_to_most(times, False) == f"× [{math.exp(means[2]):.2f}, ∞) (6/7)"
+    loss[0] = run(1, [], status="failed", history=(), seconds=None)  # At no step is it known.
     times = time_to_baseline(loss, baseline, "accuracy", False, 0.95)
     assert (times.ratio, times.ratio_interval, times.reached) == (None, None, 6)
 

@@ -18,12 +18,13 @@ def device():
 
 @pytest.fixture(autouse=True)
 def full_float32():
-    """Accelerate switches TensorFloat-32 on for torch_compile, for the whole process."""
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # Since PyTorch 2.9, where the other may not be mixed in.
-        matmul.fp32_precision = "ieee"
-    else:
-        matmul.allow_tf32 = False
+    """transformers and Accelerate switch TensorFloat-32 on for torch_compile, in the whole process.
+
+    The one by the first of these, if PyTorch has it (since 2.9), the other by the second.
+    """
+    if hasattr(torch.backends, "fp32_precision"):
+        torch.backends.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @pytest.fixture

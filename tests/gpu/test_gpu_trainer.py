@@ -34,7 +34,7 @@ WAYS = {
         1e-4,
     ),
     "gradient checkpointing": ({"gradient_checkpointing": True}, 1e-4),
-    # Unasked, it would switch TensorFloat-32 on, for the whole process.
+    # In TensorFloat-32 all the same, which Accelerate switches on.
     "torch.compile": ({"torch_compile": True, "tf32": False}, 1e-3),
 }
 

@@ -254,7 +254,7 @@ def _loss_rows(results: Results, stage: StageResult, digits: str) -> list[Row]:
             "P(better)": formatted(comparison.probability_better, ".2f"),
             "steps to baseline": formatted(time.steps, "g") + _reached(result.time_to_baseline),
             "seconds to baseline": formatted(time.seconds, ".1f"),
-            "steps to 95 %": _steps_to_most(result),
+            "steps to 95 %": steps_to_most(result.time_to_most, result.comparison is None),
             "NLL": formatted(result.cross_entropy, ".4f"),
             "ECE": formatted(result.ece, ".4f"),
         }
@@ -268,15 +268,23 @@ def _reached(time: TimeToBaseline | None) -> str:
     return f" ({time.reached}/{time.runs})" if time else ""
 
 
-def _steps_to_most(result: LossResult) -> str:
-    """The steps to most of the baseline's best value, or their ratio to the baseline's own."""
-    time = result.time_to_most
+def steps_to_most(time: TimeToBaseline | None, of_baseline: bool) -> str:
+    """The steps to most of the baseline's best value, or their ratio to the baseline's own.
+
+    Args:
+        time: When a loss gets there; None if that is not known.
+        of_baseline: Whether the loss is the baseline.
+    """
     if time is None:
         return NOTHING
-    if result.comparison is None or time.ratio is None:
+    if of_baseline or (time.ratio is None and time.ratio_interval is None):
         return formatted(time.steps, "g") + _reached(time)
-    limits = ", ".join(f"{limit:.2f}" for limit in time.ratio_interval or ())
-    return f"×{time.ratio:.2f}" + (f" [{limits}]" if limits else "") + _reached(time)
+    ratio = "×" if time.ratio is None else f"×{time.ratio:.2f}"
+    limits = ""
+    if time.ratio_interval is not None:
+        low, high = time.ratio_interval
+        limits = f" [{low:.2f}, " + ("∞)" if high is None else f"{high:.2f}]")
+    return ratio + limits + _reached(time)
 
 
 def _verdict(result: LossResult, stage: StageResult) -> str:

@@ -27,7 +27,9 @@ class TimeToBaseline:
         ratio: These steps relative to the baseline's own with the same seed, the geometric mean;
             None unless every run reaches the value.
         ratio_interval: All ratios that a sign-flip test of their logarithms does not reject at 5 %,
-            without any correction; None for fewer than six seeds.
+            without any correction; None for fewer than six seeds. Where a run does not reach the
+            value, the upper limit is None, since nothing is known of its ratio but that it is
+            greater than that of its last evaluation, which is taken for the lower limit.
     """
 
     steps: float | None
@@ -36,7 +38,7 @@ class TimeToBaseline:
     runs: int
     by_seed: Mapping[str, int | None]
     ratio: float | None = None
-    ratio_interval: Sequence[float] | None = None
+    ratio_interval: Sequence[float | None] | None = None
 
 
 def time_to_baseline(
@@ -79,11 +81,12 @@ def time_to_baseline(
         steps[str(run.seed)] = step
         if step and run.seconds and run.steps:
             seconds.append(run.seconds * step / run.steps)
-        if step and (baseline_step := baseline_steps[run.seed]):
-            ratios.append(math.log(step / baseline_step))
+        at_least = step or _last_step(run, metric)
+        if at_least and (baseline_step := baseline_steps[run.seed]):
+            ratios.append(math.log(at_least / baseline_step))
     reached = [step for step in steps.values() if step is not None]
-    complete = len(ratios) == len(paired)
-    interval = SignFlips.of(ratios).interval(ALPHA) if complete else None
+    complete = len(reached) == len(paired)
+    interval = SignFlips.of(ratios).interval(ALPHA) if len(ratios) == len(paired) else None
     return TimeToBaseline(
         steps=_median(reached, len(paired)),
         seconds=_median(seconds, len(paired)) if len(seconds) == len(reached) else None,
@@ -91,7 +94,8 @@ def time_to_baseline(
         runs=len(paired),
         by_seed=steps,
         ratio=math.exp(fmean(ratios)) if complete else None,
-        ratio_interval=interval and [math.exp(limit) for limit in interval],
+        ratio_interval=interval
+        and [math.exp(interval[0]), math.exp(interval[1]) if complete else None],
     )
 
 
@@ -103,6 +107,12 @@ def _first_step(run: RunRecord, metric: str, sign: int, goal: float | None) -> i
         if goal is not None and is_number(entry.get(metric)) and sign * entry[metric] >= goal
     )
     return next(steps, None)
+
+
+def _last_step(run: RunRecord, metric: str) -> int | None:
+    """The last step at which a run was evaluated."""
+    steps = [entry["step"] for entry in run.history if is_number(entry.get(metric))]
+    return max(steps, default=None)
 
 
 def _median(finite: Sequence[float], count: int) -> float | None:
