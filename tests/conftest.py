@@ -17,7 +17,8 @@ from huggingface_hub import close_session, constants
 from huggingface_hub.utils import _http
 from torch.nn.functional import logsigmoid
 
-from hf_losses import register_loss
+from hf_losses import list_losses, register_loss
+from hf_losses.compare.engines import local_pool
 from hf_losses.losses import linear, modules, registry
 from hf_losses.losses.fused import function, triton_launch
 
@@ -32,6 +33,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors here are tiny, and the tests may run in several processes.
 torch.set_num_threads(1)
+
+local_pool.POLL = 0.005  # Most runs that are compared here take a tenth of a second.
+
+LOSSES = list_losses(task="classification")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,19 +96,26 @@ def hub(monkeypatch):
         close_session()
 
 
+BY_TRITON = ("strict_l", "liberal_exp", "focal", "strict_m_power", "strict_l_full")
+
+
 def pytest_collection_modifyitems(config, items):
-    """By Triton's interpreter, which takes long, some losses; `test_triton.py` has them all."""
-    left_out = []
+    """Of tests of every loss, Triton's interpreter, which takes long, has those of some losses.
+
+    `test_triton.py` has values and gradients of every loss, `make test-gpu` all of it.
+    """
+    kept, left_out = [], []
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        if params.get("engine") == "triton" and params.get("name", "strict_l") not in BY_TRITON:
-            left_out.append(item)
+        of_every_loss = any(
+            mark.args[0] == "name" and mark.args[1] == LOSSES
+            for mark in item.iter_markers("parametrize")
+        )
+        by_triton = params.get("engine") == "triton" and of_every_loss
+        (left_out if by_triton and params["name"] not in BY_TRITON else kept).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
-
-
-BY_TRITON = ("strict_l", "liberal_exp", "strict_m_power", "strict_l_full")
+        items[:] = kept
 
 
 @pytest.fixture(

@@ -151,7 +151,7 @@ def _at_edge(loss: str, shown: dict[str, Statistics]) -> list[str]:
 
 def _leaving_one_out(differences: dict[str, float] | None) -> list[float] | None:
     """The lowest and highest mean difference over all data sets but one."""
-    if not differences:
+    if not differences or len(differences) < 2:
         return None
     others = [
         fmean(value for name, value in differences.items() if name != left_out)
@@ -167,7 +167,7 @@ def as_markdown(content: dict[str, Any]) -> str:
     for entry in content["losses"]:
         mean, without = "–", "–"
         if entry["difference"] is not None:
-            without = " to ".join(map(_signed, entry["leaving_one_out"]))
+            without = " to ".join(map(_signed, entry["leaving_one_out"] or [])) or "–"
             low, high = entry["interval"]
             mean = f"{_signed(entry['difference'])} [{_signed(low)}, {_signed(high)}]"
         cells = []

@@ -63,7 +63,7 @@ def test_latex_is_a_table_without_bare_special_characters(folder, capsys):
     for line in lines:
         assert line.endswith(r" \\")
         assert len(re.findall(r"(?<!\\)&", line)) == len(kinds) - 1
-        assert not re.search(r"(?<!\\)[_%#]|--|[−±–]", line)
+        assert not re.search(r"(?<!\\)[_%#]|--|[−±–×∞]", line)
     assert r"strict\_m -{}-note a\_b\&c" in body
     assert r"+0.0110" in body
     assert r"0.8025 $\pm$ 0.0104" in body

@@ -433,10 +433,22 @@ def test_time_to_most_of_the_baselines_value_by_hand():
     times = time_to_baseline(loss, baseline, "accuracy", False, 0.95)
     assert (times.ratio, times.reached) == (None, 6)
     assert times.ratio_interval == [pytest.approx(math.exp(means[2])), None]
-    assert steps_to_most(times, False) == f"× [{math.exp(means[2]):.2f}, ∞) (6/7)"
+    assert steps_to_most(times, False) == f"10, × [{math.exp(means[2]):.2f}, ∞) (6/7)"
     loss[0] = run(1, [], status="failed", history=(), seconds=None)  # At no step is it known.
     times = time_to_baseline(loss, baseline, "accuracy", False, 0.95)
     assert (times.ratio, times.ratio_interval, times.reached) == (None, None, 6)
+
+
+@pytest.mark.parametrize("before", ["baseline", "loss"])
+def test_there_is_no_ratio_to_what_is_reached_before_the_first_step(before):
+    scores = {"baseline": [0.2, 0.8], "loss": [0.8, 0.8]} | {before: [0.8, 0.8]}
+    runs = {name: [run(seed, scores[name]) for seed in range(1, 8)] for name in scores}
+    for one in runs[before]:
+        for number, entry in enumerate(one.history):
+            entry["step"] = 10 * number
+    times = time_to_baseline(runs["loss"], runs["baseline"], "accuracy", False, 0.95)
+    assert times.reached == 7
+    assert (times.ratio, times.ratio_interval) == (None, None)
 
 
 def test_most_of_an_error_and_of_what_is_not_positive():

@@ -356,8 +356,8 @@ def test_is_a_page_that_a_user_reads():
 def test_the_bare_command_on_fewer_rows(tmp_path):
     done = subprocess.run(
         [
-            *(sys.executable, str(RECIPES / "search.py"), "--max_train_samples", "128"),
-            *("--max_eval_samples", "64", "--max_length", "16"),
+            *(sys.executable, str(RECIPES / "search.py"), "--max_train_samples", "64"),
+            *("--max_eval_samples", "32", "--max_length", "16"),
         ],
         cwd=tmp_path,
         capture_output=True,

@@ -27,6 +27,8 @@ LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "−": "$-$",
     "±": r"$\pm$",
+    "×": r"$\times$",
+    "∞": r"$\infty$",
     "–": r"\textendash{}",
     "<": "$<$",
     ">": "$>$",

@@ -63,8 +63,9 @@ DEFINITIONS = {
     "seconds to baseline": "the same in seconds of training",
     "steps to 95 %": "optimizer steps until a run reaches 95 % of that value (an error: 1/0.95 of "
     "it): the median, or behind × the ratio to the baseline's own with the same seed (geometric "
-    "mean, and the ratios that a sign-flip test does not reject at 5 %, without correction); and "
-    "how many runs get there",
+    "mean, and the ratios that a sign-flip test does not reject at 5 %, without correction; up to "
+    "∞ where a run does not get there, of which the last evaluation counts); and how many runs get "
+    "there",
     "NLL": "mean negative log-likelihood (cross-entropy) on the compared set",
     "ECE": "mean expected calibration error on the compared set, in 15 bins",
     "seed": "the script's --seed",
@@ -279,7 +280,11 @@ def steps_to_most(time: TimeToBaseline | None, of_baseline: bool) -> str:
         return NOTHING
     if of_baseline or (time.ratio is None and time.ratio_interval is None):
         return formatted(time.steps, "g") + _reached(time)
-    ratio = "×" if time.ratio is None else f"×{time.ratio:.2f}"
+    if time.ratio is None:
+        steps = "" if time.steps is None else f"{time.steps:g}, "
+        ratio = f"{steps}×"
+    else:
+        ratio = f"×{time.ratio:.2f}"
     limits = ""
     if time.ratio_interval is not None:
         low, high = time.ratio_interval

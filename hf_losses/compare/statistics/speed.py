@@ -29,7 +29,9 @@ class TimeToBaseline:
         ratio_interval: All ratios that a sign-flip test of their logarithms does not reject at 5 %,
             without any correction; None for fewer than six seeds. Where a run does not reach the
             value, the upper limit is None, since nothing is known of its ratio but that it is
-            greater than that of its last evaluation, which is taken for the lower limit.
+            greater than that of its last evaluation, which the lower limit takes. The baseline
+            always reaches its own best value, another loss must reach that of another run: of a
+            loss that learns as fast, the ratios are somewhat above 1.
     """
 
     steps: float | None
@@ -81,12 +83,13 @@ def time_to_baseline(
         steps[str(run.seed)] = step
         if step and run.seconds and run.steps:
             seconds.append(run.seconds * step / run.steps)
-        at_least = step or _last_step(run, metric)
+        at_least = _last_step(run, metric) if step is None else step
         if at_least and (baseline_step := baseline_steps[run.seed]):
             ratios.append(math.log(at_least / baseline_step))
     reached = [step for step in steps.values() if step is not None]
-    complete = len(reached) == len(paired)
-    interval = SignFlips.of(ratios).interval(ALPHA) if len(ratios) == len(paired) else None
+    known = len(ratios) == len(paired)  # There is no ratio to an evaluation before the first step.
+    complete = known and len(reached) == len(paired)
+    interval = SignFlips.of(ratios).interval(ALPHA) if known else None
     return TimeToBaseline(
         steps=_median(reached, len(paired)),
         seconds=_median(seconds, len(paired)) if len(seconds) == len(reached) else None,
