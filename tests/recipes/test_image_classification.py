@@ -848,8 +848,8 @@ def launch(path, *arguments, launcher=ACCELERATE):
 @pytest.mark.slow
 def test_the_one_command(tmp_path):
     # By default it goes on to 40 epochs.
-    result = launch(tmp_path, "--loss", "strict_l", "--num_train_epochs", "10")
-    assert result["metrics"]["test"]["accuracy"] >= 0.85
+    result = launch(tmp_path, "--loss", "strict_l", "--num_train_epochs", "8")
+    assert result["metrics"]["test"]["accuracy"] >= 0.8
 
 
 @pytest.mark.slow

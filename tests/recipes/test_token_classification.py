@@ -843,11 +843,11 @@ def result_of(folder):
 
 @pytest.mark.slow
 def test_the_one_command_on_a_few_rows(tmp_path):
-    sizes = ("--max_train_samples", "600", "--max_eval_samples", "150", "--learning_rate", "5e-4")
+    sizes = ("--max_train_samples", "400", "--max_eval_samples", "100", "--learning_rate", "5e-4")
     faster = ("--use_cpu", *(() if emulates_bfloat16() else ("--bf16",)))
     shown = launch(tmp_path, "--loss", "cross_entropy", *sizes, *faster).stdout
     assert "all-MiniLM-L6-v2" in shown
-    assert result_of(tmp_path)["metrics"]["test"]["f1"] > 0.6
+    assert result_of(tmp_path)["metrics"]["test"]["f1"] > 0.5
 
 
 @pytest.mark.slow
