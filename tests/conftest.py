@@ -102,7 +102,7 @@ BY_TRITON = ("strict_l", "liberal_exp", "focal", "strict_m_power", "strict_l_ful
 def pytest_collection_modifyitems(config, items):
     """Of tests of every loss, Triton's interpreter, which takes long, has those of some losses.
 
-    `test_triton.py` has values and gradients of every loss, `make test-gpu` all of it.
+    `test_triton.py` has the values and gradients of every loss.
     """
     kept, left_out = [], []
     for item in items:

@@ -11,6 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 CASES = {
     "8192x128256-bfloat16": {"F.cross_entropy", "liberal_exp, overwriting", "strict_l_full"},
     "linear-16384x50257-float32": {"F.linear + F.cross_entropy", "linear_loss liberal_exp"},
+    "llama": {"Trainer", "LossTrainer, liberal_exp, fused_linear"},
     "sft": {"SFTTrainer, loss_type='dft'", "LossMixin, dft", "LossMixin, dft, fused_linear"},
 }
 LIGER = "Liger fused linear cross-entropy, token scaling"

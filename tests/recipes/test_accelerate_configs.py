@@ -371,7 +371,7 @@ def launch_all(name, processes, folder, arguments):
         if name not in ("multi_gpu", "one_gpu")
     ],
 )
-def test_every_file_gives_the_result_of_one_process(training, in_one_process, name, tmp_path):
+def test_a_file_gives_the_result_of_one_process(training, in_one_process, name, tmp_path):
     processes, flags = ON_CPU[name]
     micro = ["--per_device_train_batch_size", str(8 // processes)]
     arguments = [*training, *flags, *micro, "--gradient_accumulation_steps", "2"]
@@ -381,6 +381,7 @@ def test_every_file_gives_the_result_of_one_process(training, in_one_process, na
         for disk in disks(name, tmp_path):
             shutil.copytree(finished / "out", disk / "out")
             (disk / "out/checkpoint-16").rename(disk / "out/checkpoint-48")
+            (disk / "out/model.safetensors").write_bytes(b"of that run")
 
     def check():
         for disk in disks(name, tmp_path):
@@ -399,6 +400,7 @@ def test_every_file_gives_the_result_of_one_process(training, in_one_process, na
 
     shown = launch_all(name, processes, tmp_path, arguments)
     assert shown.count("Loss    ") == 1
+    assert ("(replaces the run there)" in shown) == (name == "multi_node")
     check()
     # In one process, resuming is tested with every recipe; with DDP, by `multi_node`.
     if name == "cpu_two":

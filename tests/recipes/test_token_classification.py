@@ -895,3 +895,25 @@ def test_two_processes_give_the_result_of_one(run, tiny, tmp_path):
             entity_metrics, rel=1e-5
         )
     assert predictions(one) == predictions(two)
+
+
+@pytest.mark.slow
+def test_holds_to_the_contract_of_compare(tiny, tmp_path):
+    arguments = [
+        *("--train_file", write(tmp_path / "train.conll", rows(32, 0))),
+        *("--validation_file", write(tmp_path / "dev.conll", rows(16, 1))),
+        *("--model_name_or_path", tiny, "--use_cpu"),
+    ]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "hf_losses", "compare", "--losses", "liberal_exp"),
+            *("cross_entropy", "--seeds", "1", "--output_dir", "cmp", "--"),
+            str(RECIPES / "token_classification.py"),
+            *arguments,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "f1" in (tmp_path / "cmp" / "table.md").read_text()

@@ -172,7 +172,7 @@ class Cluster:
         self.queue = Queue(actor_options=self._on(self.ray.get_runtime_context().get_node_id()))
         # A node that died before the queue is there would take its announcements along.
         with suppress(self.ray.exceptions.RayError):  # `_write_logs` would notice, too.
-            self.ray.get(self.queue.actor.qsize.remote(), timeout=WAIT)
+            self.ray.get(self.queue.actor.qsize.remote(), timeout=SILENCE)
         self.make = self.ray.remote(
             num_cpus=self.cpus,
             num_gpus=self.gpus,

@@ -62,10 +62,10 @@ DEFINITIONS = {
     "reaches at its best on the validation set; in brackets, how many runs get there",
     "seconds to baseline": "the same in seconds of training",
     "steps to 95 %": "optimizer steps until a run reaches 95 % of that value (an error: 1/0.95 of "
-    "it): the median, or behind × the ratio to the baseline's own with the same seed (geometric "
+    "it): the median; behind × the ratio to the baseline's own with the same seed (geometric "
     "mean, and the ratios that a sign-flip test does not reject at 5 %, without correction; up to "
-    "∞ where a run does not get there, of which the last evaluation counts); and how many runs get "
-    "there",
+    "∞ where a run does not get there, whose last evaluation is the least that it takes); and how "
+    "many runs get there",
     "NLL": "mean negative log-likelihood (cross-entropy) on the compared set",
     "ECE": "mean expected calibration error on the compared set, in 15 bins",
     "seed": "the script's --seed",

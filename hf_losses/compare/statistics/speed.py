@@ -25,13 +25,13 @@ class TimeToBaseline:
         runs: Number of runs.
         by_seed: The steps by seed; None for a run that never reaches the value.
         ratio: These steps relative to the baseline's own with the same seed, the geometric mean;
-            None unless every run reaches the value.
+            None unless every run reaches the value, and none of either before the first step.
         ratio_interval: All ratios that a sign-flip test of their logarithms does not reject at 5 %,
             without any correction; None for fewer than six seeds. Where a run does not reach the
             value, the upper limit is None, since nothing is known of its ratio but that it is
             greater than that of its last evaluation, which the lower limit takes. The baseline
-            always reaches its own best value, another loss must reach that of another run: of a
-            loss that learns as fast, the ratios are somewhat above 1.
+            always reaches its own best value, another loss must reach that of another run: even of
+            a loss that learns as fast, the ratios need not be 1 on average.
     """
 
     steps: float | None
@@ -81,7 +81,7 @@ def time_to_baseline(
     for run in paired:
         step = _first_step(run, metric, sign, goals[run.seed])
         steps[str(run.seed)] = step
-        if step and run.seconds and run.steps:
+        if step is not None and run.seconds and run.steps:
             seconds.append(run.seconds * step / run.steps)
         at_least = _last_step(run, metric) if step is None else step
         if at_least and (baseline_step := baseline_steps[run.seed]):
