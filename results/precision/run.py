@@ -138,6 +138,8 @@ def main() -> None:
     task = TASKS[given.task]
     model = ["--model_name_or_path", given.model] if given.model else []
     data = str(given.folder.resolve() / task.data)
+    if not Path(data).is_dir():
+        parser.error(f"{data} is no folder; give the one that holds {task.data}")
     command = [sys.executable, str(ROOT / "recipes" / task.recipe), "--dataset_name", data]
     command += [*model, *COMMON, *task.flags]
     blocks: dict[str, list[dict]] = {way: [] for way in task.ways}
