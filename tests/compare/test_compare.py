@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -874,7 +875,7 @@ def test_losses_never_share_a_folder(tmp_path):
     assert all(folder.parents[1] == tmp_path / "runs" for folder in folders)
 
 
-def test_each_job_has_its_gpus(monkeypatch):
+def test_each_job_has_its_gpus_and_cores(monkeypatch):
     plan = make_plan(SCRIPT, [], LOSSES, seeds=1)
     launched = make_plan(SCRIPT, [], LOSSES, seeds=1, launcher=sys.executable)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -884,6 +885,10 @@ def test_each_job_has_its_gpus(monkeypatch):
     def visible(plan, jobs):
         return [environment["CUDA_VISIBLE_DEVICES"] for environment in environments(plan, jobs)]
 
+    def threads(plan, jobs):
+        plan = replace(plan, threads=16 // jobs)
+        return [environment["OMP_NUM_THREADS"] for environment in environments(plan, jobs)]
+
     assert visible(plan, 2) == ["0", "1"]
     assert visible(plan, 4) == ["0", "1", "2", "0"]
     assert visible(launched, 2) == ["0,2", "1"]
@@ -891,6 +896,10 @@ def test_each_job_has_its_gpus(monkeypatch):
         environments(launched, 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert visible(plan, 3) == ["5", "7", "5"]
+    # Else every job of the 16 would take 16 threads.
+    assert threads(plan, 16) == ["1"] * 16
+    assert threads(plan, 2) == ["8", "8"]
+    assert threads(launched, 1) == ["8"]
 
 
 def test_the_threads_of_a_job_stay_what_they_are_under_a_launcher(monkeypatch, tmp_path):

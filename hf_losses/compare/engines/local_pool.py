@@ -68,7 +68,7 @@ class LocalPool:
 
 
 def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
-    """The environment variables of each parallel run: its threads, or its GPUs.
+    """The environment variables of each parallel run: its share of the cores, and its GPUs.
 
     Args:
         plan: The plan.
@@ -86,4 +86,8 @@ def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
     if plan.launcher and jobs > len(gpus):
         raise RunsRefused(f"--jobs {jobs} leaves some without a GPU; there are {len(gpus)}")
     shares = [gpus[job::jobs] if plan.launcher else [gpus[job % len(gpus)]] for job in range(jobs)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
+    return [
+        # A launcher starts a process for each GPU.
+        {"CUDA_VISIBLE_DEVICES": ",".join(share)} | threads_of(max(1, plan.threads // len(share)))
+        for share in shares
+    ]
