@@ -1,15 +1,15 @@
 """Is bf16 faster than float32 on a CPU, and as accurate? And one thread a run rather than all?
 
-    python results/precision/run.py DATA [--task wnut_17] [--model MODEL]
+    python results/precision/run.py DATA [--task NAME] [--model MODEL]
 
-DATA/glue is laid out like nyu-mll/glue, and DATA/wnut_17 holds parquet files. MiniLM learns 2,000
-phrases of SST-2 by recipes/glue.py with cross_entropy, as in results/which_loss/sst2, with 6 seeds
-in each of four ways: float32 or bf16, and two runs at a time with one thread each or one after the
-other with two threads. Two seeds are trained in all ways, in turns, before the next two. Writes
-results.json here when all are done; interrupted, the same command continues.
+DATA/glue is laid out like nyu-mll/glue; DATA/banking77 and DATA/wnut_17 hold parquet files. MiniLM
+learns 2,000 phrases of SST-2 by recipes/glue.py with cross_entropy, as in results/which_loss/sst2,
+with 6 seeds in each of four ways: float32 or bf16, and two runs at a time with one thread each or
+one after the other with two threads. Two seeds are trained in all ways, in turns, before the next
+two. Writes results.json here when all are done; interrupted, the same command continues.
 
-`--task wnut_17` is about time alone, since wnut_17.sh compares the accuracy: the names in 800
-tweets, as in results/which_loss/wnut_17, with one thread. Writes wnut_17/time.json.
+The other tasks are about time alone, since compare.sh compares the accuracy: learned as in
+results/which_loss, with one thread. Write NAME/time.json.
 """
 
 import argparse
@@ -29,22 +29,24 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs" / "precision"
 PAIRS = [(1, 2), (3, 4), (5, 6)]
-COMMON = ["--num_train_epochs", "3", "--eval_strategy", "no", "--save_strategy", "no", "--use_cpu"]
-COMMON += ["--disable_tqdm", "true"]
+COMMON = "--eval_strategy no --save_strategy no --use_cpu --disable_tqdm true".split()
 PRECISIONS = {"float32": [], "bf16": ["--bf16"]}
 WAYS = {f"{name}, {n} thread{'s' * (n > 1)}": (name, n) for n in (1, 2) for name in PRECISIONS}
 
 
 @dataclass
 class Task:
-    """What is learned: recipe, data set and flags, in how many threads, and what is compared."""
+    """What is learned: recipe, folder of data and flags, in how many threads, and what is compared.
+
+    In the flags, {} stands for the folder of data.
+    """
 
     recipe: str
     data: str
-    flags: list[str]
-    threads: tuple[int, ...]
-    metrics: tuple[str, ...]
+    flags: str
     file: str
+    threads: tuple[int, ...] = (1,)
+    metrics: tuple[str, ...] = ()
 
     @property
     def ways(self) -> list[str]:
@@ -56,20 +58,34 @@ TASKS = {
     "sst2": Task(
         "glue.py",
         "glue",
-        "--task_name sst2 --max_train_samples 2000 --train_val_split 0.0075 --max_length 64 "
-        "--learning_rate 6.325e-5".split(),
-        (1, 2),
-        ("accuracy", "cross_entropy"),
+        "--dataset_name {} --task_name sst2 --max_train_samples 2000 --train_val_split 0.0075 "
+        "--max_length 64 --num_train_epochs 3 --learning_rate 6.325e-5",
         "results.json",
+        threads=(1, 2),
+        metrics=("accuracy", "cross_entropy"),
     ),
     "wnut_17": Task(
         "token_classification.py",
         "wnut_17",
-        "--max_train_samples 800 --max_eval_samples 600 --learning_rate 4e-4 "
-        "--train_sampling_strategy group_by_length".split(),
-        (1,),
-        (),
+        "--dataset_name {} --max_train_samples 800 --max_eval_samples 600 --num_train_epochs 3 "
+        "--learning_rate 4e-4 --train_sampling_strategy group_by_length",
         "wnut_17/time.json",
+    ),
+    "banking77": Task(
+        "glue.py",
+        "banking77",
+        "--train_file {}/train-00000-of-00001.parquet --test_file {}/test-00000-of-00001.parquet "
+        "--train_val_split 0.03 --max_train_samples 770 --max_eval_samples 2000 --max_length 64 "
+        "--num_train_epochs 5 --learning_rate 1.265e-3 --train_sampling_strategy group_by_length",
+        "banking77/time.json",
+    ),
+    "cola": Task(
+        "glue.py",
+        "glue",
+        "--dataset_name {} --task_name cola --train_val_split 0.06 --max_length 64 "
+        "--per_device_train_batch_size 64 --num_train_epochs 2 --learning_rate 1e-4 "
+        "--train_sampling_strategy group_by_length",
+        "cola/time.json",
     ),
 }
 
@@ -82,10 +98,11 @@ def train(command: list[str], output: Path, seed: int, precision: str, threads: 
         subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
 
 
-def measure(task: Task, command: list[str], way: str, seeds: tuple[int, int]) -> dict:
+def measure(name: str, command: list[str], way: str, seeds: tuple[int, int]) -> dict:
     """Trains with two seeds: the wall time of both, and the result of each."""
     precision, threads = WAYS[way]
-    block = RUNS / task.data / f"{precision}-{threads}-{seeds[0]}-{seeds[1]}"
+    metrics = TASKS[name].metrics
+    block = RUNS / name / f"{precision}-{threads}-{seeds[0]}-{seeds[1]}"
     found = block / "block.json"
     if not found.exists():
         block.mkdir(parents=True, exist_ok=True)
@@ -102,7 +119,7 @@ def measure(task: Task, command: list[str], way: str, seeds: tuple[int, int]) ->
         scores = [result["metrics"]["test"] for result in results]
         content = {
             "seconds_per_run": round(wall / len(seeds), 1),
-            **{metric: [score[metric] for score in scores] for metric in task.metrics},
+            **{metric: [score[metric] for score in scores] for metric in metrics},
             "versions": results[0]["versions"],
             "hardware": results[0]["hardware"],
         }
@@ -131,7 +148,7 @@ def compared(blocks: dict[str, list[dict]], way: str, other: str, metrics: tuple
 def main() -> None:
     """Measures all ways in turns."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="holds glue and wnut_17")
+    parser.add_argument("folder", type=Path, help="holds glue, banking77 and wnut_17")
     parser.add_argument("--task", choices=TASKS, default="sst2")
     parser.add_argument("--model", help="another one than the recipe's, in an empty runs/precision")
     given = parser.parse_args()
@@ -140,12 +157,13 @@ def main() -> None:
     data = str(given.folder.resolve() / task.data)
     if not Path(data).is_dir():
         parser.error(f"{data} is no folder; give the one that holds {task.data}")
-    command = [sys.executable, str(ROOT / "recipes" / task.recipe), "--dataset_name", data]
-    command += [*model, *COMMON, *task.flags]
+    flags = [*model, *COMMON, *task.flags.split()]
+    command = [sys.executable, str(ROOT / "recipes" / task.recipe)]
+    command += [flag.replace("{}", data) for flag in flags]
     blocks: dict[str, list[dict]] = {way: [] for way in task.ways}
     for number, seeds in enumerate(PAIRS):
         for way in task.ways[:: (1, -1)[number % 2]]:
-            blocks[way].append(measure(task, command, way, seeds))
+            blocks[way].append(measure(given.task, command, way, seeds))
     pairs = [
         ("bf16, 1 thread", "float32, 1 thread"),
         ("bf16, 2 threads", "float32, 2 threads"),
@@ -153,7 +171,7 @@ def main() -> None:
         ("float32, 1 thread", "float32, 2 threads"),
     ]
     result = {
-        "flags": [*model, *COMMON, *task.flags],
+        "flags": flags,
         "seeds": [seed for seeds in PAIRS for seed in seeds],
         "ways": {
             way: {"seconds_per_run": [block["seconds_per_run"] for block in found]}
@@ -168,6 +186,7 @@ def main() -> None:
         "versions": blocks["bf16, 1 thread"][0]["versions"],
         "hardware": blocks["bf16, 1 thread"][0]["hardware"],
     }
+    (HERE / task.file).parent.mkdir(exist_ok=True)
     (HERE / task.file).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
