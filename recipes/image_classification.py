@@ -29,7 +29,7 @@ from hf_losses.data import (
 )
 from hf_losses.metrics import METRICS, GlueMetric
 from hf_losses.models import LoraArguments, add_adapter, build_config, loading, order_head
-from hf_losses.options import CORES, option
+from hf_losses.options import cores, option
 from hf_losses.training import (
     RecipeTrainingArguments,
     check_loss,
@@ -63,7 +63,7 @@ class ImageTrainingArguments(RecipeTrainingArguments):
 
     learning_rate: float | None = option(None, "without one: 5e-5, from scratch 1e-3")
     num_train_epochs: float | None = option(None, f"without one: 3, for {DIGITS} 40")
-    dataloader_num_workers: int = option(min(CORES, 8), "processes that load images")
+    dataloader_num_workers: int = option(min(cores(), 8), "processes that load images")
     dataloader_persistent_workers: bool = option(True, "keep them from epoch to epoch")
 
     def __post_init__(self):

@@ -182,6 +182,7 @@ def main(argv=None):
             {"num_train_epochs": args.num_train_epochs, "warmup_steps": args.warmup_steps}
             | {name: value for name, value in flags.items() if name not in FOR_TRIALS},
             metric,
+            args.device,
             task=source.name,
             model=model_name,
             dataset=dataset_facts(data),

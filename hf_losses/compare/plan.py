@@ -19,6 +19,7 @@ from hf_losses.files import write_json
 from hf_losses.losses.registry import get_spec, list_losses, match_losses, neutral_loss
 from hf_losses.messages import UsageError
 from hf_losses.metrics import direction
+from hf_losses.options import cores
 
 PLAN = "plan.json"
 RESERVED = ("loss", "seed", "output_dir")  # The flags that compare itself gives to the script.
@@ -247,7 +248,7 @@ def make_plan(
         baseline=baseline,
         launcher=command,
         tune=dict(map(parse_range, tune)),
-        threads=max(1, (os.cpu_count() or 1) // jobs),
+        threads=max(1, cores() // jobs),
         **settings,
     )
     # Not in `Plan`: earlier comparisons, which can still be reported, were not checked so.
@@ -310,8 +311,8 @@ def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> 
             leave out or replace: their flags may have been corrected.
 
     Returns:
-        The plan to continue with, with the number of threads of the first start and the seeds that
-        have been added since.
+        The plan to continue with, with the number of threads of the first start, if there are as
+        many, and the seeds that have been added since.
 
     Raises:
         ValueError: If the folder holds a comparison with other flags, or something else.
@@ -324,6 +325,7 @@ def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> 
         write_json(path, asdict(plan))
         return plan
     stored = read_plan(folder)
+    stored = replace(stored, threads=min(stored.threads, plan.threads))
     plan = replace(plan, threads=stored.threads, added=stored.added)
     added, left_out = {*plan.losses} - {*stored.losses}, {*stored.losses} - {*plan.losses}
     corrected = left_out <= {*replaceable} and len(added) <= len(left_out)

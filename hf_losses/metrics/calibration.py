@@ -43,5 +43,5 @@ def expected_calibration_error(bins: Tensor) -> float:
     Returns:
         From 0 to 1; NaN without predictions, or if a logit was NaN.
     """
-    count, probability, correct = bins.double()
+    count, probability, correct = bins.cpu().double()  # Some devices have no float64.
     return float((probability - correct).abs().sum() / count.sum())

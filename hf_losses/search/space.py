@@ -116,5 +116,9 @@ class SearchArguments:
             raise UsageError(
                 f"a search runs in one process, not {args.world_size}: start it by python"
             )
+        if args.n_gpu > 1:
+            raise UsageError(
+                f"a search trains on one GPU, not {args.n_gpu}: set CUDA_VISIBLE_DEVICES=0"
+            )
         if importlib.util.find_spec("optuna") is None:
             raise UsageError("a search needs Optuna: pip install 'hf-losses[compare]'")

@@ -15,6 +15,7 @@ from hf_losses.messages import UsageError
 from hf_losses.training.reports.machine import hardware, versions
 
 if TYPE_CHECKING:
+    import torch
     from optuna import Study
 
 NAME = "search"
@@ -132,7 +133,13 @@ def announce(
 
 
 def report(
-    study: Study, folder: Path, script: str, flags: dict[str, Any], metric: str, **facts: Any
+    study: Study,
+    folder: Path,
+    script: str,
+    flags: dict[str, Any],
+    metric: str,
+    device: torch.device,
+    **facts: Any,
 ) -> None:
     """Writes `search.json`, and prints the trials and the command that trains the winner.
 
@@ -142,6 +149,7 @@ def report(
         script: The recipe that trains the winner.
         flags: Flags of the recipe besides the loss, its parameters and the learning rate.
         metric: Name of the metric that the trials were judged by.
+        device: What the trials were computed on.
         **facts: Further content of the file, such as task and model.
 
     Raises:
@@ -162,7 +170,7 @@ def report(
         "command": command,
         "trials": trials,
         "versions": versions("optuna"),
-        "hardware": hardware(),
+        "hardware": hardware(device),
     }
     write_json(folder / RESULT, result)
     width = max(8, len(metric))

@@ -16,6 +16,7 @@ from comparing import refused, runs_still, wait_for
 import hf_losses
 from hf_losses.cli.main import main
 from hf_losses.compare.engines import nodes, task
+from hf_losses.compare.plan import make_plan
 
 ROOT = Path(hf_losses.__file__).parents[1]
 SCRIPT = str(Path(__file__).with_name("cluster_script.py"))
@@ -373,3 +374,12 @@ def test_a_recipe_trains_on_a_cluster_as_on_one_machine(cluster, tmp_path, monke
     module = importlib.import_module("image_classification")
     module.main([*flags, *alone, "--disable_tqdm", "true"])
     assert metrics == json.loads((tmp_path / "y" / "result.json").read_text())["metrics"]
+
+
+def test_a_run_has_the_threads_and_gpus_that_it_was_given():
+    plan = replace(make_plan(SCRIPT, [], LOSSES, seeds=1), threads=32)
+    launched = replace(plan, launcher=["accelerate", "launch"])
+    assert task.environment(plan, 0)["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in task.environment(plan, 0.5)
+    assert task.environment(launched, 4)["OMP_NUM_THREADS"] == "8"
+    assert task.environment(plan, 4)["OMP_NUM_THREADS"] == "32"

@@ -22,15 +22,16 @@ import hf_losses
 from hf_losses.cli.main import main
 from hf_losses.compare import experiment, tuning
 from hf_losses.compare.engines import guard
-from hf_losses.compare.engines.local_pool import environments
+from hf_losses.compare.engines.local_pool import beside_others, environments
 from hf_losses.compare.engines.pool import failure
 from hf_losses.compare.experiment import best_losses
-from hf_losses.compare.plan import Plan, expand, make_plan
+from hf_losses.compare.plan import Plan, expand, make_plan, open_folder
 from hf_losses.compare.ranges import parse_range, spread_evenly
 from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
 from hf_losses.compare.tuning import trials
 from hf_losses.files import strict
+from hf_losses.options import cores
 from hf_losses.training.recipe.arguments import RecipeTrainingArguments
 
 SCRIPT = str(Path(__file__).with_name("compare_script.py"))
@@ -576,9 +577,10 @@ def test_a_script_without_results_ends_it_at_once(tmp_path, capsys):
 
 def test_three_runs_that_fail_alike_end_it(tmp_path, capsys):
     script = tmp_path / "broken.py"
-    script.write_text("import no_such_package")
+    # As with the amounts of an error of memory, and the process that it names.
+    script.write_text("import os; raise MemoryError(f'{os.getpid()} has {os.getpid() / 9} GiB')")
     message = refused(command(tmp_path / "x", script=str(script)), capsys)
-    assert "ModuleNotFoundError: No module named 'no_such_package'" in message
+    assert re.search(r"MemoryError: \d+ has [\d.]+ GiB; the command was", message)
     assert "Its log ends: Traceback" in message
 
 
@@ -896,6 +898,13 @@ def test_each_job_has_its_gpus_and_cores(monkeypatch):
         environments(launched, 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert visible(plan, 3) == ["5", "7", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")  # There are three.
+    assert visible(plan, 4) == ["0", "1", "2", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    assert visible(plan, 2) == ["GPU-a", "GPU-b"]
+    on_cpu = make_plan(SCRIPT, ["--use_cpu"], LOSSES, seeds=1, launcher=sys.executable)
+    assert all("CUDA_VISIBLE_DEVICES" not in each for each in environments(on_cpu, 4))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     # Else every job of the 16 would take 16 threads.
     assert threads(plan, 16) == ["1"] * 16
     assert threads(plan, 2) == ["8", "8"]
@@ -908,7 +917,8 @@ def test_the_threads_of_a_job_stay_what_they_are_under_a_launcher(monkeypatch, t
     plan = make_plan(SCRIPT, [], LOSSES, seeds=1, launcher=sys.executable, jobs=10**6)
     (environment,) = environments(plan, 1)
     assert environment["OMP_NUM_THREADS"] == "1"
-    monkeypatch.setattr("hf_losses.training.recipe.arguments.CORES", 7)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 14)
+    monkeypatch.setattr("hf_losses.options.LOCAL_PROCESSES", 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     asked = []
@@ -918,7 +928,47 @@ def test_the_threads_of_a_job_stay_what_they_are_under_a_launcher(monkeypatch, t
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     RecipeTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    assert asked == [7]
+    assert asked == [7, 1]
+    for name, value in environments(replace(plan, threads=8), 1)[0].items():
+        monkeypatch.setenv(name, value)
+    RecipeTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert asked == [7, 1, 4]
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.delenv("HF_LOSSES_THREADS", raising=False)
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert cores() == 1
+        assert make_plan(SCRIPT, [], LOSSES, seeds=1).threads == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_more_jobs_leave_a_comparison_fewer_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 16)
+    threads = [
+        open_folder(tmp_path / "x", make_plan(SCRIPT, [], LOSSES, seeds=1, jobs=jobs)).threads
+        for jobs in (2, 16, 1)
+    ]
+    assert threads == [8, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "more"),
+    [
+        ("/bin/accelerate launch --config_file x.yaml", "--gpu_ids all --main_process_port 0"),
+        ("accelerate launch --main_process_port=7 --gpu_ids 1", ""),
+        ("torchrun --nproc_per_node 2", ""),
+        ("", ""),
+    ],
+)
+def test_accelerate_takes_the_gpus_and_a_port_that_other_jobs_leave(launcher, more):
+    words = launcher.split()
+    command = [*words, "train.py", "--gpu_ids"]
+    expected = [*words, *more.split(), "train.py", "--gpu_ids"]
+    assert beside_others(command, words) == expected
 
 
 def test_numbers_that_json_does_not_have_become_null():

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -738,7 +739,9 @@ def test_augmentation_depends_on_its_generator_alone(name):
     image = PIL.Image.fromarray(SQUARE).convert("RGB")
     augment = image_pipeline.build_augmentation(name, (24, 16), PIL.Image.Resampling.BILINEAR)
     before = torch.random.get_rng_state()
-    arrays = [np.asarray(augment(image, np.random.default_rng(seed))) for seed in (0, 0, 1)]
+    copy = pickle.loads(pickle.dumps(augment))  # As for processes that are not forked.
+    augments = zip((augment, copy, augment), (0, 0, 1), strict=True)
+    arrays = [np.asarray(each(image, np.random.default_rng(seed))) for each, seed in augments]
     assert torch.equal(torch.random.get_rng_state(), before)
     shape = (3, 16, 24) if name == "randaugment" else (16, 24, 3)
     assert {array.shape for array in arrays} == {shape}

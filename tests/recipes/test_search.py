@@ -338,6 +338,11 @@ def test_refuses(refused, flags, message):
     assert message in refused(*flags)
 
 
+def test_refuses_several_gpus(monkeypatch, refused, files):
+    monkeypatch.setattr(search.TrialArguments, "n_gpu", 8)
+    assert "trains on one GPU, not 8: set CUDA_VISIBLE_DEVICES=0" in refused(*files)
+
+
 def test_refuses_a_model_that_is_none(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "cannot load the model" in refused(model=str(tmp_path / "empty"))

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,3 +44,13 @@ def test_bf16_that_makes_a_training_slower_is_told(
     with caplog.at_level(logging.WARNING):
         RecipeTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=bf16)
     assert ("no instructions for bfloat16" in caplog.text) == told
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_a_gpu_that_emulates_bfloat16(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    properties = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert emulates_bfloat16(torch.device("cuda")) == (capability < (8, 0))

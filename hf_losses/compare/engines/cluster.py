@@ -128,7 +128,8 @@ class Cluster:
 
     def start(self, run: Run) -> None:
         """See `Engine`."""
-        task = Task(str(run.folder), self.plan, run.settings, self.needs, str(self.scratch))
+        scratch = str(self.scratch)
+        task = Task(str(run.folder), self.plan, run.settings, self.needs, scratch, self.gpus)
         self.running[self.make.remote(task, self.queue)] = run
 
     def ended(self) -> list[Ended]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hf_losses.compare.engines import guard
@@ -27,6 +27,7 @@ class LocalPool:
     def __init__(self, parallel: int) -> None:
         self.parallel = parallel
         self.environments: list[dict[str, str]] = []
+        self.launcher: list[str] = []
         self.running: dict[int, tuple[Run, subprocess.Popen[bytes], float]] = {}  # By slot.
 
     def prepare(
@@ -34,6 +35,7 @@ class LocalPool:
     ) -> None:
         """See `Engine`."""
         self.environments = environments(plan, self.parallel)
+        self.launcher = plan.launcher
 
     def has_room(self) -> bool:
         """See `Engine`."""
@@ -46,7 +48,11 @@ class LocalPool:
         started = time.monotonic()
         with guard.open_log(run.beside("log")) as log:
             shutil.rmtree(run.folder, ignore_errors=True)
-            process = guard.start(run.command, log, self.environments[slot])
+            process = guard.start(
+                run.command if self.parallel == 1 else beside_others(run.command, self.launcher),
+                log,
+                self.environments[slot],
+            )
         self.running[slot] = run, process, started
 
     def ended(self) -> list[Ended]:
@@ -79,15 +85,35 @@ def environments(plan: Plan, jobs: int) -> list[dict[str, str]]:
     """
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
-    if not gpus or not torch.cuda.is_available():
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count or "--use_cpu" in plan.arguments:
         return [threads_of(plan.threads)] * jobs
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else list(map(str, range(count)))
+    if all(map(str.isdecimal, gpus)):
+        gpus = gpus[:count]  # A list from elsewhere may name more than there are.
     if plan.launcher and jobs > len(gpus):
         raise RunsRefused(f"--jobs {jobs} leaves some without a GPU; there are {len(gpus)}")
     shares = [gpus[job::jobs] if plan.launcher else [gpus[job % len(gpus)]] for job in range(jobs)]
     return [
         # A launcher starts a process for each GPU.
-        {"CUDA_VISIBLE_DEVICES": ",".join(share)} | threads_of(max(1, plan.threads // len(share)))
+        {"CUDA_VISIBLE_DEVICES": ",".join(share)} | threads_of(plan.threads, len(share))
         for share in shares
     ]
+
+
+def beside_others(command: Sequence[str], launcher: Sequence[str]) -> list[str]:
+    """The command of a run while others go on: Accelerate keeps to its GPUs and takes a free port.
+
+    Without that its file of settings may name GPUs of other runs, and all runs take one port.
+
+    Args:
+        command: Program and arguments, of which the first are the launcher's.
+        launcher: Those of `Plan`.
+    """
+    given = {word.partition("=")[0] for word in launcher}
+    flags = {"--gpu_ids": "all", "--main_process_port": "0"}
+    accelerate = launcher and Path(launcher[0]).stem in ("accelerate", "accelerate-launch")
+    more = [word for flag in flags if flag not in given for word in (flag, flags[flag])]
+    end = len(launcher)
+    return [*command[:end], *(more if accelerate else ()), *command[end:]]

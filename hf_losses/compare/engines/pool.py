@@ -176,7 +176,7 @@ class Pool:
         """Ends the comparison if its first runs failed as all others will."""
         if self.proved:
             return
-        self.reasons.append(reason)
+        self.reasons.append(re.sub(r"\d[\d.]*", "#", reason))  # Of memory the amounts differ.
         alike = len(self.reasons) >= ALIKE and len(set(self.reasons)) == 1
         if alike or (ended.code == 0 and len(self.reasons) == 1):
             message = f"{reason}; the command was: {shlex.join(ended.run.command)}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_losses.compare.engines import guard
+from hf_losses.compare.engines.local_pool import beside_others
 from hf_losses.compare.engines.nodes import Needs, check_node
 from hf_losses.compare.engines.pool import remove_models
 from hf_losses.compare.plan import Plan
@@ -35,6 +36,7 @@ class Task:
         settings: Loss, seed and tuned parameters of the run.
         needs: What the node must have.
         attempts: Folder for the run's files where the disk is shared.
+        gpus: Number of GPUs, or a share of one.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Task:
     settings: RunSettings
     needs: Needs
     attempts: str
+    gpus: float
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,12 @@ def node_name() -> str:
     return f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:6]})"
 
 
+def environment(plan: Plan, gpus: float) -> dict[str, str]:
+    """The threads of a run; and no GPU for one without, which Ray would let see the node's."""
+    found = threads_of(plan.threads, max(1, int(gpus)) if plan.launcher else 1)
+    return found if gpus else found | {"CUDA_VISIBLE_DEVICES": ""}
+
+
 def make(task: Task, messages: Any) -> Outcome:
     """Makes a run.
 
@@ -111,7 +120,10 @@ def make(task: Task, messages: Any) -> Outcome:
         started = time.monotonic()
         with guard.open_log(log) as file:
             process = guard.start(
-                command, file, threads_of(task.plan.threads), task.needs.directory
+                beside_others(command, task.plan.launcher),
+                file,
+                environment(task.plan, task.gpus),
+                task.needs.directory,
             )
         try:
             with open(log, "rb") as printed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -203,31 +204,48 @@ def build_augmentation(
     if name == "none":
         return None
 
-    def crop(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
-        box = _random_box(image.size, min_share, rng)
-        return image.resize(size, resample, box=box, reducing_gap=2.0)
-
-    def crop_flip(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
-        part = crop(image, rng)
-        return PIL.ImageOps.mirror(part) if rng.random() < 0.5 else part
-
+    crop: dict[str, Any] = {"size": size, "resample": resample, "min_share": min_share}
     if name in ("crop", "crop_flip"):
-        return crop if name == "crop" else crop_flip
+        return partial(_crop if name == "crop" else _crop_flip, **crop)
     try:
         from kornia.augmentation.auto import RandAugment
     except ImportError as error:
         raise MissingExtra("randaugment needs Kornia: pip install 'hf-losses[images]'") from error
-    randaugment = RandAugment(n=2, m=9)
+    return partial(_crop_flip_randaugment, RandAugment(n=2, m=9), **crop)
 
-    def crop_flip_randaugment(image: PIL.Image.Image, rng: np.random.Generator) -> Tensor:
-        pixels = torch.from_numpy(np.array(crop_flip(image, rng))).permute(2, 0, 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**63)))
-            changed = randaugment(pixels[None] / 255)[0]
-        augmented: Tensor = (changed * 255).round().clamp(0, 255).to(torch.uint8)
-        return augmented
 
-    return crop_flip_randaugment
+# Functions of a module: the data loader's processes unpickle them where they are not forked.
+
+
+def _crop(
+    image: PIL.Image.Image,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    resample: int,
+    min_share: float,
+) -> PIL.Image.Image:
+    box = _random_box(image.size, min_share, rng)
+    return image.resize(size, resample, box=box, reducing_gap=2.0)
+
+
+def _crop_flip(image: PIL.Image.Image, rng: np.random.Generator, **crop: Any) -> PIL.Image.Image:
+    part = _crop(image, rng, **crop)
+    return PIL.ImageOps.mirror(part) if rng.random() < 0.5 else part
+
+
+def _crop_flip_randaugment(
+    randaugment: torch.nn.Module,
+    image: PIL.Image.Image,
+    rng: np.random.Generator,
+    **crop: Any,
+) -> Tensor:
+    pixels = torch.from_numpy(np.array(_crop_flip(image, rng, **crop))).permute(2, 0, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**63)))
+        changed = randaugment(pixels[None] / 255)[0]
+    augmented: Tensor = (changed * 255).round().clamp(0, 255).to(torch.uint8)
+    return augmented
 
 
 def _random_box(

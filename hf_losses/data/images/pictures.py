@@ -15,7 +15,7 @@ import torch
 from sklearn.model_selection import train_test_split
 
 from hf_losses.messages import UsageError
-from hf_losses.options import CORES
+from hf_losses.options import cores
 
 SIXTEEN_BITS = ("PNG", "PPM")  # Formats that Pillow reads into 32 bits where they have 16.
 # Bytes of a set that all loading processes together keep decoded: CIFAR-10 takes longer to decode
@@ -81,7 +81,7 @@ class Stored(Sequence[PIL.Image.Image]):
             _problem,
             input_columns=self._column,
             remove_columns=self._column,
-            num_proc=min(CORES, len(rows) // 500) or None,
+            num_proc=min(cores(), len(rows) // 500) or None,
             desc="Checking images",
         )
         return {row: text for row, text in zip(rows, checked["problem"], strict=True) if text}

@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from hf_losses.losses.registry import get_spec, list_losses
 from hf_losses.messages import UsageError, nearest
-from hf_losses.options import CORES, THREADS, option
+from hf_losses.options import THREADS, cores, option
 from hf_losses.training.arguments import LossTrainingArguments
 from hf_losses.training.reports.machine import emulates_bfloat16
 
@@ -53,11 +53,13 @@ class RecipeTrainingArguments(LossTrainingArguments):
             )
         if self.fp16 and self.device.type == "cpu":
             raise UsageError("--fp16 would have no effect on a CPU; use --bf16, or neither")
-        slow = self.mixed_precision == "bf16" and self.device.type == "cpu" and emulates_bfloat16()
-        if slow and self.process_index == 0:
+        emulated = self.mixed_precision == "bf16" and emulates_bfloat16(self.device)
+        if emulated and self.process_index == 0:
             logger.warning(
-                "--bf16: this processor has no instructions for bfloat16, so training takes many "
-                "times as long as without --bf16"
+                "--bf16: this GPU has no instructions for bfloat16; use --fp16, or neither"
+                if self.device.type == "cuda"
+                else "--bf16: this processor has no instructions for bfloat16, so training takes "
+                "many times as long as without --bf16"
             )
         for name, value, needed in WHOLE_PREDICTIONS:
             if getattr(self, name) == value:
@@ -66,13 +68,9 @@ class RecipeTrainingArguments(LossTrainingArguments):
                     f"{needed}; leave it out"
                 )
         launcher_variables = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)
-        if (
-            launcher_variables
-            and self.device.type == "cpu"
-            and os.environ.get("OMP_NUM_THREADS") == "1"
-            and THREADS not in os.environ
-        ):
-            torch.set_num_threads(CORES)  # Launchers set 1 by default, on any number of cores.
+        by_launcher = launcher_variables and os.environ.get("OMP_NUM_THREADS") == "1"
+        if self.device.type == "cpu" and (by_launcher or THREADS in os.environ):
+            torch.set_num_threads(cores())  # Launchers set 1 by default, on any number of cores.
 
 
 def choose_metric(
