@@ -18,7 +18,7 @@ from hf_losses.hub.private import TEXTS, TOKEN, VOCABULARIES, Scrub, is_text
 from hf_losses.hub.saved_run import ARGUMENTS_FILE, LOSS_FILE, check_record, read_object
 from hf_losses.messages import UsageError
 
-OTHERS = (".safetensors", ".png", ".svg", ".model", ".spm", ".tiktoken")
+OTHERS = (".safetensors", ".png", ".svg", ".model", ".spm", ".tiktoken", ".codes", ".tokenizer")
 
 # What the card is written from.
 RECORDS = (

@@ -226,7 +226,7 @@ def check_builtin_loss(model: Any) -> None:
     Args:
         model: The model without wrappers.
     """
-    if not _is_transformers(model):
+    if not is_transformers(model):
         return
     head = type(model).__name__
     for name in _class_names(model):
@@ -279,7 +279,7 @@ def check_batch(model: Any, inputs: dict[str, Any], labels: Tensor) -> None:
     """
     head, names = type(model).__name__, set(_class_names(model))
     extra = [name for name in inputs if "label" in name]
-    if extra and _is_transformers(model):
+    if extra and is_transformers(model):
         raise UsageError(
             f"the batch has also {', '.join(extra)}, which would be left out of the loss of "
             f"{head}: drop {'it' if len(extra) == 1 else 'them'}, or use the stock Trainer"
@@ -389,7 +389,7 @@ UNSHIFTED_LOOKALIKE = "transformers.models.cpmant.modeling_cpmant"
 NOT_PLAIN = ("HiggsAudioV2", "VibeVoiceCausalLM")
 
 
-def _is_transformers(model: Any) -> bool:
+def is_transformers(model: Any) -> bool:
     """Whether transformers defines the model's `forward`, and not a class of the user's."""
     forward = next(cls for cls in type(model).__mro__ if "forward" in vars(cls))
     return forward.__module__.startswith("transformers.")

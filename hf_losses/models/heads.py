@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL
 from hf_losses.losses.registry import IGNORE_INDEX
@@ -17,6 +18,7 @@ from hf_losses.models.builtin import (
     check_builtin_loss,
     counted_labels,
     is_encoder_decoder,
+    is_transformers,
     loss_type,
     with_known_loss,
 )
@@ -44,6 +46,10 @@ IGNORED_PIXELS = "semantic_loss_ignore_index"
 POSITIONS = ["start_positions", "end_positions"]
 # The column with the weight of every item, or row of items.
 LOSS_WEIGHT = "loss_weight"
+GIVE_SHIFTED = (
+    "give each batch shift_labels beside labels (in the data collator), at the positions of their "
+    "logits"
+)
 
 
 def is_classifier(model: Any) -> bool:
@@ -107,6 +113,12 @@ def check_head(model: Any, label_names: list[str]) -> None:
             f"logits and 'labels'; models that fit: {', '.join(CLASSIFIERS + LABELLERS)}"
         )
     check_builtin_loss(model)
+    given = getattr(model, "_loss_function", None) if isinstance(model, PreTrainedModel) else None
+    if given is not None:
+        raise UsageError(
+            f"{name} was given a loss_function of its own ({given!r}), which would not be used: "
+            "name it as the loss, or take it out (del model._loss_function)"
+        )
     if kind != SEGMENTATION:
         return
     if getattr(model, "auxiliary_head", None) is not None:
@@ -146,6 +158,7 @@ class Targets:
         self.decodes = self.within is not None and is_encoder_decoder(self.within)
         # Whether transformers knows the model, or what it is built around.
         self._known = loss_type(within) is not None
+        self._checked = self._known and is_transformers(model)
 
     def present(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a batch has labels."""
@@ -167,9 +180,9 @@ class Targets:
         if inputs.get("shift_labels") is not None:
             return [inputs["shift_labels"]]
         labels = counted_labels(self.model, inputs, inputs[self.label_names[0]])
-        if not self._known:
+        if not self._checked:
             self._check_copied(inputs.get("input_ids"), labels)
-            self._known = True
+            self._checked = True
         if self.kind == SEGMENTATION:
             config = self.model.config
             # UperNet has another name for this field.
@@ -179,16 +192,23 @@ class Targets:
         return [shift_left(labels) if self._shifts(labels) else labels]
 
     def _check_copied(self, tokens: Any, labels: Tensor) -> None:
-        """Raises a ValueError for labels that the model would learn by copying its input."""
+        """Raises a ValueError for labels whose position a model of the user's own leaves open."""
         if not torch.is_tensor(tokens) or tokens.dim() < 2 or tokens.shape != labels.shape:
             return
-        learned = labels != IGNORE_INDEX
-        if learned.any() and torch.equal(labels[learned], tokens[learned]):
+        name, learned = type(self.model).__name__, labels != IGNORE_INDEX
+        copied = learned.any() and torch.equal(labels[learned], tokens[learned])
+        if copied and not self._known:
             raise UsageError(
                 "the labels are the input_ids, and transformers does not know whether "
-                f"{type(self.model).__name__} learns them one position earlier, as language models "
-                "do: give each batch shift_labels beside labels (in the data collator), at the "
-                "positions of their logits"
+                f"{name} learns them one position earlier, as language models do: {GIVE_SHIFTED}"
+            )
+        within = learned[:, :-1]
+        moved = within.any() and torch.equal(labels[:, :-1][within], tokens[:, 1:][within])
+        if moved and not copied and self.shifts:
+            raise UsageError(
+                "the labels are those of the next tokens already, and would be shifted once more: "
+                f"transformers takes {name} for a language model, whose loss shifts them. Where "
+                f"its forward does not, {GIVE_SHIFTED}"
             )
 
     def _shifts(self, labels: Tensor) -> bool:
@@ -268,11 +288,27 @@ def shift_left(labels: Tensor, fill: float = IGNORE_INDEX) -> Tensor:
     return F.pad(labels, (0, 1), value=fill)[..., 1:].contiguous()
 
 
-def without_loss(outputs: Any) -> Any:
-    """The outputs of a model as a `ModelOutput`, a dict, or a tuple that begins with the logits."""
+def without_loss(outputs: Any, *, copies: int = 1) -> Any:
+    """The outputs of a model as a `ModelOutput`, a dict, or a tuple that begins with the logits.
+
+    Args:
+        outputs: What the model returned.
+        copies: Of a model that was given labels, the number of its copies of which DataParallel has
+            gathered the losses.
+    """
     if torch.is_tensor(outputs):
         return (outputs,)  # Some users' modules return nothing but the logits.
-    if not isinstance(outputs, tuple):
+
+    named = isinstance(outputs, Mapping)
+    if not named and not isinstance(outputs, tuple):
+        return outputs
+    entries = list(outputs.items() if named else enumerate(outputs))
+    gathered = [name for name, out in entries if torch.is_tensor(out) and out.shape == (copies,)]
+    if copies > 1 and gathered:
+        loss = "loss" if "loss" in gathered else gathered[0]
+        entries = [(name, out) for name, out in entries if name != loss]
+        outputs = dict(entries) if named else tuple(out for _, out in entries)
+    if named:
         return outputs
     # Without labels some models return (None, logits), with labels (loss, logits).
     tensors = (out for out in outputs if not torch.is_tensor(out) or out.dim())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_losses.losses.registry import parse_loss_kwargs
 from hf_losses.messages import UsageError
-from hf_losses.script.source import trains_without_trainer
+from hf_losses.script.source import starts_processes, trains_without_trainer
 from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.loss.warmup import check_warmup
 
@@ -79,6 +79,14 @@ def prepare(
                 file=sys.stderr,
                 flush=True,
             )
+            if function := starts_processes(Path(file)):
+                print(
+                    f"hf-losses run: {script} starts processes by {function}, whose Trainers have "
+                    "their own loss: let it train in the process that runs it, and start several "
+                    "by torchrun -m hf_losses run",
+                    file=sys.stderr,
+                    flush=True,
+                )
         return _run(script, arguments, module, _TrainerHook(loss, settings))
 
     return run

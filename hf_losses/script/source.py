@@ -86,6 +86,27 @@ def trains_without_trainer(script: Path, root: Path) -> bool:
     return bool(imported & {"torch", "accelerate"}) and imported <= known
 
 
+def starts_processes(script: Path) -> str | None:
+    """The name of the function by which a script starts processes that train, if it does so.
+
+    Args:
+        script: The script's file.
+    """
+    try:
+        tree = ast.parse(script.read_bytes())
+    except (OSError, ValueError, SyntaxError):
+        return None
+    modules = {module for _, module in _imports(tree)}
+    starting = {"notebook_launcher", "debug_launcher"}
+    if any(module.startswith("torch.multiprocessing") for module in modules):
+        starting |= {"spawn", "start_processes"}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in starting:
+                return name
+    return None
+
+
 def _names(tree: ast.Module) -> Iterator[str]:
     """Names and strings in a source that may stand for a Trainer, or for a way to look one up."""
     for node in ast.walk(tree):

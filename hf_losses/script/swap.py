@@ -101,12 +101,13 @@ class Swap:
             attributes = {
                 "__module__": cls.__module__,
                 "__doc__": cls.__doc__,
-                "swap": self,
-                "overriding": overriding,
+                "hf_losses_swap": self,
+                "hf_losses_overriding": overriding,
             }
             for base in reversed(_derived(cls, trainer)):
-                if "criterion" in vars(base):  # The script's own, which LossMixin would hide.
-                    attributes["criterion"] = vars(base)["criterion"]
+                # The script's own, which LossMixin would hide.
+                for name in {"criterion", "loss_config"} & vars(base).keys():
+                    attributes[name] = vars(base)[name]
             self._swapped[cls] = type(cls.__name__, bases, attributes)
         return self._swapped[cls]
 
@@ -141,14 +142,15 @@ class Swap:
 
 
 class _SwappedLoss(LossMixin):
-    swap: Swap
-    overriding: list[type]  # The script's classes that define a compute_loss.
+    # A script has attributes of its own.
+    hf_losses_swap: Swap
+    hf_losses_overriding: list[type]  # The script's classes that define a compute_loss.
 
     def _check_base(self) -> None:
         """Does nothing: `Swap.trainer_class` has checked the class, and `training_step` will."""
 
     def _check_trainer(self) -> None:
-        swap, name = self.swap, type(self).__name__
+        swap, name = self.hf_losses_swap, type(self).__name__
         if self.args.gradient_accumulation_steps > 1:
             self._check_training_step()
         for script_loss in (self._active.loss, getattr(self.args, "loss", None)):
@@ -177,6 +179,9 @@ class _SwappedLoss(LossMixin):
         except ValueError as error:
             swap.refuse(str(error))
 
+    def _say_what_is_lost(self, text: str) -> None:
+        self.hf_losses_swap.refuse(text)
+
     def _check_training_step(self) -> None:
         """Refuses a `training_step` that divides the loss, as old ones of transformers did."""
         for base in type(self).__mro__:
@@ -189,7 +194,7 @@ class _SwappedLoss(LossMixin):
             if names & {"super", "loss_is_scaled_for_ga", "compute_loss_func"}:
                 continue
             if names & {"gradient_accumulation_steps", "current_gradient_accumulation_steps"}:
-                self.swap.refuse(
+                self.hf_losses_swap.refuse(
                     f"{base.__qualname__}.training_step{_place(function)} divides the loss by the "
                     "accumulation steps, as this one has been already: let it call "
                     "super().training_step, or take that out"
@@ -199,7 +204,7 @@ class _SwappedLoss(LossMixin):
         try:
             super()._check_saved_loss(checkpoint, saved_loss)
         except ValueError as error:
-            self.swap.refuse(str(error))
+            self.hf_losses_swap.refuse(str(error))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         output = super().train(*args, **kwargs)
@@ -222,22 +227,22 @@ class _SwappedLoss(LossMixin):
         try:
             yield
         except ValueError as error:
-            if self.swap.trained or not _raised_here(error):
+            if self.hf_losses_swap.trained or not _raised_here(error):
                 raise
-            self.swap.refuse(str(error))
+            self.hf_losses_swap.refuse(str(error))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._used = False
         with self._refusing():
             loss = super().training_step(*args, **kwargs)
         if not self._used:
-            if self.overriding:
-                self.swap.refuse_loss_of(type(self), self.overriding[0])
-            self.swap.refuse(
+            if self.hf_losses_overriding:
+                self.hf_losses_swap.refuse_loss_of(type(self), self.hf_losses_overriding[0])
+            self.hf_losses_swap.refuse(
                 f"{type(self).__name__}.training_step{_place(super().training_step)} does not "
                 "take it from compute_loss"
             )
-        self.swap.trained = True
+        self.hf_losses_swap.trained = True
         return loss
 
     def _loss_of_outputs(self, *args: Any, **kwargs: Any) -> Any:
@@ -249,7 +254,7 @@ class _SwappedLoss(LossMixin):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         output = super().evaluation_loop(*args, **kwargs)
-        baseline, swap = self._active.baseline_name, self.swap
+        baseline, swap = self._active.baseline_name, self.hf_losses_swap
         of_words = loss_type(self._wrapped.core) in LANGUAGE_MODELS
         if of_words and swap.loss != baseline and not swap.told and self.is_world_process_zero():
             swap.told = True

@@ -294,7 +294,7 @@ def write_result(
     scores = final_metrics(metrics)
     result = {
         **facts,
-        "loss": trainer.loss_config,
+        "loss": trainer._active.config,
         "kind": trainer._active.criterion.kind,
         "seed": args.seed,
         "metric": order[0],

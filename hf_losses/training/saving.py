@@ -79,7 +79,7 @@ class SavingMixin(_Base):  # type: ignore[misc]
     def _name_loss_in_config(self) -> None:
         config = getattr(self._wrapped.core, "config", None)
         if config is not None:
-            config.hf_losses = self.loss_config
+            config.hf_losses = self._active.config
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's loading, which also finds weights that transformers has renamed."""
@@ -111,11 +111,11 @@ class SavingMixin(_Base):  # type: ignore[misc]
         self._check_saved_loss(checkpoint, loss_of_checkpoint(checkpoint) or builtin)
 
     def _check_saved_loss(self, checkpoint: str, saved_loss: dict[str, Any]) -> None:
-        if chosen(saved_loss) != chosen(self.loss_config) and not getattr(
+        if chosen(saved_loss) != chosen(self._active.config) and not getattr(
             self.args, "allow_loss_change", False
         ):
             raise UsageError(
-                f"{checkpoint} was trained with the loss {saved_loss}, not {self.loss_config}: "
+                f"{checkpoint} was trained with the loss {saved_loss}, not {self._active.config}: "
                 "resume with the same loss, start in another output_dir, or pass "
                 "--allow_loss_change (LossTrainingArguments(allow_loss_change=True); "
                 "to hf-losses run before SCRIPT)"
@@ -127,7 +127,7 @@ class SavingMixin(_Base):  # type: ignore[misc]
         With `push_to_hub` it is pushed too. A failed push is only a warning: the model is saved.
         """
         self.state.stateful_callbacks[STATE_KEY] = {
-            "args": self.loss_config,
+            "args": self._active.config,
             "attributes": {COUNT_KEY: self._nonfinite.count},
         }
         self._name_loss_in_config()
@@ -138,7 +138,9 @@ class SavingMixin(_Base):  # type: ignore[misc]
         try:
             # The weights of a compiled model have names that from_pretrained does not know.
             with self._wrapped.uncompiled(), self._on_each_node():
-                super().save_model(output_dir, _internal_call=True)
+                # It keeps Trainer from pushing; an override of the user's may not know it.
+                internal = _internal_call or self.args.push_to_hub
+                super().save_model(output_dir, **({"_internal_call": True} if internal else {}))
         finally:
             self.args.hub_token = token
         if self.args.push_to_hub and not _internal_call:
@@ -168,7 +170,7 @@ class SavingMixin(_Base):  # type: ignore[misc]
     def _write_records(self, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, LOSS_FILE), "w", encoding="utf-8") as file:
-            json.dump(self.loss_config, file, indent=2)
+            json.dump(self._active.config, file, indent=2)
         with open(os.path.join(folder, ARGUMENTS_FILE), "w", encoding="utf-8") as file:
             # Arguments of the user's own may be of any type.
             json.dump(without_paths(self._shown_arguments()), file, indent=2, default=repr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from hf_losses.training.loss.item_weights import (
     truncated_weights,
 )
 from hf_losses.training.loss.items import Items, SumFunction, divisors, fit, items_of
+from hf_losses.training.loss.replaced import ReplacedLoss, difference
 from hf_losses.training.loss.targets import FirstTargets
 from hf_losses.training.loss.warmup import warmup_share
 from hf_losses.training.publishing import PublishingMixin
@@ -36,6 +38,8 @@ from hf_losses.training.reports.item_stats import stats_due
 from hf_losses.training.reports.steps import StepReportsMixin
 from hf_losses.training.sampling import GroupedByLength, ResumesEpoch
 from hf_losses.training.wrapped_model import WrappedModel
+
+logger = logging.getLogger(__name__)
 
 
 class _AsItIs:
@@ -93,6 +97,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         self._sft = SFTLog(self)
         self._fused_head: Any = None  # Set while a step is computed without logits.
         self._first_targets = FirstTargets()
+        self._replaced = ReplacedLoss()
         # Labels and attention mask of the last batch that the model was run on.
         self._adapter_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
         super().__init__(*args, **kwargs)
@@ -108,7 +113,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         """The loss in force: a module of this project, or the callable passed as `loss`."""
         return self._active.criterion
 
-    @property
+    @_Replaceable
     def loss_config(self) -> dict[str, Any]:
         """Name and parameters of the loss in force, as JSON."""
         return self._active.config
@@ -232,9 +237,11 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
             return self._fused_loss(model, inputs, batch, loss_of)
         if self._wrapped.needs_labels:
             inputs[self.label_names[0]] = raw_labels
-        outputs = without_loss(model(**inputs))
+        own_loss = self._replaced.of_first_batch(self, model, inputs, raw_labels)
+        copies = self.args.n_gpu if self._wrapped.needs_labels else 1
+        outputs = without_loss(model(**inputs), copies=copies)
         self._sft.add(batch, outputs)
-        loss = loss_of(outputs)
+        loss = loss_of(outputs, own_loss=own_loss)
         if isinstance(outputs, tuple):
             outputs = (loss, *outputs)  # Trainer's evaluation drops the first of a tuple.
         return (loss, outputs) if return_outputs else loss
@@ -280,6 +287,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         num_items_in_batch: Any = None,
         shifted: bool = False,
         weights: list[Tensor | None] | None = None,
+        own_loss: Tensor | None = None,
     ) -> Tensor:
         """The mean over the classifications of a row, mostly a single one; see `Targets`."""
         targets, problem = self._wrapped.targets, self._active.problem
@@ -294,12 +302,20 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         )
         self._batch_has_loss = True
         auxiliary = self._auxiliary(outputs)
+        if own_loss is not None:
+            steps = self.current_gradient_accumulation_steps
+            if lost := difference(self, own_loss, batches, auxiliary * steps):
+                self._say_what_is_lost(lost)
         if self._evaluation is not None:
             return self._loss_of_evaluation(batches, auxiliary)
         of_each = divisors(self, [b.labels for b in batches], num_items_in_batch, problem)
         losses = [self._loss_of_step(*pair) for pair in zip(batches, of_each, strict=True)]
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         return loss + auxiliary
+
+    def _say_what_is_lost(self, text: str) -> None:
+        if self.is_world_process_zero():
+            logger.warning(text)
 
     def _divided(self, loss: tuple[Any, SumFunction], batch: Items, divisor: Any) -> Tensor:
         criterion, summed = loss

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import is_compiled_module
+from transformers.trainer_utils import unwrap_peft_model
 
 from hf_losses.models.builtin import loss_type, shifts_labels
 from hf_losses.models.heads import Targets
@@ -41,8 +42,7 @@ class WrappedModel:
     @property
     def core(self) -> Any:
         """The model without wrappers and adapters."""
-        adapted = self.adapted
-        return adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+        return unwrap_peft_model(self.adapted)
 
     @property
     def needs_labels(self) -> bool:

@@ -306,3 +306,10 @@ def test_an_adapter_leaves_the_statistics_of_the_base_model(tmp_path):
     for name, value in adapted.named_buffers():
         assert torch.equal(value, before[name]), name
     assert any(module.training for module in adapted.modules())
+
+
+def test_cross_entropy_is_what_peft_returns_for_adapters_of_several_kinds(tmp_path):
+    set_seed(0)
+    lora = LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"], init_lora_weights=False)
+    model, data = get_peft_model(t5(), lora, mixed=True), rows()
+    check_as_peft(model, batch_of(data), build(model, data, tmp_path))

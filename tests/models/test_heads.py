@@ -14,6 +14,7 @@ from reference.oracle_beside import loss_and_gradient
 from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from hf_losses import LossTrainer, list_losses
+from hf_losses.models.heads import logits_of, without_loss
 
 ROWS, BATCH, ACCUMULATED = 12, 4, 2
 
@@ -171,3 +172,21 @@ def test_gpt2_learns_the_next_token_though_its_name_does_not_say_so(masked, tmp_
     trainer = LossTrainer(model=model, args=args, train_dataset=rows)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(built_in, abs=1e-4)
+
+
+LOGITS, LOSSES, PAIR = torch.randn(6, 3), torch.tensor([0.5, 0.7]), torch.randn(2)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ((LOSSES, LOGITS), LOGITS),
+        ((LOGITS, LOSSES), LOGITS),
+        ({"loss": LOSSES, "scores": LOGITS}, LOGITS),
+        ({"scores": PAIR, "loss": LOSSES}, PAIR),
+        ((LOSSES, PAIR), PAIR),
+        (LOGITS, LOGITS),
+    ],
+)
+def test_losses_that_data_parallel_gathers_are_no_logits(outputs, expected):
+    assert logits_of(without_loss(outputs, copies=2), known=False) is expected

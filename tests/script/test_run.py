@@ -204,6 +204,35 @@ from transformers import Trainer
 class MyTrainer(Trainer):
     criterion = "of the script"
 """
+OWN_NAMES = """
+from transformers import BatchEncoding, Trainer, default_data_collator
+class MyTrainer(Trainer):
+    loss_config = None
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.loss_config = self.swap = self.overriding = "of the script"
+    def save_model(self, output_dir=None):
+        super().save_model(output_dir)
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        assert inputs.labels is not None
+        return super().compute_loss(model, inputs, *args, **kwargs)
+"""
+USES_OWN_NAMES = """
+    trainer.train()
+    trainer.evaluate(trainer.train_dataset)
+    trainer.save_model('saved')
+    assert trainer.loss_config == trainer.swap == trainer.overriding == "of the script"
+"""
+OWN_FORWARD = """
+from transformers import BertForSequenceClassification, Trainer
+class Weighted(BertForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        outputs = super().forward(input_ids, attention_mask)
+        if labels is not None:
+            weight = torch.arange(1.0, tiny.CLASSES + 1)
+            outputs["loss"] = torch.nn.functional.cross_entropy(outputs.logits, labels, weight)
+        return outputs
+"""
 CROSS_ENCODER = """
 from sentence_transformers.cross_encoder import CrossEncoderTrainer
 """
@@ -286,6 +315,15 @@ USED = {
             "MyTrainer",
             train="assert trainer.criterion == 'of the script'; trainer.criterion = 0\n"
             "    trainer.train()",
+        ),
+        PARTS,
+    ),
+    "own_names": (
+        script(
+            OWN_NAMES,
+            "MyTrainer",
+            train=USES_OWN_NAMES,
+            more="data_collator=lambda rows: BatchEncoding(default_data_collator(rows))",
         ),
         PARTS,
     ),
@@ -390,6 +428,14 @@ REFUSED = {
             more="data_collator=lambda rows: {'input_ids': torch.ones(8, 8)}",
         ),
         "the batch has no 'labels' for the loss, only: input_ids",
+    ),
+    "own_forward": (
+        script(OWN_FORWARD, model="tiny.bert(Weighted)"),
+        r"Weighted\.forward computes another loss than cross_entropy .* no part in this training$",
+    ),
+    "loss_function": (
+        script(train="trainer.model.loss_function = print; Trainer(trainer.model, args)"),
+        "BertForSequenceClassification was given a loss_function of its own",
     ),
     "stock_checkpoint": (
         script(train="trainer.train('../stock/checkpoint-1')"),

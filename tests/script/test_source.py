@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_losses.script.source import trains_without_trainer
+from hf_losses.script.source import starts_processes, trains_without_trainer
 
 LOOP = """
 import argparse, torch
@@ -88,3 +88,23 @@ def test_what_may_have_a_trainer_is_run(tmp_path, name):
 @pytest.mark.parametrize("name", MAY_HAVE_ONE_BESIDE)
 def test_what_may_have_one_beside_it_is_run(tmp_path, name):
     assert not finds_own_loop(tmp_path, *MAY_HAVE_ONE_BESIDE[name])
+
+
+@pytest.mark.parametrize(
+    ("source", "function"),
+    [
+        ("import torch.multiprocessing as mp\nmp.spawn(main, nprocs=2)", "spawn"),
+        (
+            "from torch import multiprocessing\nmultiprocessing.start_processes(main)",
+            "start_processes",
+        ),
+        ("from accelerate import notebook_launcher\nnotebook_launcher(main)", "notebook_launcher"),
+        ("import multiprocessing\nmultiprocessing.spawn(main)", None),
+        ("import torch.multiprocessing as mp\nmp.set_start_method('spawn')", None),
+        ("x = = 3", None),
+    ],
+)
+def test_processes_of_the_script_s_own_are_seen(tmp_path, source, function):
+    script = tmp_path / "script.py"
+    script.write_text(source)
+    assert starts_processes(script) == function

@@ -10,6 +10,7 @@ import tiny
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import BertConfig, PreTrainedModel, default_data_collator
 
 from hf_losses import LossTrainer, LossTrainingArguments, get_loss
 
@@ -262,3 +263,104 @@ def test_a_search_takes_parameters_as_text_as_a_dict_and_none(tmp_path, given):
         lambda trial: {"learning_rate": 1e-4}, **settings | {"n_trials": 1}
     )
     assert seen[-1] == 0.4  # What a search does not set stays.
+
+
+# ---- A forward with a loss of its own ---------------------------------------------------------
+
+
+class WithLoss(nn.Module):
+    """Dropout and running statistics, and the loss that `own` computes from logits and labels."""
+
+    def __init__(self, own, counts=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.BatchNorm1d(tiny.LENGTH), nn.Dropout(0.3), nn.Linear(tiny.LENGTH, tiny.CLASSES)
+        )
+        self.own = own
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.body(input_ids / tiny.VOCABULARY)
+        return (logits,) if labels is None else (self.own(logits, labels), logits)
+
+
+def weighted(logits, labels):
+    return F.cross_entropy(logits, labels, weight=torch.arange(1.0, tiny.CLASSES + 1))
+
+
+def penalised(logits, labels):
+    return F.cross_entropy(logits, labels) + logits.square().mean()
+
+
+@pytest.mark.parametrize("own", [F.cross_entropy, weighted, penalised])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_is_lost_of_its_loss_is_told_once_and_nothing_else_changes(
+    tmp_path, caplog, own, bf16
+):
+    data, trained = tiny.texts(16, tiny.one_class), []
+    for model in (WithLoss(own), WithoutLabels(own)):
+        caplog.clear()
+        args = tiny.arguments(tmp_path, max_steps=3, loss="strict_l", bf16=bf16, use_cpu=True)
+        LossTrainer(model=model, args=args, train_dataset=data).train()
+        told = caplog.text.count("WithLoss.forward computes another loss than cross_entropy")
+        assert told == (own is not F.cross_entropy and type(model) is WithLoss)
+        trained.append(model.state_dict())
+    assert trained[0].keys() == trained[1].keys()
+    for name, value in trained[0].items():
+        assert torch.equal(value, trained[1][name])
+
+
+class WithoutLabels(WithLoss):
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids, attention_mask)
+
+
+class OwnForCausalLM(PreTrainedModel):
+    """Transformers takes it for a language model, by its name."""
+
+    config_class = BertConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.words = nn.Embedding(config.vocab_size, config.vocab_size)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.words(input_ids)
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"logits": logits} | ({} if loss is None else {"loss": loss})
+
+
+def next_words(moved):
+    torch.manual_seed(0)
+    words = torch.randint(20, (8, 9))
+    return [{"input_ids": row[:-1], "labels": row[1:] if moved else row[:-1]} for row in words]
+
+
+def test_labels_that_are_the_next_tokens_already_are_not_shifted_once_more(tmp_path, caplog):
+    args = tiny.arguments(tmp_path, max_steps=1, loss="strict_l")
+
+    def train(data, **settings):
+        model = OwnForCausalLM(BertConfig(vocab_size=20))
+        LossTrainer(model=model, args=args, train_dataset=data, **settings).train()
+
+    with pytest.raises(ValueError, match="next tokens already, and would be shifted once more"):
+        train(next_words(moved=True))
+    train(next_words(moved=False))
+    assert "computes another loss than cross_entropy" in caplog.text
+    assert "give shift_labels" in caplog.text
+
+    def collate(rows):
+        batch = default_data_collator(rows)
+        return batch | {"shift_labels": batch["labels"]}
+
+    caplog.clear()
+    train(next_words(moved=True), data_collator=collate)
+    assert "another loss" not in caplog.text
+
+
+def test_a_loss_function_that_a_model_was_given_is_refused(tmp_path):
+    model = tiny.bert()
+    model.loss_function = weighted
+    with pytest.raises(ValueError, match="was given a loss_function of its own"):
+        build(tmp_path, model, tiny.texts(16, tiny.one_class), None)

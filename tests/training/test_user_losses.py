@@ -1,7 +1,11 @@
 """Losses that are functions of the user's own count what they are promised to."""
 
+import json
+from functools import partial
+
 import pytest
 import tiny
+import torch
 from torch import nn
 from transformers import BertForTokenClassification
 
@@ -73,3 +77,41 @@ def test_yes_or_no_labels_that_are_left_out_do_not_count(tmp_path):
     expected = eval_loss(tmp_path, model, data, "cross_entropy")
     seen = eval_loss(tmp_path, model, data, nn.BCEWithLogitsLoss())
     assert seen == pytest.approx(expected, rel=1e-5)
+
+
+def focal(logits, labels, gamma=2.0):
+    return logs(logits, labels)
+
+
+def test_a_loss_is_recorded_with_what_distinguishes_it(tmp_path):
+    def config(loss):
+        return LossTrainer(tiny.bert(), tiny.arguments(tmp_path), loss=loss).loss_config
+
+    name = f"{__name__}:focal"
+    assert config(focal) == {"name": name}
+    assert config(partial(partial(focal, gamma=2), gamma=5)) == {"name": name, "gamma": 5}
+    plain, weighted, other = (
+        config(nn.CrossEntropyLoss(weight=weight))
+        for weight in (None, torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 2, 4]))
+    )
+    assert plain == {
+        "name": "torch.nn.modules.loss:CrossEntropyLoss",
+        "reduction": "mean",
+        "ignore_index": -100,
+        "label_smoothing": 0.0,
+    }
+    assert weighted["weight"] != other["weight"]
+    assert {**weighted, "weight": 0} == {**other, "weight": 0} == plain | {"weight": 0}
+    assert json.loads(json.dumps(other)) == other
+
+
+def test_training_with_another_parameter_is_not_resumed(tmp_path):
+    def train(gamma, **resume):
+        args = tiny.arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+        data, loss = tiny.texts(8), partial(focal, gamma=gamma)
+        LossTrainer(tiny.bert(), args, train_dataset=data, loss=loss).train(**resume)
+
+    train(2.0)
+    train(2.0, resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    with pytest.raises(ValueError, match=r"'gamma': 2\.0.* not .*'gamma': 5\.0"):
+        train(5.0, resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

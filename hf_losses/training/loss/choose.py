@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_losses.losses.base import RegressionLoss
@@ -147,6 +149,37 @@ def _task(problem: str | None) -> str:
     return "regression" if problem == REGRESSION else "classification"
 
 
+def config_of_callable(loss: Any) -> dict[str, Any]:
+    """Name and settings of a loss of the user's own, as JSON.
+
+    Args:
+        loss: A module, of which tensors are named by a hash; a callable, or a partial of one.
+    """
+    settings: dict[str, Any] = {}
+    while isinstance(loss, functools.partial):
+        arguments = {f"argument_{number}": value for number, value in enumerate(loss.args)}
+        settings = arguments | loss.keywords | settings
+        loss = loss.func
+    if isinstance(loss, nn.Module):
+        public = {name: value for name, value in vars(loss).items() if name[0] != "_"}
+        settings = public | dict(loss.named_buffers()) | settings
+        settings.pop("training")
+        loss = type(loss)
+    name = f"{loss.__module__}:{getattr(loss, '__qualname__', type(loss).__name__)}"
+    return {**{key: _as_json(value) for key, value in settings.items()}, "name": name}
+
+
+def _as_json(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    if torch.is_tensor(value):
+        content = json.dumps(value.tolist()).encode()
+        return f"sha256:{hashlib.sha256(content).hexdigest()[:12]}"
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
 class ActiveLoss:
     """The loss of a trainer, the one its warm-up begins with, and the baseline of its task.
 
@@ -180,8 +213,7 @@ class ActiveLoss:
         criterion = self.criterion
         if isinstance(criterion, ClassificationLoss | RegressionLoss):
             return criterion.config
-        kind = type(criterion) if isinstance(criterion, nn.Module) else criterion
-        return {"name": f"{kind.__module__}:{getattr(kind, '__qualname__', type(kind).__name__)}"}
+        return config_of_callable(criterion)
 
     @property
     def problem(self) -> str | None:

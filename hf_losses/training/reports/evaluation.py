@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -327,8 +328,9 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         """Trainer's step, with this trainer's loss even where a base class takes another."""
         self._batch_has_loss = False
         # The model, which may generate from the batch or have no labels, must not see the weights.
-        inputs = dict(inputs)
-        self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT, None)
+        if LOSS_WEIGHT in inputs:
+            inputs = copy.copy(inputs)  # Of its own class: scripts use a BatchEncoding's methods.
+            self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT)
         self._predicting = True
         try:
             loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
