@@ -324,13 +324,13 @@ def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> 
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(plan))
         return plan
-    stored = read_plan(folder)
+    stored = first = read_plan(folder)
     stored = replace(stored, threads=min(stored.threads, plan.threads))
     plan = replace(plan, threads=stored.threads, added=stored.added)
     added, left_out = {*plan.losses} - {*stored.losses}, {*stored.losses} - {*plan.losses}
     corrected = left_out <= {*replaceable} and len(added) <= len(left_out)
     if corrected and plan == replace(stored, losses=plan.losses):
-        write_json(path, asdict(plan))
+        write_json(path, asdict(replace(plan, threads=first.threads)))
         return plan
     differences = [
         f"{field.name} was {old!r} and is {new!r}"

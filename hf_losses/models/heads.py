@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING
 
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL
 from hf_losses.losses.registry import IGNORE_INDEX
@@ -113,8 +113,8 @@ def check_head(model: Any, label_names: list[str]) -> None:
             f"logits and 'labels'; models that fit: {', '.join(CLASSIFIERS + LABELLERS)}"
         )
     check_builtin_loss(model)
-    given = getattr(model, "_loss_function", None) if isinstance(model, PreTrainedModel) else None
-    if given is not None:
+    given = getattr(model, "_loss_function", None) if is_transformers(model) else None
+    if given not in (None, LOSS_MAPPING.get(kind or "")):
         raise UsageError(
             f"{name} was given a loss_function of its own ({given!r}), which would not be used: "
             "name it as the loss, or take it out (del model._loss_function)"

@@ -18,7 +18,7 @@ from hf_losses.messages import UsageError
 from hf_losses.models.adapters import adapter_term
 from hf_losses.models.builtin import auxiliary_weight, check_batch
 from hf_losses.models.decoder_inputs import decoder_inputs
-from hf_losses.models.heads import LOSS_WEIGHT, logits_of, settle_problem_type, without_loss
+from hf_losses.models.heads import LOSS_WEIGHT, logits_of, settle_problem_type
 from hf_losses.training.base_trainers import SFTLog, check_base, check_order
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
@@ -29,7 +29,7 @@ from hf_losses.training.loss.item_weights import (
     truncated_weights,
 )
 from hf_losses.training.loss.items import Items, SumFunction, divisors, fit, items_of
-from hf_losses.training.loss.replaced import ReplacedLoss, difference
+from hf_losses.training.loss.replaced import ReplacedLoss
 from hf_losses.training.loss.targets import FirstTargets
 from hf_losses.training.loss.warmup import warmup_share
 from hf_losses.training.publishing import PublishingMixin
@@ -223,7 +223,8 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
             shifted=inputs.get("shift_labels") is not None,
             weights=targets.weights_of_batch(inputs, weight),
         )
-        for name in (*self.label_names, "shift_labels", "skip_logits"):
+        own_labels = {name: inputs.pop(name, None) for name in self.label_names}
+        for name in ("shift_labels", "skip_logits"):
             inputs.pop(name, None)
         core = self._wrapped.core
         if (
@@ -237,11 +238,9 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
             return self._fused_loss(model, inputs, batch, loss_of)
         if self._wrapped.needs_labels:
             inputs[self.label_names[0]] = raw_labels
-        own_loss = self._replaced.of_first_batch(self, model, inputs, raw_labels)
-        copies = self.args.n_gpu if self._wrapped.needs_labels else 1
-        outputs = without_loss(model(**inputs), copies=copies)
+        outputs, compared = self._replaced.outputs(self, model, inputs, own_labels)
         self._sft.add(batch, outputs)
-        loss = loss_of(outputs, own_loss=own_loss)
+        loss = loss_of(outputs, compared=compared)
         if isinstance(outputs, tuple):
             outputs = (loss, *outputs)  # Trainer's evaluation drops the first of a tuple.
         return (loss, outputs) if return_outputs else loss
@@ -287,7 +286,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         num_items_in_batch: Any = None,
         shifted: bool = False,
         weights: list[Tensor | None] | None = None,
-        own_loss: Tensor | None = None,
+        compared: Any = None,
     ) -> Tensor:
         """The mean over the classifications of a row, mostly a single one; see `Targets`."""
         targets, problem = self._wrapped.targets, self._active.problem
@@ -302,9 +301,9 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         )
         self._batch_has_loss = True
         auxiliary = self._auxiliary(outputs)
-        if own_loss is not None:
-            steps = self.current_gradient_accumulation_steps
-            if lost := difference(self, own_loss, batches, auxiliary * steps):
+        if compared is not None:
+            whole = auxiliary * self.current_gradient_accumulation_steps
+            if lost := self._replaced.compare(self, compared, batches, whole):
                 self._say_what_is_lost(lost)
         if self._evaluation is not None:
             return self._loss_of_evaluation(batches, auxiliary)

@@ -1,5 +1,6 @@
 """A run is published whole, or its folder stays as it is and the message says how to go on."""
 
+import ast
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import transformers
 from hub import TOKEN, Fault
 from huggingface_hub import HfApi, ModelCard, constants
 from peft import LoraConfig, get_peft_model
@@ -533,6 +535,16 @@ def test_paths_become_their_last_part(tmp_path, monkeypatch):
         "chat_template.jinja",
     ):  # As they were, to the byte.
         assert (home / "out" / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_the_vocabulary_of_every_tokenizer_of_transformers_is_published():
+    names, models = set(), Path(transformers.__file__).parent / "models"
+    for file in models.rglob("tokenization_*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VOCAB_FILES_NAMES":
+                names |= {*ast.literal_eval(node.value).values()}
+    assert len(names) > 10
+    assert [name for name in sorted(names) if not run_folder.is_published(name)] == []
 
 
 # ---- From a trainer ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import optuna
@@ -302,7 +303,7 @@ def test_what_is_lost_of_its_loss_is_told_once_and_nothing_else_changes(
         caplog.clear()
         args = tiny.arguments(tmp_path, max_steps=3, loss="strict_l", bf16=bf16, use_cpu=True)
         LossTrainer(model=model, args=args, train_dataset=data).train()
-        told = caplog.text.count("WithLoss.forward computes another loss than cross_entropy")
+        told = caplog.text.count("forward computes another loss than cross_entropy")
         assert told == (own is not F.cross_entropy and type(model) is WithLoss)
         trained.append(model.state_dict())
     assert trained[0].keys() == trained[1].keys()
@@ -364,3 +365,45 @@ def test_a_loss_function_that_a_model_was_given_is_refused(tmp_path):
     model.loss_function = weighted
     with pytest.raises(ValueError, match="was given a loss_function of its own"):
         build(tmp_path, model, tiny.texts(16, tiny.one_class), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        ({"weight": [1.0, 2.0, 3.0]}, weighted),
+        ({"label_smoothing": 0.1}, partial(F.cross_entropy, label_smoothing=0.1)),
+    ],
+)
+def test_weights_and_smoothing_that_the_loss_has_as_well_are_not_lost(
+    tmp_path, caplog, options, own
+):
+    loss, data = get_loss("strict_l", **options), tiny.texts(16, tiny.one_class)
+    args = tiny.arguments(tmp_path, max_steps=1, loss=None)
+    LossTrainer(model=WithLoss(own), args=args, train_dataset=data, loss=loss).train()
+    assert "another loss" not in caplog.text
+
+
+def broken(logits, labels):
+    raise ValueError("no loss for these labels")
+
+
+@pytest.mark.parametrize("own", [broken, lambda logits, labels: None])
+def test_a_loss_that_the_model_cannot_compute_is_not_lost(tmp_path, caplog, own):
+    args = tiny.arguments(tmp_path, max_steps=3, loss="strict_l")
+    model, calls = WithLoss(own), []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append("labels" in kwargs), with_kwargs=True
+    )
+    LossTrainer(model, args, train_dataset=tiny.texts(16, tiny.one_class)).train()
+    assert "another loss" not in caplog.text
+    assert calls.count(True) == 1
+
+
+def ranks(logits, labels):
+    return (logits.mean(-1) - labels).square()
+
+
+def test_a_loss_that_is_a_function_is_not_compared(tmp_path):
+    model = WithLoss(lambda *_: pytest.fail("was computed"))
+    args = tiny.arguments(tmp_path, max_steps=1, loss=None)
+    LossTrainer(model, args, train_dataset=tiny.texts(16, tiny.number), loss=ranks).train()

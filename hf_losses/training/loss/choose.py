@@ -163,7 +163,7 @@ def config_of_callable(loss: Any) -> dict[str, Any]:
     if isinstance(loss, nn.Module):
         public = {name: value for name, value in vars(loss).items() if name[0] != "_"}
         settings = public | dict(loss.named_buffers()) | settings
-        settings.pop("training")
+        settings.pop("training", None)
         loss = type(loss)
     name = f"{loss.__module__}:{getattr(loss, '__qualname__', type(loss).__name__)}"
     return {**{key: _as_json(value) for key, value in settings.items()}, "name": name}
@@ -200,6 +200,7 @@ class ActiveLoss:
         self.class_weights = ClassWeights()
         self._target: tuple[Any, Any, SumFunction] | None = None
         self._made_for: tuple[Any, Any] = (None, None)  # The config, and the training data.
+        self._recorded: tuple[Any, dict[str, Any]] | None = None
         self._initial: tuple[Any, Any, SumFunction] | None = None
 
     @property
@@ -213,7 +214,10 @@ class ActiveLoss:
         criterion = self.criterion
         if isinstance(criterion, ClassificationLoss | RegressionLoss):
             return criterion.config
-        return config_of_callable(criterion)
+        if self._recorded is None or self._recorded[0] is not criterion:
+            # As it was at first: its state may change while it is trained with.
+            self._recorded = (criterion, config_of_callable(criterion))
+        return self._recorded[1]
 
     @property
     def problem(self) -> str | None:
@@ -254,16 +258,21 @@ class ActiveLoss:
         criterion, args = self.criterion, self.trainer.args
         key = (criterion, getattr(args, "loss_warmup_from", None))
         if self._initial is None or self._initial[0] != key:
-            options = dict(getattr(criterion, "config", {}))
-            spec = getattr(criterion, "spec", None)
-            for name in ("name", "max_weight", *(spec.parameters if spec else ())):
-                options.pop(name, None)
-            if spec is None and self.problem == MULTI_LABEL:
-                options["problem_type"] = MULTI_LABEL
-            initial = get_loss(key[1] or self.baseline_name, **options).to(args.device)
+            initial = self.with_options(key[1] or self.baseline_name)
             check_fit(initial, self.trainer._wrapped.core)
             self._initial = (key, initial, sum_over_items(initial, self.problem))
         return self._initial[1:]
+
+    def with_options(self, name: str) -> ClassificationLoss | RegressionLoss:
+        """Another loss with the class weights and the smoothing of the one in force."""
+        criterion = self.criterion
+        options = dict(getattr(criterion, "config", {}))
+        spec = getattr(criterion, "spec", None)
+        for key in ("name", "max_weight", *(spec.parameters if spec else ())):
+            options.pop(key, None)
+        if spec is None and self.problem == MULTI_LABEL:
+            options["problem_type"] = MULTI_LABEL
+        return get_loss(name, **options).to(self.trainer.args.device)
 
     @property
     def baseline_name(self) -> str:

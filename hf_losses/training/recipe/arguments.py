@@ -68,8 +68,9 @@ class RecipeTrainingArguments(LossTrainingArguments):
                     f"{needed}; leave it out"
                 )
         launcher_variables = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)
-        by_launcher = launcher_variables and os.environ.get("OMP_NUM_THREADS") == "1"
-        if self.device.type == "cpu" and (by_launcher or THREADS in os.environ):
+        threads = os.environ.get("OMP_NUM_THREADS")
+        ours = threads == os.environ.get(THREADS, "1" if launcher_variables else None)
+        if self.device.type == "cpu" and threads and ours:
             torch.set_num_threads(cores())  # Launchers set 1 by default, on any number of cores.
 
 
