@@ -361,7 +361,7 @@ def add_seeds(folder: Path, plan: Plan, count: int) -> Plan:
     if count < 1:
         raise UsageError(f"--add_seeds must be at least 1, got {count}")
     plan = replace(plan, added=[*plan.added, count])
-    write_json(folder / PLAN, asdict(plan))
+    write_json(folder / PLAN, asdict(replace(plan, threads=read_plan(folder).threads)))
     return plan
 
 

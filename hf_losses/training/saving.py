@@ -77,9 +77,10 @@ class SavingMixin(_Base):  # type: ignore[misc]
             callbacks[STATE_KEY] = record
 
     def _name_loss_in_config(self) -> None:
+        record = self._active.config  # As it is at first, also where there is no config.
         config = getattr(self._wrapped.core, "config", None)
         if config is not None:
-            config.hf_losses = self._active.config
+            config.hf_losses = record
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's loading, which also finds weights that transformers has renamed."""

@@ -18,7 +18,7 @@ from hf_losses.messages import UsageError
 from hf_losses.models.adapters import adapter_term
 from hf_losses.models.builtin import auxiliary_weight, check_batch
 from hf_losses.models.decoder_inputs import decoder_inputs
-from hf_losses.models.heads import LOSS_WEIGHT, logits_of, settle_problem_type
+from hf_losses.models.heads import LOSS_WEIGHT, logits_of, settle_problem_type, without_loss
 from hf_losses.training.base_trainers import SFTLog, check_base, check_order
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
@@ -216,11 +216,12 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         self._settle_problem_type(inputs)
         raw_labels = inputs.get(self.label_names[0])
         weight = inputs.pop(LOSS_WEIGHT, self._weight_of_evaluation)
+        labels, shifted = targets.of_batch(inputs), inputs.get("shift_labels") is not None
         loss_of = functools.partial(
             self.compute_loss_func,
-            labels=targets.of_batch(inputs),
+            labels=labels,
             num_items_in_batch=num_items_in_batch,
-            shifted=inputs.get("shift_labels") is not None,
+            shifted=shifted,
             weights=targets.weights_of_batch(inputs, weight),
         )
         own_labels = {name: inputs.pop(name, None) for name in self.label_names}
@@ -236,11 +237,15 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         fused = getattr(self.args, "fused_linear", False) and self.model.training
         if fused and not return_outputs:
             return self._fused_loss(model, inputs, batch, loss_of)
-        if self._wrapped.needs_labels:
-            inputs[self.label_names[0]] = raw_labels
-        outputs, compared = self._replaced.outputs(self, model, inputs, own_labels)
+        copies = 1
+        if self._wrapped.needs_labels and raw_labels is not None:
+            inputs[self.label_names[0]], rows = raw_labels, len(raw_labels)
+            copies = -(-rows // -(-rows // max(1, self.args.n_gpu)))  # As DataParallel has it.
+        if lost := self._replaced.lost(self, inputs, own_labels, labels, shifted=shifted):
+            self._say_what_is_lost(lost)
+        outputs = without_loss(model(**inputs), copies=copies)
         self._sft.add(batch, outputs)
-        loss = loss_of(outputs, compared=compared)
+        loss = loss_of(outputs)
         if isinstance(outputs, tuple):
             outputs = (loss, *outputs)  # Trainer's evaluation drops the first of a tuple.
         return (loss, outputs) if return_outputs else loss
@@ -286,7 +291,6 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         num_items_in_batch: Any = None,
         shifted: bool = False,
         weights: list[Tensor | None] | None = None,
-        compared: Any = None,
     ) -> Tensor:
         """The mean over the classifications of a row, mostly a single one; see `Targets`."""
         targets, problem = self._wrapped.targets, self._active.problem
@@ -301,10 +305,6 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         )
         self._batch_has_loss = True
         auxiliary = self._auxiliary(outputs)
-        if compared is not None:
-            whole = auxiliary * self.current_gradient_accumulation_steps
-            if lost := self._replaced.compare(self, compared, batches, whole):
-                self._say_what_is_lost(lost)
         if self._evaluation is not None:
             return self._loss_of_evaluation(batches, auxiliary)
         of_each = divisors(self, [b.labels for b in batches], num_items_in_batch, problem)

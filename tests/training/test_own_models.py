@@ -396,7 +396,83 @@ def test_a_loss_that_the_model_cannot_compute_is_not_lost(tmp_path, caplog, own)
     )
     LossTrainer(model, args, train_dataset=tiny.texts(16, tiny.one_class)).train()
     assert "another loss" not in caplog.text
+    assert ("could not be found out: no loss for these" in caplog.text) == (own is broken)
     assert calls.count(True) == 1
+
+
+class WithMargin(WithLoss):
+    """Its logits with labels are not those without: a margin, as ArcFace has it."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        (logits,) = super().forward(input_ids)
+        if labels is None:
+            return (logits,)
+        logits = logits - F.one_hot(labels, tiny.CLASSES)
+        return F.cross_entropy(logits, labels), logits
+
+
+class Flattening(WithLoss):
+    """Leaves logits out where it has labels; and a vector with one loss."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        (logits,) = super().forward(input_ids)
+        if labels is None:
+            return (logits,)
+        return F.cross_entropy(logits, labels).unsqueeze(0), logits[labels > 0]
+
+
+class Marking(WithLoss):
+    """Changes its labels: another rule of what is left out."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        if labels is not None:
+            labels[labels == 0] = -100
+        return super().forward(input_ids, labels=labels)
+
+
+class Keywords(WithLoss):
+    def forward(self, input_ids, **others):
+        return super().forward(input_ids, labels=others.get("labels"))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (WithMargin(F.cross_entropy), True),
+        (Flattening(F.cross_entropy), False),
+        (Marking(F.cross_entropy), True),
+        (Keywords(penalised), True),
+        (WithLoss(lambda logits, labels: get_loss("strict_l")(logits, labels)), False),
+        (WithLoss(lambda logits, labels: F.cross_entropy(logits, labels) * torch.nan), False),
+    ],
+)
+def test_what_a_forward_does_with_labels_has_no_part_in_the_training(tmp_path, caplog, model, told):
+    args = tiny.arguments(tmp_path, max_steps=1, loss="strict_l", remove_unused_columns=False)
+    data = [{k: row[k] for k in ("input_ids", "labels")} for row in tiny.texts(16, tiny.one_class)]
+    LossTrainer(model, args, train_dataset=data).train()
+    assert ("computes another loss" in caplog.text) == told
+
+
+def test_weights_that_the_first_logits_do_not_show_are_told_later(tmp_path, caplog):
+    model = WithLoss(weighted)
+    nn.init.zeros_(model.body[-1].weight), nn.init.zeros_(model.body[-1].bias)
+    data = tiny.texts(16, tiny.one_class)
+    args = tiny.arguments(tmp_path, max_steps=12, loss="strict_l", learning_rate=0.1)
+    LossTrainer(model, args, train_dataset=data).train()
+    assert caplog.text.count("computes another loss") == 1
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_several_labels_with_weights(tmp_path, caplog, whole):
+    def own(logits, labels):
+        return F.binary_cross_entropy_with_logits(logits, labels.float())
+
+    data = tiny.texts(16, tiny.yes_or_no_per_class)
+    data = [row | {"labels": row["labels"].long() if whole else row["labels"]} for row in data]
+    loss = get_loss("strict_l", problem_type=SEVERAL, weight=[1.0, 2.0, 3.0])
+    args = tiny.arguments(tmp_path, max_steps=1, loss=None)
+    LossTrainer(WithLoss(own), args, train_dataset=data, loss=loss).train()
+    assert "could not be found out" not in caplog.text
 
 
 def ranks(logits, labels):

@@ -115,3 +115,34 @@ def test_training_with_another_parameter_is_not_resumed(tmp_path):
     train(2.0, resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     with pytest.raises(ValueError, match=r"'gamma': 2\.0.* not .*'gamma': 5\.0"):
         train(5.0, resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+class Changing(nn.Module):
+    """Counts its steps, where a fresh one begins again."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, logits, labels):
+        self.steps += 1
+        return logs(logits, labels)
+
+
+class WithoutConfig(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bert = tiny.bert()
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.bert(input_ids, attention_mask).logits
+
+
+def test_a_loss_that_changes_is_resumed(tmp_path):
+    def train(**resume):
+        args = tiny.arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+        data, loss = tiny.texts(8), Changing()
+        LossTrainer(WithoutConfig(), args, train_dataset=data, loss=loss).train(**resume)
+
+    train()
+    train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
