@@ -25,7 +25,7 @@ from hf_losses.compare.engines import guard
 from hf_losses.compare.engines.local_pool import beside_others, environments
 from hf_losses.compare.engines.pool import failure
 from hf_losses.compare.experiment import best_losses
-from hf_losses.compare.plan import Plan, expand, make_plan, open_folder
+from hf_losses.compare.plan import Plan, add_seeds, expand, make_plan, open_folder, read_plan
 from hf_losses.compare.ranges import parse_range, spread_evenly
 from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
@@ -953,6 +953,9 @@ def test_more_jobs_leave_a_comparison_fewer_threads(tmp_path, monkeypatch):
         for jobs in (2, 16, 1)
     ]
     assert threads == [8, 1, 8]
+    reduced = open_folder(tmp_path / "x", make_plan(SCRIPT, [], LOSSES, seeds=1, jobs=16))
+    add_seeds(tmp_path / "x", reduced, 1)
+    assert read_plan(tmp_path / "x").threads == 8
 
 
 @pytest.mark.parametrize(
