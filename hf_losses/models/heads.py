@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.loss.loss_utils import LOSS_MAPPING
 
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL
 from hf_losses.losses.registry import IGNORE_INDEX
@@ -113,6 +112,9 @@ def check_head(model: Any, label_names: list[str]) -> None:
             f"logits and 'labels'; models that fit: {', '.join(CLASSIFIERS + LABELLERS)}"
         )
     check_builtin_loss(model)
+    # `hf-losses run` must not import transformers before the script does.
+    from transformers.loss.loss_utils import LOSS_MAPPING
+
     given = getattr(model, "_loss_function", None) if is_transformers(model) else None
     if given not in (None, LOSS_MAPPING.get(kind or "")):
         raise UsageError(
