@@ -301,20 +301,23 @@ def without_loss(outputs: Any, *, copies: int = 1) -> Any:
     if torch.is_tensor(outputs):
         return (outputs,)  # Some users' modules return nothing but the logits.
 
-    named = isinstance(outputs, Mapping)
-    if not named and not isinstance(outputs, tuple):
-        return outputs
-    entries = list(outputs.items() if named else enumerate(outputs))
-    gathered = [name for name, out in entries if torch.is_tensor(out) and out.shape == (copies,)]
-    if copies > 1 and gathered:
-        loss = "loss" if "loss" in gathered else gathered[0]
-        entries = [(name, out) for name, out in entries if name != loss]
-        outputs = dict(entries) if named else tuple(out for _, out in entries)
-    if named:
+    if copies > 1 and isinstance(outputs, Mapping | tuple):
+        outputs = _without_gathered(outputs, copies)
+    if not isinstance(outputs, tuple):
         return outputs
     # Without labels some models return (None, logits), with labels (loss, logits).
     tensors = (out for out in outputs if not torch.is_tensor(out) or out.dim())
     return tuple(out for out in tensors if out is not None)
+
+
+def _without_gathered(outputs: Any, copies: int) -> Any:
+    """Outputs without the vector that holds the loss of each copy."""
+    named = isinstance(outputs, Mapping)
+    entries = list(outputs.items() if named else enumerate(outputs))
+    vectors = [name for name, out in entries if torch.is_tensor(out) and out.shape == (copies,)]
+    loss = "loss" if "loss" in vectors else next(iter(vectors), None)
+    kept = {name: out for name, out in entries if name != loss}
+    return kept if named else tuple(kept.values())
 
 
 def logits_of(outputs: Any, *, known: bool = True) -> Tensor:

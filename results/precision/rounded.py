@@ -32,6 +32,8 @@ class RoundedProducts(TorchDispatchMode):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: rounded.py RECIPE and its arguments, such as recipes/glue.py --bf16")
     sys.argv = sys.argv[1:]
     with RoundedProducts():
         runpy.run_path(sys.argv[0], run_name="__main__")
