@@ -40,6 +40,8 @@ INSTEAD = {
 # Whose own loss is divided by the items of the whole step, if Trainer counts them.
 COUNTED_HEADS = {*LABELLERS} - {QUESTION_ANSWERING, SEGMENTATION}
 
+CLASS_WEIGHTS = "class weights go into --loss_kwargs '{\"weight\": [1.0, 2.5]}', a number per class"
+
 # Of whose loss scripts take the exponential.
 LANGUAGE_MODELS = ("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration")
 
@@ -137,7 +139,7 @@ class Swap:
             )
         return (
             "take it out of the script, or let it call super().compute_loss and return that loss; "
-            "class weights go into --loss_kwargs '{\"weight\": [1.0, 2.5]}', a number per class"
+            f"{CLASS_WEIGHTS}"
         )
 
 
@@ -180,7 +182,7 @@ class _SwappedLoss(LossMixin):
             swap.refuse(str(error))
 
     def _say_what_is_lost(self, text: str) -> None:
-        self.hf_losses_swap.refuse(text)
+        self.hf_losses_swap.refuse(f"{text}; {CLASS_WEIGHTS}")
 
     def _check_training_step(self) -> None:
         """Refuses a `training_step` that divides the loss, as old ones of transformers did."""

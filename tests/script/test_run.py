@@ -431,7 +431,8 @@ REFUSED = {
     ),
     "own_forward": (
         script(OWN_FORWARD, model="tiny.bert(Weighted)"),
-        r"Weighted\.forward computes another loss than cross_entropy .* no part in this training$",
+        r"Weighted\.forward computes another loss than cross_entropy .* no part in this training; "
+        r"class weights go into --loss_kwargs",
     ),
     "loss_function": (
         script(train="trainer.model.loss_function = print; Trainer(trainer.model, args)"),
