@@ -263,8 +263,15 @@ def at_least_tiny(count: Tensor) -> Tensor:
     return count.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def classes_first(shape: tuple[int, ...], target: Tensor) -> str:
-    """What to do about logits `[N, C, ...]`, as PyTorch's losses take them; empty for others."""
+def way_out(shape: tuple[int, ...], target: Tensor) -> str:
+    """What to do about yes/no labels, and about logits `[N, C, ...]` as PyTorch's losses take them.
+
+    Args:
+        shape: That of the logits.
+        target: It does not fit them, or their weight does not.
+    """
+    if target.shape == shape:
+        return "; for several yes/no labels set problem_type='multi_label_classification'"
     if len(shape) < 3 or target.shape != (shape[0], *shape[2:]):
         return ""
     return "; the classes come last here: give logits.movedim(1, -1)"

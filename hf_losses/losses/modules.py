@@ -21,9 +21,9 @@ from hf_losses.losses.base import (
     Weighting,
     at_least_tiny,
     checked_item_weight,
-    classes_first,
     upcast,
     upcast_dtype,
+    way_out,
 )
 from hf_losses.losses.bound import BoundedLoss
 from hf_losses.losses.class_weights import ExactWeights
@@ -203,7 +203,7 @@ class ClassificationLoss(LossModule):
         if of_class is not None and of_class.shape != logits.shape[-1:]:
             raise UsageError(
                 f"weight has {of_class.numel()} entries, one per class, for logits of shape "
-                f"{shape}{classes_first(shape, target)}"
+                f"{shape}{way_out(shape, target)}"
             )
         items = shape if self.problem_type == MULTI_LABEL else shape[:-1]
         weighting = Weighting(of_class, checked_item_weight(item_weight, items, logits), count)
@@ -222,7 +222,7 @@ class ClassificationLoss(LossModule):
                 f"target of shape {tuple(target.shape)} and dtype {target.dtype} does not fit "
                 f"logits of shape {shape}: give integer class indices of shape "
                 f"{shape[:-1]}, or floating probabilities of shape {shape}"
-                f"{classes_first(shape, target)}"
+                f"{way_out(shape, target)}"
             )
         try:
             return self._class_indices(logits, target.long(), weighting)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -76,19 +77,24 @@ def problem_type(model: Any) -> str | None:
     return SINGLE_LABEL if loss_type(model) in LABELLERS else None
 
 
-def settle_problem_type(model: Any, labels: Tensor) -> bool:
+def settle_problem_type(model: Any, labels: Tensor, loss: Callable[[], Any]) -> bool:
     """Sets a classifier's `config.problem_type` as the model would, had it seen the labels.
 
     Args:
         model: The model without wrappers.
         labels: The labels of any batch.
+        loss: Returns the trainer's loss, which may be one of several labels.
 
     Returns:
         Whether there was none before.
     """
     if not is_classifier(model) or model.config.problem_type is not None:
         return False
-    classification = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
+    several = getattr(loss(), "problem_type", None) == MULTI_LABEL
+    # A forward of the user's own turns whole numbers into what its loss takes.
+    of_classes = labels.dim() == 2 and labels.shape[-1] == model.config.num_labels
+    several |= labels.is_floating_point() or (of_classes and not is_transformers(model))
+    classification = MULTI_LABEL if several else SINGLE_LABEL
     model.config.problem_type = REGRESSION if model.config.num_labels == 1 else classification
     return True
 
@@ -308,6 +314,30 @@ def without_loss(outputs: Any, *, copies: int = 1) -> Any:
     # Without labels some models return (None, logits), with labels (loss, logits).
     tensors = (out for out in outputs if not torch.is_tensor(out) or out.dim())
     return tuple(out for out in tensors if out is not None)
+
+
+def with_loss(outputs: Any, loss: Tensor) -> Any:
+    """The outputs with a loss where a model puts its own: first of a tuple, or as `loss`.
+
+    Args:
+        outputs: A `ModelOutput`, a dict, or a tuple without a loss.
+        loss: The loss.
+    """
+    if isinstance(outputs, tuple):
+        return (loss, *outputs)
+    if not isinstance(outputs, Mapping):
+        return outputs
+    others = {name: out for name, out in outputs.items() if name != "loss"}
+    if not dataclasses.is_dataclass(outputs):
+        return {"loss": loss, **others}
+    names = {field.name for field in dataclasses.fields(outputs)}
+    if "loss" not in names:
+        return outputs
+    # A new one, in which the loss comes first.
+    new: Any = type(outputs)(loss=loss, **{n: out for n, out in others.items() if n in names})
+    for name in others.keys() - names:
+        new[name] = others[name]
+    return new
 
 
 def _without_gathered(outputs: Any, copies: int) -> Any:

@@ -57,7 +57,9 @@ class SavingMixin(_Base):  # type: ignore[misc]
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             self.check_same_loss(str(resume_from_checkpoint))
-        trained = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        if resume_from_checkpoint or args:  # A script's own train() may take nothing.
+            args = (resume_from_checkpoint or None, *args)
+        trained = super().train(*args, **kwargs)
         self._name_loss_in_config()  # For users who call model.save_pretrained.
         return trained
 
@@ -87,7 +89,8 @@ class SavingMixin(_Base):  # type: ignore[misc]
         with self._wrapped.uncompiled():
             target = self.model if model is None else model
             if self._is_sharded() or not load_renamed(target, resume_from_checkpoint):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                given = () if model is None else (model,)
+                super()._load_from_checkpoint(resume_from_checkpoint, *given)
 
     def _load_best_model(self) -> None:
         """Trainer's loading of the best model, which also finds weights that were renamed."""

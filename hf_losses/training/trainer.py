@@ -18,7 +18,12 @@ from hf_losses.messages import UsageError
 from hf_losses.models.adapters import adapter_term
 from hf_losses.models.builtin import auxiliary_weight, check_batch
 from hf_losses.models.decoder_inputs import decoder_inputs
-from hf_losses.models.heads import LOSS_WEIGHT, logits_of, settle_problem_type, without_loss
+from hf_losses.models.heads import (
+    LOSS_WEIGHT,
+    logits_of,
+    settle_problem_type,
+    with_loss,
+)
 from hf_losses.training.base_trainers import SFTLog, check_base, check_order
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
@@ -211,7 +216,8 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         if not targets.present(inputs):
             raise UsageError(
                 f"the batch has no {' and '.join(map(repr, self.label_names))} for the loss, only: "
-                f"{', '.join(inputs)} (the data needs a column 'label' or 'labels')"
+                f"{', '.join(inputs)} (the data needs a column 'label' or 'labels', or another "
+                "name in label_names of the training arguments)"
             )
         self._settle_problem_type(inputs)
         raw_labels = inputs.get(self.label_names[0])
@@ -237,28 +243,28 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         fused = getattr(self.args, "fused_linear", False) and self.model.training
         if fused and not return_outputs:
             return self._fused_loss(model, inputs, batch, loss_of)
-        copies = 1
-        if self._wrapped.needs_labels and raw_labels is not None:
-            inputs[self.label_names[0]], rows = raw_labels, len(raw_labels)
-            copies = -(-rows // -(-rows // max(1, self.args.n_gpu)))  # As DataParallel has it.
         if lost := self._replaced.lost(self, inputs, own_labels, labels, shifted=shifted):
             self._say_what_is_lost(lost)
-        outputs = without_loss(model(**inputs), copies=copies)
+        outputs = self._wrapped.call(model, inputs, own_labels)
         self._sft.add(batch, outputs)
         loss = loss_of(outputs)
-        if isinstance(outputs, tuple):
-            outputs = (loss, *outputs)  # Trainer's evaluation drops the first of a tuple.
-        return (loss, outputs) if return_outputs else loss
+        return (loss, with_loss(outputs, loss)) if return_outputs else loss
 
     def _settle_problem_type(self, inputs: Mapping[str, Any]) -> None:
         """Checks a batch, and sets the problem type by its labels if the config has none."""
         labels = inputs.get(self.label_names[0])
+        if labels is not None and not torch.is_tensor(labels):
+            raise UsageError(
+                f"the labels of a batch are a {type(labels).__name__}, not one tensor: a loss that "
+                "is one function of logits and labels needs that"
+            )
         if labels is not None:
             label_keys = (*self.label_names, "shift_labels")
             others = {name: value for name, value in inputs.items() if name not in label_keys}
             core = self._wrapped.core
             check_batch(core, others, labels)
-            if settle_problem_type(core, labels) and hasattr(core.config, "hf_losses"):
+            settled = settle_problem_type(core, labels, lambda: self._active.criterion)
+            if settled and hasattr(core.config, "hf_losses"):
                 self._name_loss_in_config()  # It was named without the problem type.
 
     def _fused_loss(
@@ -287,13 +293,15 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
     def _loss_of_outputs(
         self,
         outputs: Any,
-        labels: list[Tensor],
+        labels: list[Tensor] | Tensor,
         num_items_in_batch: Any = None,
         shifted: bool = False,
         weights: list[Tensor | None] | None = None,
     ) -> Tensor:
         """The mean over the classifications of a row, mostly a single one; see `Targets`."""
         targets, problem = self._wrapped.targets, self._active.problem
+        if torch.is_tensor(labels):  # A script's own call, as Trainer makes it.
+            labels = targets.of_batch({self.label_names[0]: labels})
         logits = targets.logits(outputs, labels, shifted=shifted)
         weights = weights or [None] * len(labels)
         batches = [
@@ -343,6 +351,8 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
         targets = self._wrapped.targets
         if not batch_samples or not targets.present(batch_samples[0]):
             return None
+        if isinstance(batch_samples[0].get(self.label_names[0]), list):
+            return None  # As Trainer does: a script makes tensors of them later.
         trains = self._evaluation is None and not self._predicting
         if trains and LOSS_WEIGHT not in batch_samples[0]:
             check_weights_arrive(self)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import is_compiled_module
+from torch.optim.swa_utils import AveragedModel
 from transformers.trainer_utils import unwrap_peft_model
 
-from hf_losses.models.builtin import loss_type, shifts_labels
-from hf_losses.models.heads import Targets
+from hf_losses.models.builtin import is_transformers, loss_type, shifts_labels
+from hf_losses.models.heads import Targets, without_loss
+
+# What a forward raises that computes a loss of labels which are None.
+NEEDING_LABELS = (
+    AssertionError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    UnboundLocalError,
+    ValueError,
+)
 
 # Prompts of PEFT that become keys and values of the attention, not tokens.
 KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -28,6 +39,8 @@ class WrappedModel:
         self.trainer = trainer
         self._unwrapped: tuple[Any, Any] | None = None
         self._targets: Targets | None = None
+        # A model that has run, and whether only with labels.
+        self._runs: tuple[Any, bool] = (None, False)
 
     @property
     def adapted(self) -> Any:
@@ -36,6 +49,8 @@ class WrappedModel:
         if self._unwrapped is None or self._unwrapped[0] is not model:
             # Unwrapping walks through all modules; a search replaces the model for every trial.
             unwrapped = self.trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
+            if isinstance(unwrapped, AveragedModel):
+                unwrapped = unwrapped.module
             self._unwrapped = (model, unwrapped)
         return self._unwrapped[1]
 
@@ -47,13 +62,44 @@ class WrappedModel:
     @property
     def needs_labels(self) -> bool:
         """Whether its forward requires labels, or makes a decoder's input of them."""
-        if loss_type(self.core) is not None:
+        core = self.core
+        if loss_type(core) is not None and is_transformers(core):
             return False
-        if self.targets.decodes:
+        if self.targets.decodes or (self._runs[0] is core and self._runs[1]):
             return True
-        parameters = inspect.signature(self.core.forward).parameters
+        parameters = inspect.signature(core.forward).parameters
         labels = parameters.get(self.trainer.label_names[0])
         return labels is not None and labels.default is inspect.Parameter.empty
+
+    def call(
+        self, model: Callable[..., Any], inputs: dict[str, Any], labels: dict[str, Any]
+    ) -> Any:
+        """The model's outputs for a batch, without a loss.
+
+        Labels are given only to a forward of the user's own that needs them.
+
+        Args:
+            model: The model, possibly wrapped.
+            inputs: The batch without labels.
+            labels: The labels by name; None for those that the batch has not.
+        """
+        core = self.core
+        labels = {name: value for name, value in labels.items() if value is not None}
+        try:
+            outputs = model(**inputs | labels if self.needs_labels else inputs)
+        except NEEDING_LABELS:
+            if self.needs_labels or self._runs[0] is core or is_transformers(core) or not labels:
+                raise
+            outputs = model(**inputs | labels)
+            self._runs = (core, True)
+        if self._runs[0] is not core:
+            self._runs = (core, False)
+        copies = 1
+        if self.needs_labels and labels:
+            rows = len(next(iter(labels.values())))
+            # As DataParallel divides them.
+            copies = -(-rows // -(-rows // max(1, self.trainer.args.n_gpu)))
+        return without_loss(outputs, copies=copies)
 
     @property
     def targets(self) -> Targets:

@@ -181,6 +181,60 @@ class MyTrainer(Trainer):
         loss = loss + next(model.parameters()).square().sum()
         return (loss, outputs) if return_outputs else loss
 """
+# Each row twice in a batch, as for R-Drop.
+TWICE = """
+import torch
+from transformers import Trainer
+class MyTrainer(Trainer):
+    loss_is_scaled_for_ga = False
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        twice = {key: torch.cat([value, value]) for key, value in inputs.items()}
+        loss, outputs = super().compute_loss(model, twice, return_outputs=True, **kwargs)
+        loss = loss + next(model.parameters()).square().sum()
+        return (loss, outputs) if return_outputs else loss
+"""
+# Two passes, of which the evaluation counts the second by a half.
+TWO_VIEWS = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    loss_is_scaled_for_ga = False
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        backwards = {**inputs, "input_ids": inputs["input_ids"].flip(1)}
+        loss = loss + super().compute_loss(model, backwards, **kwargs) / 2
+        return (loss, outputs) if return_outputs else loss
+"""
+# Adversarial training and R-Drop, which take the second loss from the model.
+ADVERSARIAL = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        next(model.parameters()).data.add_(0.1)
+        model(**self._prepare_inputs(inputs)).loss.backward()
+        return loss
+"""
+SECOND_PASS = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss = loss + model(**inputs)[0]
+        return (loss, outputs) if return_outputs else loss
+"""
+OVERRIDES = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def train(self):
+        return super().train()
+    def evaluation_loop(self, dataloader, description, prediction_loss_only=False, **kwargs):
+        return super().evaluation_loop(dataloader, description, prediction_loss_only, **kwargs)
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        labels = inputs.pop("labels")
+        with torch.no_grad():
+            logits = model(**inputs).logits
+        return torch.nn.functional.cross_entropy(logits, labels), logits, labels
+"""
 DIVIDES = """
 from transformers import Trainer
 class MyTrainer(Trainer):
@@ -232,6 +286,26 @@ class Weighted(BertForSequenceClassification):
             weight = torch.arange(1.0, tiny.CLASSES + 1)
             outputs["loss"] = torch.nn.functional.cross_entropy(outputs.logits, labels, weight)
         return outputs
+"""
+ONLY_TRAINING = """
+from transformers import BertForSequenceClassification, Trainer
+class Regularised(BertForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        outputs = super().forward(input_ids, attention_mask, labels=labels)
+        if labels is not None and self.training:
+            outputs["loss"] = outputs["loss"] + (outputs.logits - 1).square().mean()
+        return outputs
+"""
+YES_NO = """
+from transformers import Trainer
+class YesNo(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bert = tiny.bert()
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.bert(input_ids, attention_mask).logits
+        binary = torch.nn.functional.binary_cross_entropy_with_logits
+        return {"logits": logits} | ({} if labels is None else {"loss": binary(logits, labels)})
 """
 CROSS_ENCODER = """
 from sentence_transformers.cross_encoder import CrossEncoderTrainer
@@ -342,6 +416,14 @@ USED = {
         PARTS,
     ),
     "counts": (script(COUNTS, "MyTrainer"), PARTS),
+    "overrides": (
+        script(
+            OVERRIDES,
+            "MyTrainer",
+            train="trainer.train(); trainer.evaluate(trainer.train_dataset)",
+        ),
+        PARTS,
+    ),
     "save_pretrained": (
         script(train="trainer.train(); trainer.model.save_pretrained('model')"),
         PARTS,
@@ -434,6 +516,23 @@ REFUSED = {
         r"Weighted\.forward computes another loss than cross_entropy .* no part in this training; "
         r"class weights go into --loss_kwargs",
     ),
+    "only_training": (
+        script(ONLY_TRAINING, model="tiny.bert(Regularised)"),
+        r"Regularised\.forward computes another loss than cross_entropy",
+    ),
+    "yes_no": (
+        script(YES_NO, model="YesNo()", labels="tiny.yes_or_no_per_class"),
+        r"but of yes/no labels: set --loss_kwargs '{\"problem_type\": "
+        r"\"multi_label_classification\"}'",
+    ),
+    "adversarial": (
+        script(ADVERSARIAL, "MyTrainer"),
+        "MyTrainer trains on the model's own loss as well",
+    ),
+    "second_pass": (
+        script(SECOND_PASS, "MyTrainer"),
+        "MyTrainer trains on the model's own loss as well",
+    ),
     "loss_function": (
         script(train="trainer.model.loss_function = print; Trainer(trainer.model, args)"),
         "BertForSequenceClassification was given a loss_function of its own",
@@ -464,6 +563,8 @@ ADDS = {
         "tiny.some_next_tokens",
         2,
     ),
+    "twice": (TWICE, "tiny.bert()", "None", 1),
+    "two_views": (TWO_VIEWS, "tiny.bert()", "None", 1),
     "adds_to_tokens": (
         PENALTY.format(flag=None),
         "tiny.bert(transformers.BertForTokenClassification)",

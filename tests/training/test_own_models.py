@@ -11,7 +11,13 @@ import tiny
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BertConfig, PreTrainedModel, default_data_collator
+from torch.optim.swa_utils import AveragedModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    default_data_collator,
+)
 
 from hf_losses import LossTrainer, LossTrainingArguments, get_loss
 
@@ -483,3 +489,229 @@ def test_a_loss_that_is_a_function_is_not_compared(tmp_path):
     model = WithLoss(lambda *_: pytest.fail("was computed"))
     args = tiny.arguments(tmp_path, max_steps=1, loss=None)
     LossTrainer(model, args, train_dataset=tiny.texts(16, tiny.number), loss=ranks).train()
+
+
+# ---- A forward that needs its labels -----------------------------------------------------------
+
+
+class Required(WithLoss):
+    def forward(self, input_ids, attention_mask, labels):
+        return {
+            "loss": (outputs := super().forward(input_ids, None, labels))[0],
+            "logits": outputs[1],
+        }
+
+
+class Unconditional(WithLoss):
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = super().forward(input_ids)[0]
+        return self.own(logits, labels), logits
+
+
+class Taken(WithLoss):
+    def forward(self, **batch):
+        labels = batch.pop("labels")
+        return super().forward(**batch, labels=labels)
+
+
+class Subclass(BertForSequenceClassification):
+    def forward(self, input_ids, attention_mask, labels):
+        return super().forward(input_ids, attention_mask, labels=labels)
+
+
+@pytest.mark.parametrize("cls", [Required, Unconditional, Taken, Subclass])
+def test_it_learns_as_one_that_does_not_need_them(tmp_path, cls, caplog):
+    data, trained = tiny.texts(16, tiny.one_class), []
+    for kind in (cls, BertForSequenceClassification if cls is Subclass else WithLoss):
+        model = tiny.bert(kind) if cls is Subclass else kind(F.cross_entropy)
+        args = tiny.arguments(tmp_path, max_steps=3, loss="strict_l", remove_unused_columns=False)
+        trainer = LossTrainer(model=model, args=args, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        metrics = trainer.evaluate()
+        trained.append((metrics["eval_loss"], metrics["eval_cross_entropy"], model.state_dict()))
+    assert trained[0][:2] == trained[1][:2]
+    for name, value in trained[0][2].items():
+        assert torch.equal(value, trained[1][2][name])
+    assert "could not be found out" not in caplog.text
+
+
+def test_an_error_of_its_own_is_shown(tmp_path):
+    class Broken(WithLoss):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            raise KeyError("tokens")
+
+    args = tiny.arguments(tmp_path, loss="strict_l")
+    trainer = LossTrainer(model=Broken(weighted), args=args, train_dataset=tiny.texts(8))
+    with pytest.raises(KeyError, match="tokens"):
+        trainer.train()
+
+
+# ---- What a forward adds while it is trained ---------------------------------------------------
+
+
+class Noisy(WithLoss):
+    """Its dropout never ends, and what it adds to the loss has some more while it is trained."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = F.dropout(super().forward(input_ids)[0], 0.2)
+        if labels is None:
+            return (logits,)
+        loss = F.cross_entropy(logits, labels)
+        if self.training:
+            loss = self.own(loss, logits)
+        return loss, logits
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_terms_of_the_training_alone_are_told(tmp_path, caplog, adds):
+    model = Noisy(lambda loss, logits: loss + logits.square().mean() if adds else loss)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    args = tiny.arguments(tmp_path, max_steps=1, loss="strict_l")
+    LossTrainer(model=model, args=args, train_dataset=tiny.texts(16, tiny.one_class)).train()
+    assert ("forward computes another loss than cross_entropy" in caplog.text) == adds
+    # The running statistics have seen the batch once.
+    assert model.body[0].num_batches_tracked == before["body.0.num_batches_tracked"] + 1
+
+
+# ---- What a trainer of the user's own does with the loss ----------------------------------------
+
+
+@pytest.mark.parametrize("model", [tiny.bert, partial(Own, tiny.CLASSES), WithLoss])
+def test_outputs_have_the_loss_where_a_model_has_it(tmp_path, model):
+    seen = []
+
+    class Looking(LossTrainer):
+        def compute_loss(self, *args, return_outputs=False, **kwargs):
+            loss, outputs = super().compute_loss(*args, return_outputs=True, **kwargs)
+            values = outputs if isinstance(outputs, tuple) else tuple(outputs.values())
+            named = values[0] if isinstance(outputs, tuple) else outputs["loss"]
+            seen.append((loss, values[0], named, values[1].shape))
+            return (loss, outputs) if return_outputs else loss
+
+    model = model(F.cross_entropy) if model is WithLoss else model()
+    args = tiny.arguments(tmp_path, max_steps=1, loss="strict_l")
+    data = tiny.texts(8, tiny.one_class)
+    trainer = Looking(model=model, args=args, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    assert trainer.predict(data).predictions.shape == (8, tiny.CLASSES)
+    assert len(seen) == 2
+    for loss, first, named, shape in seen:
+        assert loss is first is named
+        assert shape == (8, tiny.CLASSES)
+
+
+def test_a_compute_loss_may_call_the_loss_as_trainer_does(tmp_path):
+    class Calling(LossTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+            return (loss, outputs) if return_outputs else loss
+
+    for model, labels in ((tiny.bert, None), (tiny.causal_lm, tiny.some_next_tokens)):
+        data = tiny.texts(16, labels)
+        steps = [
+            tiny.gradients(tmp_path, model(), data, trainer=trainer, loss="strict_l")
+            for trainer in (Calling, LossTrainer)
+        ]
+        assert tiny.difference(*steps) < 1e-6
+
+
+def test_labels_that_become_a_tensor_late_are_learned(tmp_path):
+    class Late(LossTrainer):
+        def _prepare_inputs(self, inputs):
+            return super()._prepare_inputs({**inputs, "labels": torch.tensor(inputs["labels"])})
+
+    def collate(rows):
+        batch = default_data_collator(rows)
+        return {**batch, "labels": batch["labels"].tolist()}
+
+    data = tiny.texts(16)
+    keywords = {"data_collator": collate}
+    late = tiny.gradients(
+        tmp_path, tiny.bert(), data, trainer=Late, keywords=keywords, loss="focal"
+    )
+    assert tiny.difference(late, tiny.gradients(tmp_path, tiny.bert(), data, loss="focal")) < 1e-6
+
+
+def test_labels_that_are_no_tensor_are_refused(tmp_path):
+    def collate(rows):
+        batch = default_data_collator(rows)
+        return {**batch, "labels": {"first": batch["labels"], "second": batch["labels"]}}
+
+    args = tiny.arguments(tmp_path, loss="strict_l")
+    settings = {"train_dataset": tiny.texts(8), "data_collator": collate}
+    with pytest.raises(ValueError, match="labels of a batch are a dict, not one tensor"):
+        LossTrainer(model=tiny.bert(), args=args, **settings).train()
+
+
+def test_averaged_weights_are_evaluated_by_the_loss_of_their_model(tmp_path):
+    data = tiny.texts(16, tiny.yes_or_no_per_class)
+    model = tiny.bert(problem_type=SEVERAL)
+    trainer = build(tmp_path, model, data, "strict_l")
+    expected = trainer.evaluate()
+    trainer.model = AveragedModel(model)
+    found = trainer.evaluate()
+    for name in ("eval_loss", "eval_cross_entropy"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+# ---- Yes/no labels ------------------------------------------------------------------------------
+
+
+class Binary(nn.Module):
+    """The loss of its own casts whole numbers."""
+
+    def __init__(self, outputs, squeezed):
+        super().__init__()
+        self.own = Own(outputs, squeezed)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.own(input_ids)["logits"]
+        if labels is None:
+            return {"logits": logits}
+        labels = labels.float().reshape(logits.shape)
+        return {"loss": F.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize(("outputs", "squeezed"), [(1, False), (1, True), (3, False)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_yes_no_labels_of_a_model_of_ones_own(tmp_path, caplog, outputs, squeezed, whole):
+    data = tiny.texts(16, tiny.yes_or_no_per_class)
+    for row in data:
+        row["labels"] = row["labels"] if outputs > 1 else row["labels"][0]
+        row["labels"] = row["labels"].long() if whole else row["labels"]
+    args = tiny.arguments(
+        tmp_path, max_steps=1, loss="strict_m", loss_kwargs={"problem_type": SEVERAL}
+    )
+    model = Binary(outputs, squeezed)
+    trainer = LossTrainer(model=model, args=args, train_dataset=data, eval_dataset=data)
+    logits, labels = outputs_of(model.own, data)
+    metrics = trainer.evaluate()
+    expected = F.binary_cross_entropy_with_logits(logits, labels.float())
+    assert metrics["eval_cross_entropy"] == pytest.approx(expected.item(), rel=1e-5)
+    margin = torch.where(labels > 0, logits, -logits)
+    assert metrics["eval_loss"] == pytest.approx(torch.exp(-margin).mean().item(), rel=1e-5)
+    trainer.train()
+    assert "forward" not in caplog.text
+
+
+def test_whole_yes_no_labels_of_a_bert(tmp_path):
+    class Casting(BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            outputs = super().forward(input_ids, attention_mask)
+            if labels is not None:
+                binary = F.binary_cross_entropy_with_logits
+                outputs["loss"] = binary(outputs.logits, labels.float())
+            return outputs
+
+    data = tiny.texts(16, tiny.yes_or_no_per_class)
+    wanted = tiny.gradients(tmp_path, tiny.bert(), data, loss="strict_l")
+    whole = [{**row, "labels": row["labels"].long()} for row in data]
+    found = tiny.gradients(tmp_path, tiny.bert(Casting), whole, loss="strict_l")
+    assert tiny.difference(wanted, found) < 1e-6
+    settings = {"loss": "strict_l", "loss_kwargs": {"problem_type": SEVERAL}}
+    found = tiny.gradients(tmp_path, tiny.bert(), whole, **settings)
+    assert tiny.difference(wanted, found) < 1e-6
+    with pytest.raises(ValueError, match="several yes/no labels set problem_type"):
+        tiny.gradients(tmp_path, tiny.bert(), whole, loss="strict_l")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.models.builtin import is_transformers, shifts_labels
 from hf_losses.models.heads import without_loss
 from hf_losses.training.loss.items import Items, fit, item_mask, sum_over_items
+from hf_losses.training.loss.targets import SEVERAL_LABELS
 
 logger = logging.getLogger(__name__)
 
 # Logits of a head that begins with zeros do not show weights: they are compared once more.
 AGAIN = 10  # Optimizer steps.
+CLASS_WEIGHTS = "class weights go into --loss_kwargs '{\"weight\": [1.0, 2.5]}', a number per class"
 # Of float32, and of a loss that was computed in half precision.
 EXACT, ROUNDED = 1e-4, 5e-3
 
@@ -50,7 +52,8 @@ class ReplacedLoss:
     ) -> str | None:
         """What the model's loss has on this batch that the trainer's has not.
 
-        The model is run as in an evaluation, twice, on the first batch and on one ten steps later.
+        The model is run as in an evaluation, with and without labels, and with them as in the
+        training, on the first batch and on one ten steps later.
 
         Args:
             trainer: The trainer.
@@ -64,49 +67,50 @@ class ReplacedLoss:
         """
         if not self._is_due(trainer, own_labels):
             return None
-        model = trainer._wrapped.adapted
+        model, wrapped = trainer._wrapped.adapted, trainer._wrapped
 
-        def run(given: dict[str, Any]) -> Any:
-            # Some forwards change their labels.
-            return model(**{key: _copy(value, key in own_labels) for key, value in given.items()})
+        def run(**given: Any) -> Any:
+            # Some forwards change their labels. The same numbers are drawn in each run.
+            copies = {key: _copy(value, key in own_labels) for key, value in given.items()}
+            with _same_randomness(trainer.args.device):
+                return model(**copies)
 
-        device = trainer.args.device
+        def compare(own: Tensor, outputs: Any) -> _Compared:
+            logits = wrapped.targets.logits(outputs, labels, shifted=shifted)
+            pairs = zip(logits, labels, strict=True)
+            batches = [fit(*pair, trainer._active.problem) for pair in pairs]
+            added = trainer._auxiliary(outputs)
+            losses = [float(value + added) for value in _losses_of(trainer._active, batches)]
+            return _Compared(float(own), losses, _tolerance(own, *logits), batches)
+
         try:
-            with (
-                torch.no_grad(),
-                _evaluating(model),
-                torch.random.fork_rng(
-                    [] if device.type == "cpu" else [device], device_type=device.type
-                ),
-            ):
-                own = next(_losses(run(inputs | own_labels)), None)
-                if own is None or not math.isfinite(float(own)):
-                    return None
-                outputs = without_loss(run(inputs))
-                logits = trainer._wrapped.targets.logits(outputs, labels, shifted=shifted)
-                batches = [
-                    fit(*pair, trainer._active.problem) for pair in zip(logits, labels, strict=True)
-                ]
-                added = trainer._auxiliary(outputs)
-                expected = [float(value + added) for value in _losses_of(trainer._active, batches)]
+            with torch.no_grad():
+                with _evaluating(model):
+                    outputs = run(**inputs | own_labels)
+                    own = next(losses_among(outputs), None)
+                    if own is None or not math.isfinite(float(own)):
+                        return None
+                    compared = compare(own, wrapped.call(run, inputs, own_labels))
+                    one_output = _compare_if_possible(compare, own, outputs)
+                if compared.agree() and one_output and one_output.agree():
+                    # What a forward adds only while it is trained: of the very logits of that loss.
+                    with _keeping_buffers(model):
+                        outputs = run(**inputs | own_labels)
+                    own = next(losses_among(outputs), own)
+                    compared = _compare_if_possible(compare, own, outputs) or compared
         except Exception as error:
             if trainer.is_world_process_zero():
                 logger.warning(
                     "Whether the loss of %s.forward has more than that of its logits and labels "
                     "could not be found out: %s",
-                    type(trainer._wrapped.core).__name__,
+                    type(wrapped.core).__name__,
                     error,
                 )
             return None
-        halved = any(t.dtype not in (torch.float32, torch.float64) for t in (own, *logits))
-        tolerance = ROUNDED if halved else EXACT
-        found = float(own)
-        if not math.isfinite(expected[0]) or any(
-            math.isclose(found, value, rel_tol=tolerance, abs_tol=1e-5) for value in expected
-        ):
+        if compared.agree():
             return None
         self._next = None
-        return _sentence(trainer, found, expected[0])
+        return _sentence(trainer, compared)
 
     def _is_due(self, trainer: Any, own_labels: dict[str, Any]) -> bool:
         core, step = trainer._wrapped.core, trainer.state.global_step
@@ -128,12 +132,52 @@ class ReplacedLoss:
         )
 
 
-def _sentence(trainer: Any, found: float, expected: float) -> str:
+class _Compared(NamedTuple):
+    """A model's own loss of a batch, and the losses of its logits and labels."""
+
+    own: float
+    losses: list[float]
+    tolerance: float
+    batches: list[Items]
+
+    def agree(self) -> bool:
+        """Whether the model's own is one of them, or there is nothing to say."""
+        return not math.isfinite(self.losses[0]) or any(map(self.is_own, self.losses))
+
+    def is_own(self, loss: float) -> bool:
+        """Whether a loss is the model's own."""
+        return math.isclose(self.own, loss, rel_tol=self.tolerance, abs_tol=1e-5)
+
+
+def _compare_if_possible(
+    compare: Callable[[Tensor, Any], _Compared], own: Tensor, outputs: Any
+) -> _Compared | None:
+    """Compares outputs of a forward with labels, which may not have the logits."""
+    try:
+        return compare(own, without_loss(outputs))
+    except Exception:
+        return None
+
+
+def _tolerance(*tensors: Tensor) -> float:
+    halved = any(tensor.dtype not in (torch.float32, torch.float64) for tensor in tensors)
+    return ROUNDED if halved else EXACT
+
+
+def _sentence(trainer: Any, compared: _Compared) -> str:
     core, baseline = trainer._wrapped.core, trainer._active.baseline_name
     text = (
         f"{type(core).__name__}.forward computes another loss than {baseline} of its logits and "
-        f"labels ({found:.5g}, not {expected:.5g} on one batch): what it has beside that (weights, "
-        "further terms, other labels or rules of what is left out) has no part in this training"
+        f"labels ({compared.own:.5g}, not {compared.losses[0]:.5g} on one batch)"
+    )
+    logits, labels, _ = compared.batches[0]
+    if logits.shape == labels.shape:
+        binary = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        if compared.is_own(float(binary)):
+            return f"{text}, but of yes/no labels: {SEVERAL_LABELS}"
+    text += (
+        ": what it has beside that (weights, further terms, other labels or rules of what is left "
+        f"out) has no part in this training; {CLASS_WEIGHTS}"
     )
     if shifts_labels(core):
         text += (
@@ -167,7 +211,7 @@ def _losses_of(active: Any, batches: Sequence[Items]) -> Iterator[Tensor]:
     )
 
 
-def _losses(outputs: Any) -> Iterator[Tensor]:
+def losses_among(outputs: Any) -> Iterator[Tensor]:
     """The losses among a model's outputs, mostly one."""
     values = outputs if isinstance(outputs, tuple) else (outputs,)
     if isinstance(outputs, Mapping):
@@ -179,6 +223,26 @@ def _losses(outputs: Any) -> Iterator[Tensor]:
 
 def _copy(value: Any, changed: bool) -> Any:
     return value.clone() if changed and torch.is_tensor(value) else value
+
+
+@contextmanager
+def _same_randomness(device: torch.device) -> Iterator[None]:
+    """Leaves the generators of random numbers as they were."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        yield
+
+
+@contextmanager
+def _keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Leaves running statistics as they were."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
 from hf_losses.training.loss.items import Items, item_mask
 
-HINT = "for numbers name a regression loss, such as loss='mse'"
+SEVERAL_LABELS = f'set --loss_kwargs \'{{"problem_type": "{MULTI_LABEL}"}}\''
+HINT = f"for numbers name a regression loss, such as loss='mse'; for yes/no labels {SEVERAL_LABELS}"
 
 
 class FirstTargets:
@@ -73,7 +74,7 @@ def check_targets(items: Items, loss: Any) -> None:
 def _check_shape(logits: Tensor, loss: Any) -> None:
     if not isinstance(loss, ClassificationLoss):
         return
-    if logits.dim() < 2 or (logits.shape[-1] < 2 and loss.problem_type != MULTI_LABEL):
+    if loss.problem_type != MULTI_LABEL and (logits.dim() < 2 or logits.shape[-1] < 2):
         raise UsageError(
             f"the model's output of shape {tuple(logits.shape)} has no dimension of classes for "
             f"the loss {loss.spec.name!r}: {HINT}"
@@ -89,6 +90,8 @@ def _check_values(labels: Tensor, weight: Tensor | None, loss: Any, classes: int
     if not multi_label and not labels.is_floating_point():
         loss.check_indices(labels, classes)
         return
+    if not multi_label and labels.shape[-1:] != (classes,):
+        raise UsageError(f"classes are whole numbers, but the labels are {labels.dtype}; {HINT}")
     values = labels[item_mask(labels, loss.problem_type)]
     if not values.numel():
         return
@@ -105,5 +108,5 @@ def _check_values(labels: Tensor, weight: Tensor | None, loss: Any, classes: int
         if abs(worst - 1) > 0.01:
             raise UsageError(
                 f"a row of labels sums to {worst:g}, but probabilities of the classes sum to 1; "
-                f"for several yes/no labels set problem_type={MULTI_LABEL!r}; {HINT}"
+                f"{HINT}"
             )

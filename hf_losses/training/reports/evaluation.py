@@ -231,7 +231,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         self._predicting = False  # While a batch is evaluated, in an evaluation of ours or not.
         self._batch_has_loss = False
         self._weight_of_evaluation: Tensor | None = None  # `loss_weight` of the present batch.
-        self._own_loss: tuple[Tensor, int] | None = None  # Of the present batch, and its rows.
+        self._own_losses: list[tuple[Tensor, int]] = []  # Of the present batch, and their rows.
         super().__init__(*args, **kwargs)
 
     def _loss_of_evaluation(self, batches: Sequence[Items], auxiliary: Tensor | float) -> Tensor:
@@ -243,7 +243,7 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         if torch.is_tensor(auxiliary):
             self._evaluation.add_term("model", auxiliary, size)
         loss = loss + auxiliary
-        self._own_loss = (loss, size)
+        self._own_losses.append((loss, size))
         return loss
 
     def evaluation_loop(
@@ -265,8 +265,13 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         noted = _Noted(compute_metrics)
         try:
             self.compute_metrics = compute_metrics and noted
+            # As Trainer calls it: a script's override may have fewer arguments, or others' order.
             output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                dataloader,
+                description=description,
+                prediction_loss_only=prediction_loss_only,
+                ignore_keys=ignore_keys,
+                metric_key_prefix=metric_key_prefix,
             )
             self._first_targets.read()
             prefix = metric_key_prefix
@@ -326,23 +331,25 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Trainer's step, with this trainer's loss even where a base class takes another."""
-        self._batch_has_loss = False
+        self._batch_has_loss, self._own_losses = False, []
+        inputs = copy.copy(inputs)  # Of its own class: scripts use a BatchEncoding's methods.
         # The model, which may generate from the batch or have no labels, must not see the weights.
-        if LOSS_WEIGHT in inputs:
-            inputs = copy.copy(inputs)  # Of its own class: scripts use a BatchEncoding's methods.
-            self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT)
+        self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT, None)
         self._predicting = True
         try:
-            loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+            # A script's override may take the labels out of its batch.
+            given = copy.copy(inputs)
+            loss, logits, labels = super().prediction_step(model, given, *args, **kwargs)
             if loss is not None and not self._batch_has_loss:
                 # Seq2SeqTrainer takes the model's built-in loss when it generates.
                 with torch.no_grad(), self.compute_loss_context_manager():
                     loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
         finally:
             self._predicting, self._weight_of_evaluation = False, None
-        if loss is not None and self._own_loss is not None and self._evaluation is not None:
-            own_loss, rows = self._own_loss
-            added = (loss.mean() - own_loss).where(own_loss.isfinite(), 0.0)
+        if loss is not None and self._own_losses and self._evaluation is not None:
+            # A script may compute several, of views of a batch: all of them are in the sums.
+            sums = torch.stack([own_loss * rows for own_loss, rows in self._own_losses]).sum()
+            rows = sum(rows for _, rows in self._own_losses)
+            added = (loss.mean() - sums / rows).where(sums.isfinite(), 0.0)
             self._evaluation.add_term("user", added, rows)
-        self._own_loss = None
         return loss, logits, labels
