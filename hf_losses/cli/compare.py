@@ -9,16 +9,16 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from hf_losses.cli.display import Display
 from hf_losses.compare.engines.local_pool import LocalPool
 from hf_losses.compare.engines.run import Engine, LossesRefused, RunsRefused
 from hf_losses.compare.experiment import LOCK, collect, compare, discard
 from hf_losses.compare.looks import check_begun, next_look
 from hf_losses.compare.plan import PLAN, Plan, make_plan, open_folder
-from hf_losses.compare.results import RESULTS, RunRecord, write_results
+from hf_losses.compare.results import RESULTS, write_results
 from hf_losses.compare.runs import forget_failed, losses_without_result
 from hf_losses.compare.tasks import (
     check_none_lost,
@@ -54,6 +54,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--losses",
         nargs="+",
+        action="extend",
         required=True,
         metavar="LOSS",
         help="names or wildcards, such as 'strict_*'; in quotes, flags of the script may follow "
@@ -86,6 +87,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument(
         "--tasks",
+        action="append",
         metavar="FLAG=V,V",
         help="compare on several tasks, one for each value of this flag of the script, such as "
         "task_name=mrpc,rte; or give each task a section of its own: -- SCRIPT ... -- SCRIPT ...",
@@ -101,6 +103,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--tune",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FLAG=LOW:HIGH",
         help="flags that Optuna tunes for every loss on the validation set, such as "
@@ -159,7 +162,10 @@ def _compare(arguments: argparse.Namespace) -> Callable[[], int] | None:
             raise MissingExtra(f"compare needs {package}: pip install 'hf-losses[compare]'")
     settings = {name: value for name, value in vars(arguments).items() if name in _SETTINGS}
     jobs, cpus, gpus = arguments.jobs, arguments.cpus_per_run, arguments.gpus_per_run
-    commands = task_commands(arguments.script, arguments.arguments, arguments.tasks)
+    tasks, *more = arguments.tasks or [None]
+    if more:
+        raise UsageError("--tasks was given twice; give all values of one flag, or sections")
+    commands = task_commands(arguments.script, arguments.arguments, tasks)
     plans = {}
     for name, (script, *flags) in commands.items():
         settings |= {"script": script, "arguments": flags, "tasks": len(commands)}
@@ -312,89 +318,3 @@ def _write_report(folder: Path) -> None:
     view, files = write_report(folder)
     print(text_table(view))
     print(f"\nIn {folder}: {', '.join(path.name for path in files)}")
-
-
-class Display:
-    """Progress on the terminal: a line per finished run, and below them how much is left.
-
-    Args:
-        plan: The plan.
-        folder: The comparison's folder.
-        jobs: Runs at a time.
-    """
-
-    def __init__(self, plan: Plan, folder: Path, jobs: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn as Elapsed
-
-        self.plan, self.folder, self.jobs = plan, folder, jobs
-        # Lines are not wrapped, so that a file of them stays readable.
-        self.console = Console(soft_wrap=True, highlight=False)
-        self.progress = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            Elapsed(),
-            TextColumn("{task.fields[left]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.progress.add_task("", total=plan.runs, left="")
-        self.seconds: list[float] = []
-        self.ended = self.kept = 0
-
-    def __enter__(self) -> Display:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._say_kept()
-        self.progress.stop()
-
-    def say(self, text: str) -> None:
-        """Prints a text above the progress bar.
-
-        Args:
-            text: Plain text.
-        """
-        self._say_kept()
-        self.console.print(text, markup=False)
-
-    def done(self, record: RunRecord, new: bool) -> None:
-        """Shows a run that has ended.
-
-        Args:
-            record: Its record.
-            new: False if an earlier start of the same command made the run.
-        """
-        self.seconds.append(record.wall_seconds)
-        ended = 1
-        run = f"seed {record.seed}"
-        if record.stage == "tune":
-            seeds = self.plan.seeds_of("tune")
-            run = f"trial of {record.parameters}" + (f", {run}" if len(seeds) > 1 else "")
-            if not record.finished:  # The trial has failed: its other seeds are not run.
-                ended = len(seeds) - seeds.index(record.seed)
-        self.ended += ended
-        mean = sum(self.seconds) / len(self.seconds)
-        left = timedelta(seconds=round(mean * (self.plan.runs - self.ended) / self.jobs))
-        self.progress.update(self.task, advance=ended, left=f"about {left} left")
-        if not new:
-            self.kept += 1
-            return
-        self._say_kept()
-        if record.finished and record.metric:
-            outcome = f"{record.metric.name} {record.value:.4f} ({record.metric.set})"
-        else:
-            outcome = f"{record.status}: {record.reason}"
-        self.console.print(
-            f"{self.ended}/{self.plan.runs} {record.loss}, {run}: {outcome}, "
-            f"{record.wall_seconds:.0f} s",
-            markup=False,
-        )
-
-    def _say_kept(self) -> None:
-        if self.kept:
-            text = "1 finished run is" if self.kept == 1 else f"{self.kept} finished runs are"
-            self.console.print(f"{text} kept from before")
-            self.kept = 0

@@ -25,7 +25,7 @@ from hf_losses.compare.results import (
     Tuning,
     finished_trials,
 )
-from hf_losses.compare.runs import make_run, planned_runs, read_result
+from hf_losses.compare.runs import inputs_of, make_run, planned_runs, read_result
 from hf_losses.compare.tuning import STORE, trials
 
 LOCK = ".lock"
@@ -48,6 +48,7 @@ def collect(folder: Path) -> Results:
     records = [record for run in planned_runs(plan, folder) if (record := stored_record(run))]
     reported = [record.facts for record in records if record.facts]
     facts = reported[0] if reported else Facts()
+    same_inputs = len({run_facts.inputs for run_facts in reported if run_facts.inputs}) < 2
     metrics = (record.metric for record in records if record.stage != "tune" and record.metric)
     metric = next(metrics, None)
     best = {loss: best_trial(plan, loss, records) for loss in plan.losses}
@@ -63,7 +64,8 @@ def collect(folder: Path) -> Results:
         # Runs of one comparison may have been made by several machines or installations.
         same_everywhere=_agree([run_facts.versions for run_facts in reported])
         and _agree([run_facts.hardware for run_facts in reported])
-        and len({run_facts.inputs for run_facts in reported if run_facts.inputs}) < 2,
+        and same_inputs,
+        same_inputs=same_inputs,
         tuned={loss: tuning for loss, tuning in best.items() if tuning},
         runs=records,
         classes=facts.classes or (),
@@ -198,6 +200,12 @@ def compare(
 
     engine.prepare(plan, folder, keep_models=keep_models, say=say)
     pool = Pool(engine, plan, read, done, say, keep_models)
+    earlier = {record.facts.inputs for record in collect(folder).runs if record.facts}
+    if (now := inputs_of(plan)) and not earlier <= {now, None}:
+        say(
+            "The script, or a file that its flags name, has changed since the runs that are here: "
+            "what differs may be due to that. Another --output_dir begins anew."
+        )
     say(describe_design(plan.comparisons, plan.tested_seeds, plan.look, plan.tasks))
     if plan.tune:
         pool.run([trials(plan, folder, loss) for loss in flagged_first(plan.losses)])

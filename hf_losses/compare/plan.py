@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from hf_losses.compare.ranges import parse_range
+from hf_losses.compare.ranges import parse_ranges
 from hf_losses.files import write_json
 from hf_losses.losses.registry import get_spec, list_losses, match_losses, neutral_loss
 from hf_losses.messages import UsageError
@@ -23,8 +23,7 @@ from hf_losses.options import cores
 
 PLAN = "plan.json"
 RESERVED = ("loss", "seed", "output_dir")  # The flags that compare itself gives to the script.
-TUNING_SEED = 0  # Test results come from seeds 1, 2, …
-FIRST_SEED = 1
+TUNING_SEED, FIRST_SEED = 0, 1  # Test results come from seeds 1, 2, …
 FURTHER_TUNING_SEEDS = 1_000_000  # Far from the others, of which there may be more later.
 
 
@@ -247,7 +246,7 @@ def make_plan(
         losses=names,
         baseline=baseline,
         launcher=command,
-        tune=dict(map(parse_range, tune)),
+        tune=parse_ranges(tune),
         threads=max(1, cores() // jobs),
         **settings,
     )
@@ -288,7 +287,7 @@ def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]
     if baseline is None:
         regression = not any(list_losses(name, task="classification") for name, *_ in entries)
         baseline = neutral_loss("regression" if regression else "classification")
-    task = get_spec(split(baseline, "--baseline")[0]).task if baseline.strip() else ""
+    task = get_spec((split(baseline, "--baseline") or [""])[0]).task
     expanded = []
     for pattern, *flags in entries:
         try:
@@ -297,8 +296,7 @@ def expand(losses: Sequence[str], baseline: str | None) -> tuple[list[str], str]
             raise UsageError(f"{error}; the baseline is {baseline}") from None
         expanded += [shlex.join([name, *flags]) for name in names]
     baseline = shlex.join(shlex.split(baseline))
-    unique = list(dict.fromkeys(expanded))
-    return sorted(unique, key=lambda loss: loss != baseline), baseline
+    return sorted(dict.fromkeys(expanded), key=lambda loss: loss != baseline), baseline
 
 
 def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> Plan:
@@ -326,6 +324,8 @@ def open_folder(folder: Path, plan: Plan, replaceable: Collection[str] = ()) -> 
         return plan
     stored = first = read_plan(folder)
     stored = replace(stored, threads=min(stored.threads, plan.threads))
+    if stored.lower_is_better is None and not (stored.tune or stored.screen):
+        stored = replace(stored, lower_is_better=plan.lower_is_better)  # Nothing was chosen by it.
     plan = replace(plan, threads=stored.threads, added=stored.added)
     added, left_out = {*plan.losses} - {*stored.losses}, {*stored.losses} - {*plan.losses}
     corrected = left_out <= {*replaceable} and len(added) <= len(left_out)
@@ -379,7 +379,7 @@ def read_plan(folder: Path) -> Plan:
         return Plan(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UsageError(f"{folder} holds no comparison: there is no {PLAN}") from None
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read ({error}); begin anew in another folder") from None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hf_losses.messages import UsageError
 
@@ -28,6 +28,23 @@ def parse_range(text: str) -> tuple[str, list[float]]:
         raise UsageError(
             f"--tune takes NAME=LOW:HIGH, such as learning_rate=1e-5:1e-3, got {text!r}"
         ) from None
+
+
+def parse_ranges(texts: Iterable[str]) -> dict[str, list[float]]:
+    """Reads the arguments of `--tune`.
+
+    Args:
+        texts: As `parse_range` takes them.
+
+    Raises:
+        ValueError: If one is not of that form, or a flag has two ranges.
+    """
+    ranges: dict[str, list[float]] = {}
+    for name, limits in map(parse_range, texts):
+        if name.replace("-", "_") in {known.replace("-", "_") for known in ranges}:
+            raise UsageError(f"--tune has two ranges of {name}; keep one")
+        ranges[name] = limits
+    return ranges
 
 
 def by_logarithm(low: float, high: float) -> bool:

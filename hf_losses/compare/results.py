@@ -190,6 +190,7 @@ class Results:
         hardware: Hardware of the first run.
         same_everywhere: Whether all runs report the same versions and hardware, and had the same
             script and files.
+        same_inputs: Whether they all had the same script and files.
         classes: Names of the classes by id; empty where no run reports them.
         tuned: The best trial of each tuned loss.
         runs: The records in the order of the plan, whatever order they ended in.
@@ -205,6 +206,7 @@ class Results:
     tuned: Mapping[str, Tuning]
     runs: Sequence[RunRecord]
     classes: Sequence[str] = ()
+    same_inputs: bool = True
 
     @property
     def lower_is_better(self) -> bool:
@@ -218,7 +220,9 @@ class Results:
             del plan["tasks"]
         if self.plan.tuning_seeds == 1:
             del plan["tuning_seeds"]
-        classes = {"classes": self.classes} if self.classes else {}
+        further: dict[str, Any] = {"classes": self.classes} if self.classes else {}
+        if not self.same_inputs:
+            further["same_inputs"] = False
         return {
             "plan": plan,
             "task": self.task,
@@ -227,7 +231,7 @@ class Results:
             "versions": self.versions,
             "hardware": self.hardware,
             "same_everywhere": self.same_everywhere,
-            **classes,
+            **further,
             "tuned": {loss: asdict(tuning) for loss, tuning in self.tuned.items()},
             "runs": [run.entry() for run in self.runs],
         }
@@ -247,12 +251,13 @@ class Results:
             task=content["task"],
             model=content["model"],
             metric=metric and Metric(**metric),
-            versions=content["versions"],
-            hardware=content["hardware"],
+            versions=content["versions"] or {},
+            hardware=content["hardware"] or {},
             same_everywhere=content.get("same_everywhere", True),
             tuned={loss: Tuning(**tuning) for loss, tuning in content["tuned"].items()},
             runs=[RunRecord.from_json(run) for run in content["runs"]],
             classes=content.get("classes", ()),
+            same_inputs=content.get("same_inputs", True),
         )
 
 

@@ -28,7 +28,7 @@ from hf_losses.compare.plan import TUNING_SEED, Plan, read_plan
 from hf_losses.compare.results import Facts, Metric, RunRecord, RunSettings, is_number
 from hf_losses.losses.registry import neutral_loss
 from hf_losses.messages import UsageError, nearest
-from hf_losses.metrics.direction import check_comparable
+from hf_losses.metrics.direction import check_comparable, check_direction_known
 
 # The counts of predictions that a script may report.
 COUNTS = {
@@ -175,16 +175,25 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
             f"{', '.join(valid)}"
         )
     check_comparable(name, plan.losses)
+    if plan.lower_is_better is None:
+        check_direction_known(name)
     scores = metrics[compared_set]
     value = scores[name]
+    if value is not None and not isinstance(value, int | float):
+        raise UsageError(f"result.json has {name} = {value!r}, which is not a number")
     # Logits of NaN have an accuracy, too: that of the first class.
     baselines = [neutral_loss(task) for task in ("classification", "regression")]
     checked = (name, *(baseline for baseline in baselines if baseline in scores))
     failed = next((of for of in checked if not is_number(scores[of])), None)
     finite = failed is None
-    training, classes = result.get("training") or {}, result.get("classes")
-    facts = {name: result.get(name) for name in ("task", "model", "versions", "hardware")}
-    runtime = training.get("runtime")
+    training, classes = _mapping(result.get("training")), result.get("classes")
+    facts = {name: result.get(name) for name in ("task", "model")}
+    facts |= {name: _mapping(result.get(name)) or None for name in ("versions", "hardware")}
+    history = result.get("history")
+    evaluations = history if isinstance(history, list) else []
+    times = [training.get(name) for name in ("runtime", "evaluation_runtime")]
+    runtime, evaluation_runtime = (time if is_number(time) else None for time in times)
+    steps = training.get("global_step")
     return RunRecord(
         **vars(settings),
         status="finished" if finite else "diverged",
@@ -192,26 +201,38 @@ def read_result(folder: Path, settings: RunSettings, plan: Plan) -> RunRecord:
         value=value if finite else None,
         metric=Metric(compared_set, name),
         metrics=metrics,
-        history=result.get("history") or [],
-        steps=training.get("global_step"),
-        seconds=runtime and round(runtime - (training.get("evaluation_runtime") or 0), 2),
+        # A script may mean something else by these names.
+        history=[e for e in evaluations if isinstance(e, dict) and is_number(e.get("step"))],
+        steps=steps if is_number(steps) else None,
+        seconds=runtime and round(runtime - (evaluation_runtime or 0), 2),
         # Nobody looks at those of the trials.
         predictions={} if settings.stage == "tune" else _counts(result, compared_set),
         facts=Facts(
             **facts,
             classes=[str(name) for name in classes] if isinstance(classes, list) else None,
-            inputs=_inputs(plan),
+            inputs=inputs_of(plan),
         ),
     )
 
 
-def _inputs(plan: Plan) -> str | None:
-    """A digest of the script and of the sizes of its files; None if it is no file."""
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def inputs_of(plan: Plan) -> str | None:
+    """A digest of the script and of the sizes of its files; None if it is no file.
+
+    Args:
+        plan: A plan. Of a folder among its flags, the files that lie in it count.
+    """
     script = Path(plan.script)
     if not script.is_file():
         return None
-    values = (argument.rpartition("=")[2] for argument in plan.arguments)
+    values = [argument.rpartition("=")[2] for argument in plan.arguments]
     sizes = [(value, os.path.getsize(value)) for value in values if os.path.isfile(value)]
+    for folder in filter(os.path.isdir, values):
+        with os.scandir(folder) as entries:
+            sizes += sorted((e.path, e.stat().st_size) for e in entries if e.is_file())
     return hashlib.sha256(script.read_bytes() + repr(sizes).encode()).hexdigest()[:16]
 
 

@@ -71,7 +71,20 @@ def class_names(labels: Sequence[Any], where: str, hint: str = "") -> list[str]:
             "that is not whole, so no class; name every class by a word or a whole number"
         )
     check_class_count(values, where, hint)
+    _check_distinct(labels, values, where)
     return [str(value) for value in sorted(set(values))]
+
+
+def _check_distinct(labels: Sequence[Any], values: Iterable[Any], where: str) -> None:
+    """Raises a ValueError for two classes whose names differ in blanks around them."""
+    by_name: dict[str, Any] = {}
+    for value in sorted(set(values), key=str):
+        other = by_name.setdefault(str(value).strip(), value)
+        if other is not value:
+            raise UsageError(
+                f"{where}, row {list(labels).index(value) + 1}: labels {other!r} and {value!r} "
+                "would be two classes; take the blanks away, or give them other names"
+            )
 
 
 def check_class_count(labels: Sequence[Any], where: str, hint: str = "") -> None:
@@ -125,8 +138,8 @@ def encode(
             name = names[value] if names and 0 <= value < len(names) else str(value)
             if name not in ids:
                 raise UsageError(
-                    f"{where}, row {row}: label {value!r} is not one of the training set's "
-                    f"{len(ids)} classes: {', '.join(classes[:20])}"
+                    f"{where}, row {row}: label {(name if names else value)!r} is not one of the "
+                    f"training set's {len(ids)} classes: {', '.join(classes[:20])}"
                 )
             code = ids[name]
         encoded.append(code)

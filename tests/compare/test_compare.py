@@ -31,6 +31,7 @@ from hf_losses.compare.results import Metric, RunRecord
 from hf_losses.compare.runs import run_folder
 from hf_losses.compare.tuning import trials
 from hf_losses.files import strict
+from hf_losses.metrics.direction import check_comparable
 from hf_losses.options import cores
 from hf_losses.training.recipe.arguments import RecipeTrainingArguments
 
@@ -194,11 +195,43 @@ def test_another_metric_where_less_is_more(tmp_path):
     assert best["comparison"]["difference"] == pytest.approx(0.05, abs=0.01)
 
 
+@pytest.mark.parametrize("metric", ["rmse_celsius", "val/errorCount"])
+def test_where_the_direction_is_not_known_it_is_asked_for(tmp_path, capfd, metric):
+    folder = tmp_path / "x"
+    flags = ["--result", json.dumps({"metric": metric, "metrics": {"test": {metric: 0.5}}})]
+    message = refused(command(folder, "--seeds", "2", script_flags=flags), capfd)
+    assert f"is a smaller '{metric}' better" in message
+    assert "--lower_is_better or --no-lower_is_better" in message
+    for answer, word in (("--lower_is_better", "lower"), ("--no-lower_is_better", "higher")):
+        folder = tmp_path / word
+        assert main(command(folder, "--seeds", "2", answer, script_flags=flags)) == 0
+        out = " ".join(capfd.readouterr().out.split())
+        assert f"Compared: model not told, {metric} on the test set ({word} is better)" in out
+        again = (folder / "table.md").read_text().partition("```sh")[2].partition("```")[0]
+        assert answer in shlex.split(again)
+
+
+def test_the_direction_can_be_said_afterwards(tmp_path):
+    folder = tmp_path / "x"
+    main(command(folder, losses=LOSSES[:2]))
+    made = {path: path.read_bytes() for path in records(folder)}
+    assert "higher is better" in (folder / "table.md").read_text()
+    main(command(folder, "--seeds", "2", "--lower_is_better", losses=LOSSES[:2]))
+    assert "lower is better" in (folder / "table.md").read_text()
+    assert {path: path.read_bytes() for path in records(folder)} == made
+
+
 def test_a_losss_own_value_compares_nothing(tmp_path, capfd):
     folder = tmp_path / "x"
-    message = "the metric 'loss' is every loss's own value"
-    assert message in refused(command(folder, "--seeds", "2", "--metric", "loss"), capfd)
-    assert not folder.exists()
+    for metric in ("test_loss", "eval_loss", "validation_matched_loss", "loss"):
+        message = f"the metric '{metric}' is every loss's own value"
+        assert message in refused(command(folder, "--seeds", "2", "--metric", metric), capfd)
+        assert not folder.exists()
+    gammas = [f"focal --loss_kwargs '{{\"gamma\": {gamma}}}'" for gamma in (1, 5)]
+    flags = ["--seeds", "2", "--metric", "loss", "--baseline", gammas[0]]
+    assert message in refused(command(folder, *flags, losses=gammas), capfd)
+    check_comparable("loss", ["focal", "focal --loss_warmup_ratio 0.3"])
+    check_comparable("hamming_loss", LOSSES)
     content = {"metric": "loss", "metrics": {"test": {"loss": 0.5}}}
     flags = ["--result", json.dumps(content)]
     with pytest.raises(SystemExit):
@@ -217,21 +250,33 @@ def test_a_model_of_nan_has_diverged_whatever_its_accuracy(tmp_path, number):
         assert run["reason"] == "cross_entropy on the test set is not finite"
 
 
-@pytest.mark.parametrize("changed", ["script", "file"])
-def test_runs_of_another_script_or_of_other_data_are_told(tmp_path, changed):
-    script, data, folder = tmp_path / "mine.py", tmp_path / "data.json", tmp_path / "x"
+@pytest.mark.parametrize("changed", ["script", "file", "folder"])
+def test_runs_of_another_script_or_of_other_data_are_told(tmp_path, capfd, changed):
+    script, data, folder = tmp_path / "mine.py", tmp_path / "data" / "a.json", tmp_path / "x"
     shutil.copy(SCRIPT, script)
+    data.parent.mkdir()
     data.write_text("")
-    flags = ["--unless", str(data)]
+    flags = ["--unless", str(data.parent if changed == "folder" else data)]
     main(command(folder, losses=LOSSES[:2], script=str(script), script_flags=flags))
     words = "runs differ in versions, hardware, script or files"
+    answer = "the runs were not made with one script and the same files"
+    warning = "has changed since the runs that are here"
     assert words not in (folder / "table.md").read_text()
+    assert answer not in (folder / "table.md").read_text()
+    assert warning not in capfd.readouterr().out
     with open(script if changed == "script" else data, "a") as file:
         file.write("# mended")
     more = ("--seeds", "2", "--add_seeds", "1")
     main(command(folder, *more, losses=LOSSES[:2], script=str(script), script_flags=flags))
     assert len(runs(folder)) == 6
     assert words in (folder / "table.md").read_text()
+    assert answer in (folder / "table.md").read_text()
+    out = capfd.readouterr().out
+    assert out.index(warning) < out.index("seed 3")
+    assert answer in " ".join(out.split())
+    (folder / "plan.json").unlink()  # As it is published.
+    main(["report", str(folder)])
+    assert answer in (folder / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -260,9 +305,10 @@ def test_a_record_that_is_damaged_is_made_again(tmp_path):
     folder = tmp_path / "x"
     main(command(folder))
     before = timeless(folder)
-    run_folder(folder, "strict_l", "seed-2").with_name("seed-2.json").write_text("")
-    main(command(folder))
-    assert timeless(folder) == before
+    for damaged in ("", "null", "[]", "{}"):
+        run_folder(folder, "strict_l", "seed-2").with_name("seed-2.json").write_text(damaged)
+        main(command(folder))
+        assert timeless(folder) == before
 
 
 # ---- Screening and tuning --------------------------------------------------------------------
@@ -539,6 +585,7 @@ def test_tuned_values_may_be_refused_but_not_three_times_with_the_same_words(tmp
         ('{"metrics": {}, "metric": "accuracy"}', "metrics of no set"),
         ('{"metrics": {"accuracy": 0.8}, "metric": "accuracy"}', "contract: AttributeError"),
         ('{"metrics": {"test": {"acuracy": 1}}, "metric": "accuracy"}', "Did you mean 'acuracy'?"),
+        ('{"metrics": {"test": {"a": "0.5"}}, "metric": "a"}', "a = '0.5', which is not a number"),
     ],
 )
 def test_results_that_do_not_hold_to_the_contract_end_it_at_once(tmp_path, capsys, text, says):
@@ -566,6 +613,23 @@ def test_the_documented_contract_is_the_contract(tmp_path):
     flags = ("--seeds", "1", "--metric", "accuracy")
     main(command(tmp_path / "y", *flags, losses=LOSSES[:2], script_flags=["--result", least]))
     assert [run["value"] for run in runs(tmp_path / "y")] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"history": [{"epoch": 1, "accuracy": 0.5}, {"step": None}, 3]},
+        {"history": {"step": 1}},
+        {"training": {"global_step": "7", "runtime": "3.0"}},
+        {"training": [1]},
+        {"versions": "2.0", "hardware": ["a GPU"]},
+    ],
+)
+def test_what_a_script_means_by_other_fields_does_no_harm(tmp_path, more):
+    content = {"metric": "accuracy", "metrics": {"test": {"accuracy": 0.5}}} | more
+    flags = ["--result", json.dumps(content)]
+    assert main(command(tmp_path / "x", losses=LOSSES[:2], script_flags=flags)) == 0
+    assert [run["value"] for run in runs(tmp_path / "x")] == [0.5] * 4
 
 
 def test_a_script_without_results_ends_it_at_once(tmp_path, capsys):
@@ -780,6 +844,12 @@ def test_a_report_does_not_lose_runs_whose_folders_are_gone(two_seeds, tmp_path,
         (("--seeds", "2", "--tune", "learning_rate"), "--tune and --trials go together"),
         (("--seeds", "2", "--tune", "bonus", "--trials", "2"), "NAME=LOW:HIGH"),
         (("--seeds", "2", "--tune", "bonus=2:1", "--trials", "2"), "no range"),
+        (
+            ("--seeds", "2", "--tune", "bonus=0:1", "--tune", "learning_rate", "bonus=0:2"),
+            "--tune has two ranges of bonus",
+        ),
+        (("--seeds", "2", "--tasks", "bonus=1,2", "--tasks", "sleep=0,1"), "was given twice"),
+        (("--seeds", "2", "--baseline", ""), "unknown loss ''"),
         (("--seeds", "2", "--baseline", "strict_m"), "not among the losses"),
         (("--seeds", "2", "--baseline", "strict_k"), "Did you mean"),
         (("--seeds", "2", "--baseline", "mse"), "no regression loss matches 'cross_entropy'"),
@@ -843,6 +913,14 @@ def test_a_package_that_is_missing_is_named(tmp_path, capsys, monkeypatch):
 
 
 # ---- Its parts -------------------------------------------------------------------------------
+
+
+def test_losses_that_are_given_twice_are_joined(tmp_path):
+    folder = tmp_path / "x"
+    flags = ("--seeds", "1", "--losses", "strict_l", "--losses", "cross_entropy", "focal")
+    main(command(folder, *flags, losses=["liberal_exp"]))
+    found = {run["loss"] for run in runs(folder)}
+    assert found == {"cross_entropy", "strict_l", "focal", "liberal_exp"}
 
 
 def test_wildcards_and_flags_of_losses():

@@ -10,7 +10,7 @@ import tiny
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from hf_losses import LossTrainer, LossTrainingArguments, list_losses
-from hf_losses.metrics.direction import lower_is_better
+from hf_losses.metrics.direction import check_direction_known, lower_is_better
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
@@ -22,7 +22,8 @@ LESS = [*list_losses(), "loss", "ece", "rmse", "perplexity", "wer", "cer", "nonf
 LESS += ["mean_squared_error", "max_error", "error_rate", "word_error_rate", "nll", "log_loss"]
 LESS += ["negative_log_likelihood", "brier_score", "mean_absolute_percentage_error"]
 LESS += ["ppl", "bpb", "logloss", "nrmse", "mse_mean", "rmse_test", "wer_clean", "loss_mean"]
-LESS += ["perplexity_wikitext"]
+LESS += ["perplexity_wikitext", "val/mse", "error-rate", "error_top1", "ece_15"]
+LESS += ["misclassification_rate", "miss_rate", "neg_log_likelihood", "nlpd", "crps", "deviance"]
 MORE = ["accuracy", "f1", "f1_macro", "spearmanr", "matthews_correlation", "token_accuracy"]
 MORE += [
     "exact_match",
@@ -53,6 +54,20 @@ def test_less_of_every_name_of_this_project_is_better(before):
 def test_more_of_anything_else_is_better():
     for name in MORE:
         assert not lower_is_better(name), name
+
+
+@pytest.mark.parametrize("name", ["rmse_celsius", "wer_en", "mae_years", "perplexity_de", "mseX"])
+def test_of_some_the_direction_must_be_said(name):
+    with pytest.raises(ValueError, match="better, as of"):
+        check_direction_known(name)
+
+
+def test_of_the_others_it_is_known():
+    assert lower_is_better("testLoss")
+    assert lower_is_better("eval_valMSE")
+    for name in (*LESS, *MORE):
+        if not any(word in name for word in ("mse_", "kl_", "brier_", "focal_", "error_")):
+            check_direction_known(name)
 
 
 @pytest.mark.parametrize("arguments", [LossTrainingArguments, RecipeTrainingArguments])

@@ -595,6 +595,12 @@ def test_formats_and_column_names_give_the_same_weights(run, tmp_path):
     assert weights[1:] == weights[:1] * 3
 
 
+def test_a_split_leaves_rows_to_train_on(refused, tmp_path):
+    file = write(tmp_path / "train.jsonl", rows(12, 0))
+    message = refused("--train_file", file, "--train_val_split", "0.99")
+    assert "--train_val_split 0.99 of 12 training rows leaves none to train on" in message
+
+
 def test_a_folder_of_files(run, tmp_path, monkeypatch):
     folder = tmp_path / "my_prompts"
     write(folder / "train.jsonl", rows(32, 0))

@@ -906,6 +906,10 @@ def test_refuses_class_weights_before_training(run, tmp_path, capsys, weight, me
             "train.csv: 60 labels would be 40 classes",
         ),
         (
+            'sentence,label\ngood,pos\nbad,neg\nnice,"pos "\n',
+            "train.csv, row 3: labels 'pos' and 'pos ' would be two classes; take the blanks away",
+        ),
+        (
             "sentence,label\ngood,2024-01-02\n" + "bad,2024-01-01\n" * 5,
             "validation.csv, row 1: label 0 is not one of the training set's 2",
         ),

@@ -40,6 +40,7 @@ from hf_losses.data.images import dataset as image_data  # noqa: E402
 from hf_losses.data.images import files  # noqa: E402
 from hf_losses.data.images import inputs as image_pipeline  # noqa: E402
 from hf_losses.data.images import pictures as images  # noqa: E402
+from hf_losses.data.labels import encode  # noqa: E402
 from hf_losses.training import output_folder as output  # noqa: E402
 
 CLASSES = ["blue", "green", "red"]
@@ -404,6 +405,29 @@ def test_names_a_corrupt_row_of_a_parquet_file(refused, tmp_path):
     assert "row 5: cannot identify" in refused("--train_file", "a.parquet")
 
 
+def test_names_an_image_that_a_parquet_file_lacks(refused, run, tmp_path):
+    table = rows(12, 0)
+    table["image"][4] = None
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
+    assert "row 5: there is no image" in refused("--train_file", "a.parquet")
+    result, _ = run("--train_file", "a.parquet", "--skip_corrupt", "--num_train_epochs", "1")
+    assert result["skipped_images"] == ["train: row 5"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("train", 48), ("validation", 18)])
+def test_needs_an_image_of_each_set_that_can_be_read(refused, photos, tmp_path, name, count):
+    for path in (tmp_path / "photos" / name).rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert f"none of the {count} {name} images can be read" in refused(*photos, "--skip_corrupt")
+
+
+def test_a_split_leaves_images_to_train_on(refused, tmp_path):
+    photos = folder(tmp_path / "photos", 12)
+    message = refused("--train_dir", photos, "--train_val_split", "0.99")
+    assert "--train_val_split 0.99 of 12 training images leaves none to train on" in message
+
+
 def test_refuses_what_is_not_there(refused, photos, tmp_path):
     assert "Did you mean 'train'?" in refused("--train_dir", photos[1] + "s")
     assert "no folder './nowhere'" in refused("--dataset_name", "./nowhere")
@@ -514,7 +538,12 @@ def test_refuses_images_without_labels(refused, tmp_path):
 
 def test_refuses_a_class_that_was_not_trained(refused, photos, tmp_path):
     folder(tmp_path / "photos" / "validation", 4, classes=["yellow", "red"])
-    assert "is not one of the training set's 3 classes" in refused(*photos)
+    message = refused(*photos)
+    assert "label 'yellow' is not one of the training set's 3 classes" in message
+    with pytest.raises(
+        ValueError, match="row 2: label 'yellow' is not one of the training set's 1"
+    ):
+        encode([0, 1], ["red"], "a.parquet", names=["red", "yellow"])
 
 
 @pytest.mark.parametrize(

@@ -753,6 +753,11 @@ def test_refuses(refused, arguments, message):
             "a.jsonl, row 1, word 2: no tag",
         ),
         ("a.jsonl", '{"tokens": ["a", ""], "tags": ["O", "O"]}\n', "row 1, word 2 is empty"),
+        (
+            "a.jsonl",
+            '{"tokens": ["a", "b"], "tags": [1, -100]}\n',
+            "a.jsonl, row 1, word 2: -100 stands for no tag, and here every word has one",
+        ),
         ("a.parquet", "no parquet", "a.parquet: "),
     ],
 )

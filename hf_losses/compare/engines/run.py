@@ -111,7 +111,6 @@ def stored_record(run: Run) -> RunRecord | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # As after the machine had no power: the run is made again.
-        return None
-    return RunRecord.from_json(content)
+        return RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError):
+        return None  # As after the machine had no power: the run is made again.

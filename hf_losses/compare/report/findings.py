@@ -22,7 +22,7 @@ VERDICTS = ("better", "equivalent", "undecided", "worse", "incomplete")
 
 
 def answer(results: Results, statistics: Statistics, digits: str) -> str:
-    """The answer to "which loss should I use?", in one sentence.
+    """The answer to "which loss should I use?", in one sentence, and what speaks against it.
 
     Args:
         results: The results of the runs.
@@ -30,8 +30,18 @@ def answer(results: Results, statistics: Statistics, digits: str) -> str:
         digits: What `number_format` returns.
 
     Returns:
-        A sentence with the names of losses in backquotes.
+        Text with the names of losses in backquotes.
     """
+    sentence = _answer(results, statistics, digits)
+    if results.same_inputs:
+        return sentence
+    return (
+        f"{sentence} But the runs were not made with one script and the same files, to which a "
+        "difference may be due."
+    )
+
+
+def _answer(results: Results, statistics: Statistics, digits: str) -> str:
     if not any(run.finished for run in results.runs):
         return "No run has finished, so nothing was found."
     tested = [stage for stage in statistics.stages if stage.tested]
@@ -254,6 +264,11 @@ def _fairness_sentences(results: Results, statistics: Statistics, digits: str) -
 
 def _margin_sentence(plan: Plan, stage: StageResult, digits: str) -> str:
     """What equivalent means."""
+    if stage.margin is None and len(stage.seeds) < 2:
+        return (
+            f"Nothing can be equivalent, since one seed does not tell how {plan.baseline} varies; "
+            "--margin sets a margin."
+        )
     if stage.margin is None:
         return (
             f"Nothing can be equivalent, since {plan.baseline} does not vary with the seed; "

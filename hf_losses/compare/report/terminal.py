@@ -41,7 +41,9 @@ def text_table(view: View) -> str:
         f"{run['loss']}, {run['stage']}, seed {run['seed']} {run['status']}: {run['reason']}"
         for run in view.failed
     ]
-    return text_tables(tables, [*failed, " ".join([view.answer, *view.findings, *view.design])])
+    found = " ".join([view.answer, *view.findings, *view.design])
+    lead = ", ".join(view.lead).replace("`", "")
+    return text_tables(tables, [*failed, f"Compared: {lead}", found])
 
 
 def text_tables(tables: Sequence[tuple[str, Sequence[Row]]], lines: Sequence[str]) -> str:

@@ -24,7 +24,8 @@ from hf_losses.compare.statistics.cost import cost
 from hf_losses.compare.statistics.power import MOST_SEEDS
 from hf_losses.compare.statistics.speed import TimeToBaseline
 from hf_losses.compare.statistics.summary import LossResult, StageResult, Statistics
-from hf_losses.metrics.direction import lower_is_better
+from hf_losses.messages import UsageError
+from hf_losses.metrics.direction import check_direction_known, lower_is_better
 
 NOT_COMPARED = Comparison(0, {}, None, None)
 NO_TIME = TimeToBaseline(None, None, 0, 0, {})
@@ -316,7 +317,7 @@ def command_lines(plan: Plan, metric: Metric | None, sections: Sequence[Sequence
     for name in ("seeds", "screen", "confirm", "top", "metric", "margin"):
         if (value := getattr(plan, name)) is not None:
             words += [f"--{name}", str(value)]
-    if metric and plan.lower_is_better != lower_is_better(metric.name):
+    if metric and not _direction_follows(plan, metric.name):
         words.append("--lower_is_better" if plan.lower_is_better else "--no-lower_is_better")
     if plan.tune:
         ranges = [f"{name}={low!r}:{high!r}" for name, (low, high) in plan.tune.items()]
@@ -330,6 +331,15 @@ def command_lines(plan: Plan, metric: Metric | None, sections: Sequence[Sequence
         words += ["--", *section]
     commands = [words, *([*words[:2], "--add_seeds", str(n), *words[2:]] for n in plan.added)]
     return "\n".join(map(shlex.join, commands))
+
+
+def _direction_follows(plan: Plan, metric: str) -> bool:
+    """Whether the metric's name alone tells the plan's direction."""
+    try:
+        check_direction_known(metric)
+    except UsageError:
+        return False
+    return plan.lower_is_better == lower_is_better(metric)
 
 
 def _hardware(results: Results) -> str:

@@ -5,6 +5,7 @@ Whatever does not fit raises a ValueError that names file and row, before a mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,11 @@ class ChatArguments:
         if "validation" not in splits and self.train_val_split:
             if sizes["train"] < 2:
                 raise UsageError(f"{where['train']}: one row cannot be split; --train_val_split 0")
+            if sizes["train"] <= math.ceil(self.train_val_split * sizes["train"]):
+                raise UsageError(
+                    f"--train_val_split {self.train_val_split:g} of {sizes['train']} training rows "
+                    "leaves none to train on"
+                )
             parts = splits["train"].train_test_split(self.train_val_split, seed=0)
             splits |= {"train": parts["train"], "validation": parts["test"]}
             where["validation"] = where["train"]

@@ -133,6 +133,8 @@ class ImageArguments:
                 split.check_images()
             else:
                 splits[name] = split.readable()
+                if not len(splits[name]):
+                    raise UsageError(f"none of the {len(split)} {name} images can be read")
         labels = splits["train"].labels
         assert labels is not None  # A training set with missing labels has been refused.
         check_two_classes(labels, classes)

@@ -64,7 +64,8 @@ class Stored(Sequence[PIL.Image.Image]):
         Args:
             row: Number of the row.
         """
-        path = self._undecoded[int(row)][self._column]["path"]
+        image = self._undecoded[int(row)][self._column]
+        path = image and image["path"]
         if path and Path(self._where).is_dir():
             return os.path.relpath(path, self._where)
         return f"row {row + 1}" + (f" ({path})" if path else "")
@@ -87,8 +88,10 @@ class Stored(Sequence[PIL.Image.Image]):
         return {row: text for row, text in zip(rows, checked["problem"], strict=True) if text}
 
 
-def _problem(image: dict[str, Any]) -> dict[str, str]:
+def _problem(image: dict[str, Any] | None) -> dict[str, str]:
     """Why an image cannot be read; empty if it can."""
+    if image is None:
+        return {"problem": "there is no image"}
     try:
         file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
         with PIL.Image.open(file) as opened:
@@ -201,9 +204,17 @@ class Images:
 
         Args:
             share: The share of the images in the second part.
+
+        Raises:
+            ValueError: If that leaves nothing for the first part.
         """
         assert self.labels is not None  # Only a test set may lack labels, and none is split.
         positions, size = np.arange(len(self)), max(1, round(share * len(self)))
+        if size >= len(self):
+            raise UsageError(
+                f"--train_val_split {share:g} of {len(self)} training images leaves none to train "
+                "on"
+            )
         counts = np.bincount(self.labels)
         enough = counts[counts > 0].min() > 1 and size >= (counts > 0).sum()
         first, second = train_test_split(

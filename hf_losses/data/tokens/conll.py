@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
 
 
@@ -75,8 +76,10 @@ class Sentences:
         texts = []
         for row, tags in enumerate(self.tags or []):
             for word, tag in enumerate(tags):
-                if tag in (None, "") or (self.names and tag not in by_id):
+                if tag in (None, "", IGNORE_INDEX) or (self.names and tag not in by_id):
                     problem = f"{tag} is no id of the {len(by_id)} tags" if by_id else "no tag"
+                    if tag == IGNORE_INDEX:
+                        problem = f"{tag} stands for no tag, and here every word has one"
                     raise UsageError(f"{self.place(row, word)}: {problem}")
             texts.append([by_id[tag] if self.names else str(tag) for tag in tags])
         return texts
