@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
+from hf_losses.models.forwards import is_transformers
 
 # Heads for which transformers names no loss, and the name of the loss that they compute.
 NAMELESS = {
@@ -387,12 +388,6 @@ UNCERTAIN = ("CausalLMOutputWithCrossAttentions", "CausalLMOutput")
 # program uses it.
 UNSHIFTED_LOOKALIKE = "transformers.models.cpmant.modeling_cpmant"
 NOT_PLAIN = ("HiggsAudioV2", "VibeVoiceCausalLM")
-
-
-def is_transformers(model: Any) -> bool:
-    """Whether transformers defines the model's `forward`, and not a class of the user's."""
-    forward = next(cls for cls in type(model).__mro__ if "forward" in vars(cls))
-    return forward.__module__.startswith("transformers.")
 
 
 def _class_names(model: Any) -> list[str]:

@@ -18,10 +18,10 @@ from hf_losses.models.builtin import (
     check_builtin_loss,
     counted_labels,
     is_encoder_decoder,
-    is_transformers,
     loss_type,
     with_known_loss,
 )
+from hf_losses.models.forwards import is_transformers
 
 REGRESSION = "regression"
 
@@ -169,7 +169,9 @@ class Targets:
         self._checked = self._known and is_transformers(model)
 
     def present(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a batch has labels."""
+        """Whether a batch has labels; a script's own kind of batch has not."""
+        if not isinstance(inputs, Mapping):
+            return False
         has_labels = all(inputs.get(name) is not None for name in self.label_names)
         return has_labels or inputs.get("shift_labels") is not None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_losses.losses.registry import parse_loss_kwargs
 from hf_losses.messages import UsageError
-from hf_losses.script.source import starts_processes, trains_without_trainer
+from hf_losses.script.source import starts_processes, starts_training, trains_without_trainer
 from hf_losses.training.loss.choose import loss_of_arguments
 from hf_losses.training.loss.warmup import check_warmup
 
@@ -87,9 +87,30 @@ def prepare(
                     file=sys.stderr,
                     flush=True,
                 )
+            _tell_of_programs()
         return _run(script, arguments, module, _TrainerHook(loss, settings))
 
     return run
+
+
+def _tell_of_programs() -> None:
+    """Tells, before it begins, of a process in which the script may train with another loss."""
+    told = set()
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("subprocess.Popen", "os.exec", "os.posix_spawn"):
+            program = starts_training(arguments[1])
+            if program and program not in told:
+                told.add(program)
+                print(
+                    f"hf-losses run: {program} is started as a process of its own: a Trainer in "
+                    "it has its own loss. For this one, let hf-losses run start what trains "
+                    "(hf-losses run … SCRIPT, or accelerate launch -m hf_losses run … SCRIPT)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    sys.addaudithook(look)
 
 
 def _module_file(module: str) -> str:

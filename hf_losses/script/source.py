@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Libraries that use no Trainer unless the script names it. Any other library might use one.
 WITHOUT_TRAINER = {
@@ -86,6 +89,10 @@ def trains_without_trainer(script: Path, root: Path) -> bool:
     return bool(imported & {"torch", "accelerate"}) and imported <= known
 
 
+LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
+LAUNCHING = ("torch.distributed.", "accelerate.commands.", "deepspeed.launcher.")
+
+
 def starts_processes(script: Path) -> str | None:
     """The name of the function by which a script starts processes that train, if it does so.
 
@@ -105,6 +112,31 @@ def starts_processes(script: Path) -> str | None:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in starting:
                 return name
     return None
+
+
+def starts_training(command: Any) -> str | None:
+    """What a command starts that may train, in a process that knows nothing of the loss.
+
+    Args:
+        command: Its words, as the audit events of Python have them.
+
+    Returns:
+        A script or a launcher; None for any other program, and for workers of PyTorch.
+    """
+    if isinstance(command, str | bytes) or not command:
+        return None
+    program, *words = (os.fsdecode(word) for word in command)
+    name = os.path.basename(program)
+    if name in LAUNCHERS:
+        return name
+    options = [*itertools.takewhile(lambda word: word.startswith("-"), words)]
+    rest = words[len(options) :]
+    if not name.startswith("python") or "-c" in options or not rest or "hf_losses" in words:
+        return None
+    if "-m" in options:
+        return rest[0] if rest[0].startswith(LAUNCHING) else None
+    worker = f"{os.sep}torch{os.sep}" in rest[0]
+    return rest[0] if rest[0].endswith(".py") and not worker else None
 
 
 def _names(tree: ast.Module) -> Iterator[str]:

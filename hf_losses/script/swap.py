@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions
 from typing import Any, NoReturn
@@ -50,6 +51,10 @@ class Swap:
     def refuse(self, why: str) -> NoReturn:
         """Ends the program, by SystemExit, which no `except Exception` of the script catches."""
         raise SystemExit(f"hf-losses run: error: the loss {self.loss!r} is not in use: {why}")
+
+    def say(self, text: str) -> None:
+        """Tells the user something, once for each training."""
+        print(f"hf-losses run: {text}", file=sys.stderr, flush=True)
 
     def trainer_class(self, cls: type) -> type:
         """A subclass of a trainer's class that uses the loss, under the same name.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,13 @@ from torch import Tensor
 from transformers.utils.generic import find_labels
 
 from hf_losses.models.builtin import loss_type
-from hf_losses.models.heads import LABELLERS, QUESTION_ANSWERING, SEGMENTATION, with_loss
+from hf_losses.models.heads import (
+    LABELLERS,
+    LOSS_WEIGHT,
+    QUESTION_ANSWERING,
+    SEGMENTATION,
+    with_loss,
+)
 from hf_losses.training.base_trainers import code_of
 from hf_losses.training.loss.items import item_mask
 from hf_losses.training.loss.replaced import losses_among
@@ -45,10 +50,7 @@ class SwappedLoss(LossMixin):
             if script_loss not in (None, swap.loss):
                 swap.refuse(f"the script gives its {name} the loss {script_loss!r}; keep one")
         if self.compute_loss_func is not None:
-            function = self.compute_loss_func
-            swap.refuse(
-                f"the script gives its {name} a compute_loss_func{place(function)}; take it out"
-            )
+            self._refuse_function(self.compute_loss_func)
         model = type(self._wrapped.core)
         takes_labels = self.args.label_names or find_labels(model)
         if not takes_labels and model.__module__.startswith("transformers."):
@@ -66,6 +68,12 @@ class SwappedLoss(LossMixin):
             self._active.target()
         except ValueError as error:
             swap.refuse(str(error))
+
+    def _refuse_function(self, function: Any) -> None:
+        self.hf_losses_swap.refuse(
+            f"the script gives its {type(self).__name__} a compute_loss_func{place(function)}; "
+            "take it out"
+        )
 
     def _say_what_is_lost(self, text: str) -> None:
         self.hf_losses_swap.refuse(text)
@@ -103,6 +111,9 @@ class SwappedLoss(LossMixin):
         return output
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        names = getattr(self.train_dataset, "column_names", None)
+        if isinstance(names, list) and LOSS_WEIGHT in names and self.is_world_process_zero():
+            self.hf_losses_swap.say(f"examples are weighed by the column {LOSS_WEIGHT!r}")
         with self._refusing():
             return super()._init_training_state(*args, **kwargs)
 
@@ -124,6 +135,8 @@ class SwappedLoss(LossMixin):
         """Ends the program if the step was made with another loss, wholly or in part."""
         self._used = self._used_own = False
         self._hf_losses_batch = inputs
+        if self.compute_loss_func != self._loss_of_outputs:
+            self._refuse_function(self.compute_loss_func)
         with self._watching_own_loss(), self._refusing():
             loss = super().training_step(model, inputs, *args, **kwargs)
         if not self._used:
@@ -156,11 +169,9 @@ class SwappedLoss(LossMixin):
         of_words = loss_type(self._wrapped.core) in LANGUAGE_MODELS
         if of_words and swap.loss != baseline and not swap.told and self.is_world_process_zero():
             swap.told = True
-            print(
-                f"hf-losses run: the evaluation's loss is {swap.loss}, so its exponential is no "
-                f"perplexity, whatever the script calls it; that of {baseline} is",
-                file=sys.stderr,
-                flush=True,
+            swap.say(
+                f"the evaluation's loss is {swap.loss}, so its exponential is no perplexity, "
+                f"whatever the script calls it; that of {baseline} is"
             )
         return output
 
@@ -195,9 +206,9 @@ class ScriptsLoss(SwappedLoss):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The script's loss, divided as this library's are."""
-        self._hf_losses_steps = 1
+        self._hf_losses_steps: list[int] = []
         result = super(LossMixin, self).compute_loss(*args, **kwargs)
-        return _scaled(result, 1 / self._hf_losses_steps)
+        return _scaled(result, 1 / min(self._hf_losses_steps, default=1))
 
 
 class LossBelow:
@@ -208,7 +219,7 @@ class LossBelow:
     """
 
     # Scripts have attributes of their own.
-    _hf_losses_steps: int  # Of the last call.
+    _hf_losses_steps: list[int]  # Of each call in one of the script's.
     _hf_losses_batch: Any  # The micro-batch whose items were counted.
 
     def compute_loss(
@@ -220,9 +231,10 @@ class LossBelow:
     ) -> Any:
         """What the stock Trainer would return if its model had this loss."""
         counted = num_items_in_batch is not None
-        self._hf_losses_steps = _steps(self, counted=counted)
+        steps = _steps(self, counted=counted)
+        self._hf_losses_steps.append(steps)
         result = LossMixin.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-        result = _scaled(result, self._hf_losses_steps * _share(self, inputs, counted=counted))
+        result = _scaled(result, steps * _share(self, inputs, counted=counted))
         if return_outputs:  # Which hold the loss too.
             loss, outputs = result
             others = outputs[1:] if isinstance(outputs, tuple) else outputs

@@ -11,7 +11,8 @@ from accelerate.utils import is_compiled_module
 from torch.optim.swa_utils import AveragedModel
 from transformers.trainer_utils import unwrap_peft_model
 
-from hf_losses.models.builtin import is_transformers, loss_type, shifts_labels
+from hf_losses.models.builtin import loss_type, shifts_labels
+from hf_losses.models.forwards import is_transformers
 from hf_losses.models.heads import Targets, without_loss
 
 # What a forward raises that computes a loss of labels which are None.

@@ -204,6 +204,17 @@ class MyTrainer(Trainer):
         loss = loss + super().compute_loss(model, backwards, **kwargs) / 2
         return (loss, outputs) if return_outputs else loss
 """
+# A replay of the batch, of which the stock Trainer does not know the count.
+REPLAYS = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        calls = [num_items_in_batch, None]
+        results = [super(MyTrainer, self).compute_loss(model, inputs, True, count)
+                   for count in calls{order}]
+        loss = sum(loss for loss, _ in results)
+        return (loss, results[0][1]) if return_outputs else loss
+"""
 # Adversarial training and R-Drop, which take the second loss from the model.
 ADVERSARIAL = """
 from transformers import Trainer
@@ -295,6 +306,20 @@ class Regularised(BertForSequenceClassification):
         if labels is not None and self.training:
             outputs["loss"] = outputs["loss"] + (outputs.logits - 1).square().mean()
         return outputs
+"""
+PATCHED_FORWARD = """
+import types
+from transformers import BertForSequenceClassification, Trainer
+stock = BertForSequenceClassification.forward
+def forward(self, input_ids, attention_mask=None, labels=None):
+    outputs = stock(self, input_ids, attention_mask, labels=labels)
+    if labels is not None:
+        outputs.loss = outputs.loss + (outputs.logits - 1).square().mean()
+    return outputs
+"""
+LATE_FUNCTION = """
+    trainer.compute_loss_func = lambda outputs, labels, **_: outputs.logits.sum()
+    trainer.train()
 """
 YES_NO = """
 from transformers import Trainer
@@ -520,6 +545,32 @@ REFUSED = {
         script(ONLY_TRAINING, model="tiny.bert(Regularised)"),
         r"Regularised\.forward computes another loss than cross_entropy",
     ),
+    "patched_class": (
+        script(PATCHED_FORWARD + "BertForSequenceClassification.forward = forward"),
+        r"BertForSequenceClassification\.forward computes another loss than cross_entropy",
+    ),
+    "patched_model": (
+        script(
+            PATCHED_FORWARD,
+            train="trainer.model.forward = types.MethodType(forward, trainer.model)\n"
+            "    trainer.train()",
+        ),
+        r"BertForSequenceClassification\.forward computes another loss than cross_entropy",
+    ),
+    "registered_loss": (
+        script(
+            "from transformers import Trainer\n"
+            "from transformers.loss.loss_utils import LOSS_MAPPING\n"
+            "LOSS_MAPPING['ForCausalLM'] = lambda logits, labels, **_: logits.square().mean()",
+            model="tiny.causal_lm()",
+            labels="tiny.some_next_tokens",
+        ),
+        r"LlamaForCausalLM\.forward computes another loss than cross_entropy",
+    ),
+    "late_function": (
+        script(train=LATE_FUNCTION.strip()),
+        "gives its Trainer a compute_loss_func",
+    ),
     "yes_no": (
         script(YES_NO, model="YesNo()", labels="tiny.yes_or_no_per_class"),
         r"but of yes/no labels: set --loss_kwargs '{\"problem_type\": "
@@ -565,6 +616,13 @@ ADDS = {
     ),
     "twice": (TWICE, "tiny.bert()", "None", 1),
     "two_views": (TWO_VIEWS, "tiny.bert()", "None", 1),
+    "replays_last": (REPLAYS.format(order=""), "tiny.causal_lm()", "tiny.some_next_tokens", 1),
+    "replays_first": (
+        REPLAYS.format(order="[::-1]"),
+        "tiny.causal_lm()",
+        "tiny.some_next_tokens",
+        1,
+    ),
     "adds_to_tokens": (
         PENALTY.format(flag=None),
         "tiny.bert(transformers.BertForTokenClassification)",
@@ -814,18 +872,23 @@ def test_what_python_cannot_read_is_shown_as_without_us(folder):
 
 def test_processes_that_the_script_spawns_find_its_functions(folder):
     program = """
-import multiprocessing, sys
+import multiprocessing, subprocess, sys
 def square(x):
     return x * x
 if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         print(pool.map(square, [2, 3]))
+    for _ in range(2):
+        subprocess.run([sys.executable, "train.py"])
     sys.exit(4)
 """
     (folder / "pool.py").write_text(program)
+    (folder / "train.py").write_text("")
     plain, ours = both(["pool.py"], cwd=folder)
     assert ours.stdout == plain.stdout == "[4, 9]\n"
     assert ours.returncode == plain.returncode == 4
+    # It may train, with a loss of its own.
+    assert ours.stderr.count("hf-losses run: train.py is started as a process of its own") == 1
 
 
 @pytest.mark.slow

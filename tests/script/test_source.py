@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_losses.script.source import starts_processes, trains_without_trainer
+from hf_losses.script.source import starts_processes, starts_training, trains_without_trainer
 
 LOOP = """
 import argparse, torch
@@ -108,3 +108,23 @@ def test_processes_of_the_script_s_own_are_seen(tmp_path, source, function):
     script = tmp_path / "script.py"
     script.write_text(source)
     assert starts_processes(script) == function
+
+
+@pytest.mark.parametrize(
+    ("command", "started"),
+    [
+        (["/x/python3", "-u", "train.py", "--lr", "1"], "train.py"),
+        (["python", "-m", "torch.distributed.run", "train.py"], "torch.distributed.run"),
+        ([b"/usr/bin/torchrun", "train.py"], "torchrun"),
+        (["accelerate", "launch", "train.py"], "accelerate"),
+        (["python", "-c", "from multiprocessing.spawn import spawn_main"], None),
+        (["python", "/x/torch/_inductor/compile_worker/__main__.py"], None),
+        (["python", "-m", "pip", "list"], None),
+        (["python", "-m", "hf_losses", "run", "train.py"], None),
+        (["git", "status"], None),
+        ("python train.py", None),
+        ([], None),
+    ],
+)
+def test_what_starts_a_training_of_its_own_is_known(command, started):
+    assert starts_training(command) == started

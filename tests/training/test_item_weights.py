@@ -520,3 +520,28 @@ def test_a_mean_of_ones_own_cannot_be_weighed(tmp_path):
     )
     with pytest.raises(ValueError, match=r"1 values for 8 items.*one per item, not a mean"):
         trainer.train()
+
+
+def test_a_collator_may_read_the_weights_itself():
+    rows = [{"labels": n, "loss_weight": weight} for n, weight in enumerate((2, 3))]
+
+    def reads(rows):
+        seen.append([row.pop("loss_weight") for row in rows])
+        return torch.utils.data.default_collate(rows)
+
+    def halves(rows):
+        return torch.utils.data.default_collate(
+            [row | {"loss_weight": row["loss_weight"] / 2} for row in rows]
+        )
+
+    seen = []
+    assert WeightCollator(reads)(rows)["loss_weight"].tolist() == [2, 3]
+    assert seen == [[2, 3]]
+    assert WeightCollator(halves)(rows)["loss_weight"].tolist() == [1, 1.5]
+    assert rows[0] == {"labels": 0, "loss_weight": 2}
+
+
+def test_a_column_without_any_weight_is_none():
+    rows = [{"labels": n, "loss_weight": None} for n in range(2)]
+    batch = WeightCollator(torch.utils.data.default_collate)(rows)
+    assert list(batch) == ["labels"]

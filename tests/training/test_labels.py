@@ -281,7 +281,7 @@ def always(value):
         (SEVERAL, [0, 5, 1], "labels from 0 to 5 are no yes/no labels"),
         (SEVERAL, [0.0, float("nan"), 1.0], "are no yes/no labels"),
         (SINGLE, [-0.5, 0.5, 1.0], "labels from -0.5 to 1 are no probabilities"),
-        (SINGLE, [1.0, 1.0, 0.0], f"a row of labels sums to 2.*problem_type='{SEVERAL}'"),
+        (SINGLE, [1.0, 1.0, 0.0], f'a row of labels sums to 2.*"problem_type": "{SEVERAL}"'),
     ],
 )
 @pytest.mark.parametrize("loss", [None, "liberal_exp"])

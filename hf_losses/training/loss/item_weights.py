@@ -6,7 +6,7 @@ into the batch in the shape of the labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,16 +48,36 @@ class WeightCollator:
         """
         if not any(isinstance(row, Mapping) and LOSS_WEIGHT in row for row in rows):
             return self.collator(rows)
+        if all(isinstance(row, Mapping) and row.get(LOSS_WEIGHT) is None for row in rows):
+            return self.collator([_without_weight(row) for row in rows])
         if not all(isinstance(row, Mapping) and row.get(LOSS_WEIGHT) is not None for row in rows):
             raise UsageError(
                 f"a row has no {LOSS_WEIGHT!r}: give each row one (1 is neutral), or none of them"
             )
         weights = [item_weight_tensor(row[LOSS_WEIGHT]).float() for row in rows]
-        others = [{key: row[key] for key in row if key != LOSS_WEIGHT} for row in rows]
-        batch = self.collator(others)
-        if LOSS_WEIGHT not in batch:
+        others = [_without_weight(row) for row in rows]
+        batch = None if self._is_librarys() else self._of_whole_rows(rows)
+        batch = self.collator(others) if batch is None else batch
+        made = batch.get(LOSS_WEIGHT)
+        labels = batch.get("labels")
+        shapes = [(len(rows),), *([labels.shape] if torch.is_tensor(labels) else [])]
+        if torch.is_tensor(made) and made.shape in shapes:
+            batch[LOSS_WEIGHT] = made.float()
+        else:
             batch[LOSS_WEIGHT] = self._padded(weights, others, batch)
         return batch
+
+    def _is_librarys(self) -> bool:
+        named = self.collator if hasattr(self.collator, "__name__") else type(self.collator)
+        return named.__module__.startswith(("transformers.", "trl."))
+
+    def _of_whole_rows(self, rows: Sequence[Any]) -> Any:
+        """The batch of a user's collator, which may read the weights; None if it does not."""
+        try:
+            batch = self.collator([dict(row) for row in rows])
+        except Exception:  # It does not know the column.
+            return None
+        return batch if isinstance(batch, MutableMapping) else None
 
     def _padded(self, weights: list[Tensor], rows: list[dict[str, Any]], batch: Any) -> Tensor:
         dims = {weight.dim() for weight in weights}
@@ -94,6 +114,10 @@ class WeightCollator:
             else:
                 row[: len(weight)] = weight
         return padded
+
+
+def _without_weight(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != LOSS_WEIGHT}
 
 
 def _padding_side(rows: list[dict[str, Any]], batch: Any) -> str:
@@ -134,12 +158,17 @@ def _length(row: Mapping[str, Any]) -> int:
 def check_weights_arrive(trainer: Any) -> None:
     """Raises a ValueError if the training data have weights, which a batch without has lost."""
     names = getattr(trainer.train_dataset, "column_names", None)
-    if isinstance(names, list) and LOSS_WEIGHT in names:
+    if isinstance(names, list) and LOSS_WEIGHT in names and _has_weights(trainer.train_dataset):
         raise UsageError(
             f"train_dataset has the column {LOSS_WEIGHT!r}, and a batch has none: build the data "
             "loader by Trainer's get_train_dataloader, let transforms of the data keep the column, "
             "or take it out"
         )
+
+
+def _has_weights(dataset: Any) -> bool:
+    """Whether a row has a weight; as a script's data may have a column of None."""
+    return any(weight is not None for weight in dataset[LOSS_WEIGHT])
 
 
 def check_weights_kept(dataset: Any, prepared: Any) -> None:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss
 from hf_losses.losses.registry import IGNORE_INDEX
-from hf_losses.models.builtin import is_transformers, shifts_labels
+from hf_losses.models.builtin import shifts_labels
+from hf_losses.models.forwards import has_own_loss, is_transformers
 from hf_losses.models.heads import without_loss
 from hf_losses.training.loss.items import Items, fit, item_mask, sum_over_items
 from hf_losses.training.loss.targets import SEVERAL_LABELS
@@ -122,7 +123,7 @@ class ReplacedLoss:
         parameters = inspect.signature(core.forward).parameters
         kinds = {parameter.kind for parameter in parameters.values()}
         return (
-            not is_transformers(core)
+            (not is_transformers(core) or has_own_loss(core))
             and isinstance(trainer._active.criterion, ClassificationLoss | RegressionLoss)
             and trainer.args.n_gpu <= 1
             and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)

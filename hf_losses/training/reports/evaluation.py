@@ -340,10 +340,12 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
             # A script's override may take the labels out of its batch.
             given = copy.copy(inputs)
             loss, logits, labels = super().prediction_step(model, given, *args, **kwargs)
-            if loss is not None and not self._batch_has_loss:
+            wanted = loss is not None and self._wrapped.targets.present(inputs)
+            if wanted and not self._batch_has_loss:
                 # Seq2SeqTrainer takes the model's built-in loss when it generates.
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    loss, _ = self.compute_loss(model, self._prepare_inputs(inputs), True)
+                    batch = self._prepare_inputs(inputs)
+                    loss, _ = self.compute_loss(model, batch, return_outputs=True)
         finally:
             self._predicting, self._weight_of_evaluation = False, None
         if loss is not None and self._own_losses and self._evaluation is not None:
