@@ -7,6 +7,7 @@ BIN := .venv/bin
 # /dev/null for the newest versions of everything.
 CONSTRAINTS ?= constraints.txt
 LOSS ?= liberal_exp
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests/' .venv/lib
 # A file's tests share models and data. In the order of the folders, the last files are short ones.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(IN_TWO)
@@ -14,13 +15,15 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(IN
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-# torch goes first and pinned: a later, unpinned request would fetch another build.
+# torch goes first and pinned: a later, unpinned request would fetch another build. It is compiled
+# while pip, which would compile on one core, installs the others.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) torch
-	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests/' .venv/lib || true  # pip would do it on one core.
+	@$(COMPILE) & $(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) \
+		--editable '.[dev]'; code=$$?; wait; exit $$code
+	@$(COMPILE) || true
 	@touch $@
 
 setup: .venv/.ready  ## Make .venv with the package, the demo model and the developers' tools.

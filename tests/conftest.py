@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 import signal
@@ -9,6 +10,7 @@ import types
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
+import jinja2
 import numpy
 import pytest
 import torch
@@ -33,6 +35,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors here are tiny, and the tests may run in several processes.
 torch.set_num_threads(1)
+
+# A model card's template is compiled as often as a card is made, which takes as long as a tiny run.
+jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)
 
 local_pool.POLL = 0.005  # Most runs that are compared here take a tenth of a second.
 

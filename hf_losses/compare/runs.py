@@ -223,16 +223,13 @@ def inputs_of(plan: Plan) -> str | None:
     """A digest of the script and of the sizes of its files; None if it is no file.
 
     Args:
-        plan: A plan. Of a folder among its flags, the files that lie in it count.
+        plan: A plan. Folders among its flags do not count: the runs may write into them.
     """
     script = Path(plan.script)
     if not script.is_file():
         return None
     values = [argument.rpartition("=")[2] for argument in plan.arguments]
     sizes = [(value, os.path.getsize(value)) for value in values if os.path.isfile(value)]
-    for folder in filter(os.path.isdir, values):
-        with os.scandir(folder) as entries:
-            sizes += sorted((e.path, e.stat().st_size) for e in entries if e.is_file())
     return hashlib.sha256(script.read_bytes() + repr(sizes).encode()).hexdigest()[:16]
 
 

@@ -27,7 +27,7 @@ LOWER_IS_BETTER = (
     *("logloss", "log_loss", "ppl", "bpb", "bpc", "kl", "kl_divergence"),
     *("ece", "mce", "brier", "brier_score", "calibration_error", "expected_calibration_error"),
     *("error", "err", "error_rate", "eer", "wer", "cer", "mer", "ter", "wil", "edit_distance"),
-    *("false_positive_rate", "false_negative_rate", "fpr", "fnr", "fid", "max_error"),
+    *("false_positive_rate", "false_negative_rate", "fpr", "fnr", "fpr95", "fid", "max_error"),
     *("rmse", "msle", "rmsle", "mape", "smape", "mase", "mean_squared_error", "nmse", "nrmse"),
     *("root_mean_squared_error", "mean_squared_log_error", "root_mean_squared_log_error"),
     *("mean_absolute_error", "median_absolute_error", "mean_absolute_percentage_error"),
@@ -46,6 +46,8 @@ SUCCESS = frozenset(
     {"accuracy", "acc", "f1", "auc", "auroc", "bleu", "rouge", "precision", "recall", "r2"}
     | {"gain", "skill", "reduction", "improvement", "power"}
 )
+# Which measure errors whatever follows: a language, a unit, a set of data.
+CLEAR = frozenset({"wer", "cer", "perplexity", "ppl", "mse", "rmse", "mae", "mape", "nll"})
 
 
 def check_comparable(metric: str | None, losses: Iterable[str]) -> None:
@@ -94,8 +96,13 @@ def check_direction_known(metric: str) -> None:
 def _known_direction(words: Sequence[str]) -> bool | None:
     """Whether less is better; None if the last words, but for qualifiers, are no such name."""
     for first, end in _parts(words):
-        if "_".join(words[first:end]) in _names() and all(map(_qualifies, words[end:])):
+        name, rest = "_".join(words[first:end]), words[end:]
+        # `err_10` is the expected reciprocal rank.
+        if name in _names() and all(map(_qualifies, rest)) and (name != "err" or not rest):
             return not _turned_round(words, first)
+    for index, word in enumerate(words):
+        if word in CLEAR and not _turned_round(words, index) and not {*words} & SUCCESS:
+            return True
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 # Those of these libraries compute what the checks of `models.builtin` know,
@@ -18,7 +18,10 @@ def is_transformers(model: Any) -> bool:
         model: The model without wrappers. Its class or the model itself may have been given another
             forward than it was defined with.
     """
-    modules = [f"{_module(function)}." for function in _chain(_forward(model))]
+    modules = [
+        f"{_module(function)}."
+        for function in _chain(vars(model).get("forward", type(model).forward))
+    ]
     return modules[-1].startswith(KNOWN) and all(
         module.startswith((*KNOWN, *WRAPPING)) for module in modules
     )
@@ -37,18 +40,11 @@ def has_own_loss(model: Any) -> bool:
     return loss is not None and not f"{_module(loss)}.".startswith(KNOWN)
 
 
-def _forward(model: Any) -> Callable[..., Any]:
-    """The forward that a model runs, under what Accelerate has put around it."""
-    own = vars(model)
-    names = ("_original_forward", "_old_forward", "forward")
-    forward: Callable[..., Any] = next((own[n] for n in names if n in own), type(model).forward)
-    return forward
-
-
 def _chain(function: Any) -> Iterator[Any]:
     """A function, and those that it is wrapped around, as far as they can be seen."""
     while function is not None:
-        function = getattr(function, "func", function)  # Of a partial.
+        if not hasattr(function, "__wrapped__"):
+            function = getattr(function, "func", function)  # Of a partial.
         function = getattr(function, "__func__", function)
         yield function
         function = getattr(function, "__wrapped__", None)

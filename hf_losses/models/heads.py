@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
@@ -331,14 +332,19 @@ def with_loss(outputs: Any, loss: Tensor) -> Any:
         return outputs
     others = {name: out for name, out in outputs.items() if name != "loss"}
     if not dataclasses.is_dataclass(outputs):
-        return {"loss": loss, **others}
+        new: Any = copy.copy(outputs)  # Of its own class.
+        new.clear()
+        new.update({"loss": loss, **others})
+        return new
     names = {field.name for field in dataclasses.fields(outputs)}
     if "loss" not in names:
         return outputs
     # A new one, in which the loss comes first.
-    new: Any = type(outputs)(loss=loss, **{n: out for n, out in others.items() if n in names})
+    new = type(outputs)(loss=loss, **{n: out for n, out in others.items() if n in names})
     for name in others.keys() - names:
         new[name] = others[name]
+    for name in vars(outputs).keys() - vars(new).keys():
+        setattr(new, name, getattr(outputs, name))  # A script's own.
     return new
 
 

@@ -127,11 +127,13 @@ def starts_training(command: Any) -> str | None:
         return None
     program, *words = (os.fsdecode(word) for word in command)
     name = os.path.basename(program)
-    if name in LAUNCHERS:
+    if "hf_losses" in words:
+        return None
+    if name in LAUNCHERS and (name != "accelerate" or "launch" in words):
         return name
     options = [*itertools.takewhile(lambda word: word.startswith("-"), words)]
     rest = words[len(options) :]
-    if not name.startswith("python") or "-c" in options or not rest or "hf_losses" in words:
+    if not name.startswith("python") or "-c" in options or not rest:
         return None
     if "-m" in options:
         return rest[0] if rest[0].startswith(LAUNCHING) else None

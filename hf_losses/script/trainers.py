@@ -76,7 +76,7 @@ class SwappedLoss(LossMixin):
         )
 
     def _say_what_is_lost(self, text: str) -> None:
-        self.hf_losses_swap.refuse(text)
+        self.hf_losses_swap.refuse(f"{text}; hf_losses.LossTrainer does without, and warns")
 
     def _check_training_step(self) -> None:
         """Refuses a `training_step` that divides the loss, as old ones of transformers did."""
@@ -198,7 +198,8 @@ class SwappedLoss(LossMixin):
             hook.remove()
 
     def _note_own_use(self, gradient: Any) -> None:
-        self._used_own = True
+        if gradient is not None:  # DDP calls it for what is not used, too.
+            self._used_own = True
 
 
 class ScriptsLoss(SwappedLoss):

@@ -14,6 +14,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hf_losses.models.builtin import loss_type, shifts_labels
 from hf_losses.models.forwards import is_transformers
 from hf_losses.models.heads import Targets, without_loss
+from hf_losses.training.model_state import state_of
 
 # What a forward raises that computes a loss of labels which are None.
 NEEDING_LABELS = (
@@ -40,8 +41,8 @@ class WrappedModel:
         self.trainer = trainer
         self._unwrapped: tuple[Any, Any] | None = None
         self._targets: Targets | None = None
-        # A model that has run, and whether only with labels.
-        self._runs: tuple[Any, bool] = (None, False)
+        # Of the last model that has run: whether only with labels, in training and evaluation.
+        self._runs: tuple[Any, dict[bool, bool]] = (None, {})
 
     @property
     def adapted(self) -> Any:
@@ -66,11 +67,16 @@ class WrappedModel:
         core = self.core
         if loss_type(core) is not None and is_transformers(core):
             return False
-        if self.targets.decodes or (self._runs[0] is core and self._runs[1]):
+        if self.targets.decodes or self._ran_with_labels():
             return True
         parameters = inspect.signature(core.forward).parameters
         labels = parameters.get(self.trainer.label_names[0])
         return labels is not None and labels.default is inspect.Parameter.empty
+
+    def _ran_with_labels(self) -> bool | None:
+        """Whether the model ran only with labels, in training or evaluation as now; None: never."""
+        model, found = self._runs
+        return found.get(model.training) if model is self.core else None
 
     def call(
         self, model: Callable[..., Any], inputs: dict[str, Any], labels: dict[str, Any]
@@ -86,15 +92,23 @@ class WrappedModel:
         """
         core = self.core
         labels = {name: value for name, value in labels.items() if value is not None}
+        with_labels = self._ran_with_labels()
+        if core is not self._runs[0]:
+            self._runs = (core, {})
+        sharded = self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
+        known = with_labels is not None or self.needs_labels or is_transformers(core)
+        restore = (
+            None if known or sharded or not labels else state_of(core, self.trainer.args.device)
+        )
         try:
             outputs = model(**inputs | labels if self.needs_labels else inputs)
         except NEEDING_LABELS:
-            if self.needs_labels or self._runs[0] is core or is_transformers(core) or not labels:
+            if restore is None:
                 raise
+            restore()
             outputs = model(**inputs | labels)
-            self._runs = (core, True)
-        if self._runs[0] is not core:
-            self._runs = (core, False)
+            with_labels = True
+        self._runs[1][core.training] = bool(with_labels)
         copies = 1
         if self.needs_labels and labels:
             rows = len(next(iter(labels.values())))

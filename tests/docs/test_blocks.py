@@ -254,7 +254,7 @@ def read(monkeypatch):
             get_spec(found.loss)
             script(found.script, found.arguments)
         if found.command == "compare":
-            tasks = task_commands(found.script, found.arguments, found.tasks)
+            tasks = task_commands(found.script, found.arguments, *(found.tasks or [None]))
             for name, *flags in tasks.values():
                 make_plan(name, flags, found.losses, seeds=found.seeds)
                 for loss in found.losses:
@@ -409,12 +409,19 @@ def commands_of(name):
         for other in ELSEWHERE_TOO.get(name, ())
         for words in commands_of(other)
     ]
-    return [
+    found = [
         words
         for block in BLOCKS[name]
         if block.language == "sh" and not block.needs
         for words in commands(block)
         if but_for_the_loss(words) not in again
+    ]
+    # Of comparisons by the same script, each of which trains four times, the last one.
+    scripts = [words[words.index("--") + 1] if "compare" in words else None for words in found]
+    return [
+        words
+        for number, (words, script) in enumerate(zip(found, scripts, strict=True))
+        if script is None or script not in scripts[number + 1 :]
     ]
 
 

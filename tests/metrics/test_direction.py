@@ -23,6 +23,7 @@ LESS += ["mean_squared_error", "max_error", "error_rate", "word_error_rate", "nl
 LESS += ["negative_log_likelihood", "brier_score", "mean_absolute_percentage_error"]
 LESS += ["ppl", "bpb", "logloss", "nrmse", "mse_mean", "rmse_test", "wer_clean", "loss_mean"]
 LESS += ["perplexity_wikitext", "val/mse", "error-rate", "error_top1", "ece_15"]
+LESS += ["rmse_celsius", "wer_en", "mae_days", "perplexity_de", "cer_norm", "fpr95"]
 LESS += ["misclassification_rate", "miss_rate", "neg_log_likelihood", "nlpd", "crps", "deviance"]
 MORE = ["accuracy", "f1", "f1_macro", "spearmanr", "matthews_correlation", "token_accuracy"]
 MORE += [
@@ -56,7 +57,7 @@ def test_more_of_anything_else_is_better():
         assert not lower_is_better(name), name
 
 
-@pytest.mark.parametrize("name", ["rmse_celsius", "wer_en", "mae_years", "perplexity_de", "mseX"])
+@pytest.mark.parametrize("name", ["error_celsius", "ece_norm", "loss_of_en", "err_10", "fpr_at_95"])
 def test_of_some_the_direction_must_be_said(name):
     with pytest.raises(ValueError, match="better, as of"):
         check_direction_known(name)

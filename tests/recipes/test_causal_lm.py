@@ -874,10 +874,11 @@ def launch(folder, *arguments, launcher=ACCELERATE):
 
 
 @pytest.mark.slow
-def test_the_one_command_on_a_few_rows(tmp_path):
-    sizes = ("--max_train_samples", "1000", "--max_eval_samples", "200")
-    shown = launch(tmp_path, "--loss", "liberal_exp", *sizes, "--do_predict")
-    assert "1,000 train, 200 validation, 200 test" in shown
+def test_the_default_model_learns_a_few_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--max_train_samples", "1000", "--max_eval_samples", "200"]
+    causal_lm.main(["--loss", "liberal_exp", *sizes, "--do_predict", "--disable_tqdm", "true"])
+    assert "1,000 train, 200 validation, 200 test" in capsys.readouterr().out
     out = tmp_path / "runs/causal_lm/movie_review_sentiments-liberal_exp-seed42"
     result = json.loads((out / "result.json").read_text())
     assert result["metrics"]["test"]["token_accuracy"] > 0.8

@@ -878,9 +878,12 @@ def launch(path, *arguments, launcher=ACCELERATE):
 
 
 @pytest.mark.slow
-def test_the_one_command(tmp_path):
+def test_the_default_model_learns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     # By default it goes on to 40 epochs.
-    result = launch(tmp_path, "--loss", "strict_l", "--num_train_epochs", "8")
+    image_classification.main(["--loss", "strict_l", "--num_train_epochs", "8"])
+    (file,) = tmp_path.rglob("result.json")
+    result = json.loads(file.read_text())
     assert result["metrics"]["test"]["accuracy"] >= 0.8
 
 

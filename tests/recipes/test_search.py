@@ -358,17 +358,10 @@ def test_is_a_page_that_a_user_reads():
 
 
 @pytest.mark.slow
-def test_the_bare_command_on_fewer_rows(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, str(RECIPES / "search.py"), "--max_train_samples", "64"),
-            *("--max_eval_samples", "32", "--max_length", "16"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_the_bare_command_on_fewer_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--max_train_samples", "64", "--max_eval_samples", "32", "--max_length", "16"]
+    search.main(sizes)
     record = result(tmp_path / "runs/search/movie_reviews-seed42")
     assert [trial["state"] for trial in record["trials"]] == ["COMPLETE"] * 10
     assert record["best"]["value"] == max(trial["value"] for trial in record["trials"])

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import ClassLabel, Features, List, Value
-from hub import TOKEN, Hub
+from hub import TOKEN
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +38,9 @@ sys.path.insert(0, str(RECIPES))
 
 import token_classification  # noqa: E402
 
+from hf_losses.compare.plan import make_plan  # noqa: E402
+from hf_losses.compare.results import RunSettings  # noqa: E402
+from hf_losses.compare.runs import read_result  # noqa: E402
 from hf_losses.data import movie_reviews  # noqa: E402
 from hf_losses.data.tokens import dataset as token_data  # noqa: E402
 from hf_losses.data.tokens import windows as token_windows  # noqa: E402
@@ -847,32 +850,28 @@ def result_of(folder):
 
 
 @pytest.mark.slow
-def test_the_one_command_on_a_few_rows(tmp_path):
+def test_the_default_model_learns_a_few_rows(run, capsys):
     sizes = ("--max_train_samples", "400", "--max_eval_samples", "100", "--learning_rate", "5e-4")
-    faster = ("--use_cpu", *(() if emulates_bfloat16() else ("--bf16",)))
-    shown = launch(tmp_path, "--loss", "cross_entropy", *sizes, *faster).stdout
-    assert "all-MiniLM-L6-v2" in shown
-    assert result_of(tmp_path)["metrics"]["test"]["f1"] > 0.5
+    faster = () if emulates_bfloat16() else ("--bf16",)
+    result, _ = run("--loss", "cross_entropy", *sizes, *faster, model=None)
+    assert "all-MiniLM-L6-v2" in capsys.readouterr().out
+    assert result["metrics"]["test"]["f1"] > 0.5
 
 
-@pytest.mark.slow
-def test_pushes_to_the_hub(tiny, tmp_path):
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_pushes_to_the_hub(run, hub, tmp_path, capsys):
     for seed, name in enumerate(("train", "dev", "test")):
         write(tmp_path / "news" / f"{name}.conll", rows(16, seed))
-    arguments = ["--dataset_name", str(tmp_path / "news"), "--model_name_or_path", tiny]
     push = ["--push_to_hub", "--hub_strategy", "end", "--hub_model_id", "me/ner", "--do_predict"]
-    with Hub() as hub:
-        environment = hub.environment(tmp_path / "home")
-        done = launch(
-            tmp_path, *arguments, *push, "--use_cpu", launcher=[sys.executable], **environment
-        )
+    run("--dataset_name", str(tmp_path / "news"), *push, "--num_train_epochs", "1")
     published = hub.files["me/ner"]
     names = {"README.md", "model.safetensors", "result.json", "tokenizer.json"}
     assert names | {"predictions_test.tsv"} <= set(published)
     card = ModelCard(published["README.md"].decode())
     assert card.data.pipeline_tag == "token-classification"
     assert "files of the folder `news`" in card.text
-    for text in [done.stdout.encode(), done.stderr.encode(), *published.values()]:
+    shown = capsys.readouterr()
+    for text in [shown.out.encode(), shown.err.encode(), *published.values()]:
         assert TOKEN.encode() not in text
         assert str(tmp_path).encode() not in text
 
@@ -902,23 +901,10 @@ def test_two_processes_give_the_result_of_one(run, tiny, tmp_path):
     assert predictions(one) == predictions(two)
 
 
-@pytest.mark.slow
-def test_holds_to_the_contract_of_compare(tiny, tmp_path):
-    arguments = [
-        *("--train_file", write(tmp_path / "train.conll", rows(32, 0))),
-        *("--validation_file", write(tmp_path / "dev.conll", rows(16, 1))),
-        *("--model_name_or_path", tiny, "--use_cpu"),
-    ]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "hf_losses", "compare", "--losses", "liberal_exp"),
-            *("cross_entropy", "--seeds", "1", "--output_dir", "cmp", "--"),
-            str(RECIPES / "token_classification.py"),
-            *arguments,
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "f1" in (tmp_path / "cmp" / "table.md").read_text()
+def test_holds_to_the_contract_of_compare(run, files):
+    _, out = run(*files, "--num_train_epochs", "1")
+    losses = ["cross_entropy", "liberal_exp"]
+    plan = make_plan(str(RECIPES / "token_classification.py"), [*files], losses, seeds=1)
+    record = read_result(out, RunSettings(losses[0], "main", 1, {}), plan)
+    assert (record.metric.name, record.status) == ("f1", "finished")
+    assert len(record.history) == 1

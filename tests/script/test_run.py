@@ -215,6 +215,14 @@ class MyTrainer(Trainer):
         loss = sum(loss for loss, _ in results)
         return (loss, results[0][1]) if return_outputs else loss
 """
+# A second pass, of which only the logits are used.
+LOGITS = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def compute_loss(self, model, inputs, **kwargs):
+        assert model(**inputs).logits.requires_grad
+        return super().compute_loss(model, inputs, **kwargs)
+"""
 # Adversarial training and R-Drop, which take the second loss from the model.
 ADVERSARIAL = """
 from transformers import Trainer
@@ -441,6 +449,7 @@ USED = {
         PARTS,
     ),
     "counts": (script(COUNTS, "MyTrainer"), PARTS),
+    "logits": (script(LOGITS, "MyTrainer"), PARTS),
     "overrides": (
         script(
             OVERRIDES,
@@ -539,11 +548,11 @@ REFUSED = {
     "own_forward": (
         script(OWN_FORWARD, model="tiny.bert(Weighted)"),
         r"Weighted\.forward computes another loss than cross_entropy .* no part in this training; "
-        r"class weights go into --loss_kwargs",
+        r"class weights go into --loss_kwargs .*; hf_losses.LossTrainer does without, and warns",
     ),
     "only_training": (
         script(ONLY_TRAINING, model="tiny.bert(Regularised)"),
-        r"Regularised\.forward computes another loss than cross_entropy",
+        r"Regularised\.forward computes another loss .* though not in an evaluation: what it",
     ),
     "patched_class": (
         script(PATCHED_FORWARD + "BertForSequenceClassification.forward = forward"),

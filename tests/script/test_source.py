@@ -121,6 +121,8 @@ def test_processes_of_the_script_s_own_are_seen(tmp_path, source, function):
         (["python", "/x/torch/_inductor/compile_worker/__main__.py"], None),
         (["python", "-m", "pip", "list"], None),
         (["python", "-m", "hf_losses", "run", "train.py"], None),
+        (["torchrun", "-m", "hf_losses", "run", "train.py"], None),
+        (["accelerate", "env"], None),
         (["git", "status"], None),
         ("python train.py", None),
         ([], None),

@@ -534,10 +534,17 @@ def test_a_collator_may_read_the_weights_itself():
             [row | {"loss_weight": row["loss_weight"] / 2} for row in rows]
         )
 
+    def other(rows):
+        seen.append([sorted(row) for row in rows])
+        return torch.utils.data.default_collate(rows)
+
     seen = []
-    assert WeightCollator(reads)(rows)["loss_weight"].tolist() == [2, 3]
-    assert seen == [[2, 3]]
+    collator = WeightCollator(reads)
+    for _ in range(2):
+        assert collator(rows)["loss_weight"].tolist() == [2, 3]
     assert WeightCollator(halves)(rows)["loss_weight"].tolist() == [1, 1.5]
+    assert WeightCollator(other)(rows)["loss_weight"].tolist() == [2, 3]
+    assert seen == [[2, 3], [2, 3], [["labels"], ["labels"]]]
     assert rows[0] == {"labels": 0, "loss_weight": 2}
 
 

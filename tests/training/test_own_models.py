@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from functools import partial
-from types import SimpleNamespace
+from functools import partial, wraps
+from types import MethodType, SimpleNamespace
 
 import optuna
 import pytest
 import tiny
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     default_data_collator,
 )
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from hf_losses import LossTrainer, LossTrainingArguments, get_loss
+from hf_losses.models.forwards import is_transformers
+from hf_losses.models.heads import with_loss
 
 SEVERAL = "multi_label_classification"
 
@@ -519,13 +525,20 @@ class Subclass(BertForSequenceClassification):
         return super().forward(input_ids, attention_mask, labels=labels)
 
 
-@pytest.mark.parametrize("cls", [Required, Unconditional, Taken, Subclass])
+class InTraining(WithLoss):
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = super().forward(input_ids)[0]
+        return (self.own(logits, labels) if self.training else None), logits
+
+
+@pytest.mark.parametrize("cls", [Required, Unconditional, Taken, Subclass, InTraining])
 def test_it_learns_as_one_that_does_not_need_them(tmp_path, cls, caplog):
     data, trained = tiny.texts(16, tiny.one_class), []
     for kind in (cls, BertForSequenceClassification if cls is Subclass else WithLoss):
         model = tiny.bert(kind) if cls is Subclass else kind(F.cross_entropy)
         args = tiny.arguments(tmp_path, max_steps=3, loss="strict_l", remove_unused_columns=False)
         trainer = LossTrainer(model=model, args=args, train_dataset=data, eval_dataset=data)
+        trainer.evaluate()
         trainer.train()
         metrics = trainer.evaluate()
         trained.append((metrics["eval_loss"], metrics["eval_cross_entropy"], model.state_dict()))
@@ -598,6 +611,50 @@ def test_outputs_have_the_loss_where_a_model_has_it(tmp_path, model):
     for loss, first, named, shape in seen:
         assert loss is first is named
         assert shape == (8, tiny.CLASSES)
+
+
+class Named(dict):
+    """As libraries have them, with attributes for its entries."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+def test_outputs_stay_what_they_are():
+    logits, loss = torch.ones(2, 3), torch.tensor(1.0)
+    outputs = SequenceClassifierOutput(logits=logits)
+    outputs.pooled = "of the script"
+    found = with_loss(outputs, loss)
+    assert list(found) == ["loss", "logits"]
+    assert (found[0] is loss, found.pooled) == (True, "of the script")
+    assert outputs.loss is None
+    found = with_loss(Named(logits=logits, loss=None), loss)
+    assert (type(found), list(found)) == (Named, ["loss", "logits"])
+    assert found.loss is loss
+    outputs = BaseModelOutput(last_hidden_state=logits)  # It has no loss.
+    assert with_loss(outputs, loss) is outputs
+
+
+def test_a_router_counts_as_in_the_models_own_loss(tmp_path, caplog):
+    class Own(MixtralForCausalLM):
+        def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+            return super().forward(input_ids, attention_mask, labels=labels, **kwargs)
+
+    sizes = {"vocab_size": tiny.VOCABULARY, "hidden_size": 16, "intermediate_size": 16}
+    heads = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_local_experts": 2,
+    }
+    config = MixtralConfig(output_router_logits=True, **sizes, **heads)
+    args = tiny.arguments(
+        tmp_path, max_steps=1, loss="strict_l", gradient_accumulation_steps=2, use_cpu=True
+    )
+    data = tiny.texts(16, tiny.some_next_tokens)
+    LossTrainer(model=Own(config), args=args, train_dataset=data).train()
+    assert "another loss" not in caplog.text
+    assert "could not be found out" not in caplog.text
 
 
 def test_a_compute_loss_may_call_the_loss_as_trainer_does(tmp_path):
@@ -715,3 +772,25 @@ def test_whole_yes_no_labels_of_a_bert(tmp_path):
     assert tiny.difference(wanted, found) < 1e-6
     with pytest.raises(ValueError, match="several yes/no labels set problem_type"):
         tiny.gradients(tmp_path, tiny.bert(), whole, loss="strict_l")
+
+
+# ---- Whose forward it is ------------------------------------------------------------------------
+
+
+def test_what_libraries_put_around_a_forward_is_not_the_users():
+    model = tiny.bert()
+    assert is_transformers(model)
+    add_hook_to_module(model, ModelHook())  # As for a model on several devices.
+    assert is_transformers(model)
+    model._original_forward = model.forward  # As Accelerate for mixed precision.
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    assert is_transformers(model)
+    del model._original_forward
+    assert not is_transformers(Own(2))
+
+    def forward(self, *args, **kwargs):
+        return type(self).forward(self, *args, **kwargs)
+
+    for patched in (MethodType(forward, model), MethodType(wraps(model.forward)(forward), model)):
+        model.forward = patched
+        assert not is_transformers(model)

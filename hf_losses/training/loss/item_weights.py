@@ -6,7 +6,8 @@ into the batch in the shape of the labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +32,7 @@ class WeightCollator:
 
     def __init__(self, collator: Callable[[Sequence[Any]], Any]) -> None:
         self.collator = collator
+        self._reads_weights = False
 
     def __call__(self, rows: Sequence[Any]) -> Any:
         """Collates rows.
@@ -56,10 +58,8 @@ class WeightCollator:
             )
         weights = [item_weight_tensor(row[LOSS_WEIGHT]).float() for row in rows]
         others = [_without_weight(row) for row in rows]
-        batch = None if self._is_librarys() else self._of_whole_rows(rows)
-        batch = self.collator(others) if batch is None else batch
-        made = batch.get(LOSS_WEIGHT)
-        labels = batch.get("labels")
+        batch = self._collated(rows, others)
+        made, labels = batch.get(LOSS_WEIGHT), batch.get("labels")
         shapes = [(len(rows),), *([labels.shape] if torch.is_tensor(labels) else [])]
         if torch.is_tensor(made) and made.shape in shapes:
             batch[LOSS_WEIGHT] = made.float()
@@ -67,17 +67,16 @@ class WeightCollator:
             batch[LOSS_WEIGHT] = self._padded(weights, others, batch)
         return batch
 
-    def _is_librarys(self) -> bool:
-        named = self.collator if hasattr(self.collator, "__name__") else type(self.collator)
-        return named.__module__.startswith(("transformers.", "trl."))
-
-    def _of_whole_rows(self, rows: Sequence[Any]) -> Any:
-        """The batch of a user's collator, which may read the weights; None if it does not."""
-        try:
-            batch = self.collator([dict(row) for row in rows])
-        except Exception:  # It does not know the column.
-            return None
-        return batch if isinstance(batch, MutableMapping) else None
+    def _collated(self, rows: Sequence[Any], others: list[dict[str, Any]]) -> Any:
+        """The batch; a user's collator that reads the weights itself is given them."""
+        if not self._reads_weights:
+            try:
+                return self.collator(others)
+            except KeyError as error:
+                if error.args != (LOSS_WEIGHT,):
+                    raise
+                self._reads_weights = True
+        return self.collator([dict(row) for row in rows])
 
     def _padded(self, weights: list[Tensor], rows: list[dict[str, Any]], batch: Any) -> Tensor:
         dims = {weight.dim() for weight in weights}
@@ -158,7 +157,10 @@ def _length(row: Mapping[str, Any]) -> int:
 def check_weights_arrive(trainer: Any) -> None:
     """Raises a ValueError if the training data have weights, which a batch without has lost."""
     names = getattr(trainer.train_dataset, "column_names", None)
-    if isinstance(names, list) and LOSS_WEIGHT in names and _has_weights(trainer.train_dataset):
+    if not isinstance(names, list) or LOSS_WEIGHT not in names:
+        return
+    # As a script's data may have a column of None.
+    if any(weight is not None for weight in _stored_weights(trainer.train_dataset)):
         raise UsageError(
             f"train_dataset has the column {LOSS_WEIGHT!r}, and a batch has none: build the data "
             "loader by Trainer's get_train_dataloader, let transforms of the data keep the column, "
@@ -166,9 +168,10 @@ def check_weights_arrive(trainer: Any) -> None:
         )
 
 
-def _has_weights(dataset: Any) -> bool:
-    """Whether a row has a weight; as a script's data may have a column of None."""
-    return any(weight is not None for weight in dataset[LOSS_WEIGHT])
+@functools.lru_cache(1)
+def _stored_weights(dataset: Any) -> Any:
+    """The column of weights, as it is stored."""
+    return dataset.with_format(None)[LOSS_WEIGHT][:]
 
 
 def check_weights_kept(dataset: Any, prepared: Any) -> None:

@@ -21,6 +21,7 @@ from hf_losses.models.forwards import has_own_loss, is_transformers
 from hf_losses.models.heads import without_loss
 from hf_losses.training.loss.items import Items, fit, item_mask, sum_over_items
 from hf_losses.training.loss.targets import SEVERAL_LABELS
+from hf_losses.training.model_state import state_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,17 +74,23 @@ class ReplacedLoss:
         def run(**given: Any) -> Any:
             # Some forwards change their labels. The same numbers are drawn in each run.
             copies = {key: _copy(value, key in own_labels) for key, value in given.items()}
-            with _same_randomness(trainer.args.device):
+            restore = state_of(model, trainer.args.device)
+            try:
                 return model(**copies)
+            finally:
+                restore()
 
         def compare(own: Tensor, outputs: Any) -> _Compared:
             logits = wrapped.targets.logits(outputs, labels, shifted=shifted)
             pairs = zip(logits, labels, strict=True)
             batches = [fit(*pair, trainer._active.problem) for pair in pairs]
             added = trainer._auxiliary(outputs)
+            if trainer.model.training:  # The model's own is that of a step of one batch.
+                added = added * trainer.current_gradient_accumulation_steps
             losses = [float(value + added) for value in _losses_of(trainer._active, batches)]
             return _Compared(float(own), losses, _tolerance(own, *logits), batches)
 
+        only_training = False
         try:
             with torch.no_grad():
                 with _evaluating(model):
@@ -95,10 +102,10 @@ class ReplacedLoss:
                     one_output = _compare_if_possible(compare, own, outputs)
                 if compared.agree() and one_output and one_output.agree():
                     # What a forward adds only while it is trained: of the very logits of that loss.
-                    with _keeping_buffers(model):
-                        outputs = run(**inputs | own_labels)
+                    outputs = run(**inputs | own_labels)
                     own = next(losses_among(outputs), own)
-                    compared = _compare_if_possible(compare, own, outputs) or compared
+                    trained = _compare_if_possible(compare, own, outputs) or compared
+                    compared, only_training = trained, not trained.agree()
         except Exception as error:
             if trainer.is_world_process_zero():
                 logger.warning(
@@ -111,7 +118,7 @@ class ReplacedLoss:
         if compared.agree():
             return None
         self._next = None
-        return _sentence(trainer, compared)
+        return _sentence(trainer, compared, only_training=only_training)
 
     def _is_due(self, trainer: Any, own_labels: dict[str, Any]) -> bool:
         core, step = trainer._wrapped.core, trainer.state.global_step
@@ -165,12 +172,17 @@ def _tolerance(*tensors: Tensor) -> float:
     return ROUNDED if halved else EXACT
 
 
-def _sentence(trainer: Any, compared: _Compared) -> str:
+def _sentence(trainer: Any, compared: _Compared, *, only_training: bool) -> str:
     core, baseline = trainer._wrapped.core, trainer._active.baseline_name
     text = (
         f"{type(core).__name__}.forward computes another loss than {baseline} of its logits and "
         f"labels ({compared.own:.5g}, not {compared.losses[0]:.5g} on one batch)"
     )
+    if only_training:
+        return (
+            f"{text}, though not in an evaluation: what it does only while it is trained (R-Drop, "
+            "several dropouts of one batch, further terms) has no part in this training"
+        )
     logits, labels, _ = compared.batches[0]
     if logits.shape == labels.shape:
         binary = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
@@ -218,32 +230,12 @@ def losses_among(outputs: Any) -> Iterator[Tensor]:
     if isinstance(outputs, Mapping):
         values = (outputs.get("loss"),)
     for value in values:
-        if torch.is_tensor(value) and value.numel() == 1 and value.is_floating_point():
+        if torch.is_tensor(value) and value.dim() == 0 and value.is_floating_point():
             yield value
 
 
 def _copy(value: Any, changed: bool) -> Any:
     return value.clone() if changed and torch.is_tensor(value) else value
-
-
-@contextmanager
-def _same_randomness(device: torch.device) -> Iterator[None]:
-    """Leaves the generators of random numbers as they were."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type):
-        yield
-
-
-@contextmanager
-def _keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Leaves running statistics as they were."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
 
 
 @contextmanager

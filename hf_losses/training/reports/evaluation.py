@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -334,7 +334,8 @@ class EvaluationMixin(_Base):  # type: ignore[misc]
         self._batch_has_loss, self._own_losses = False, []
         inputs = copy.copy(inputs)  # Of its own class: scripts use a BatchEncoding's methods.
         # The model, which may generate from the batch or have no labels, must not see the weights.
-        self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT, None)
+        if isinstance(inputs, MutableMapping) and LOSS_WEIGHT in inputs:
+            self._weight_of_evaluation = inputs.pop(LOSS_WEIGHT)
         self._predicting = True
         try:
             # A script's override may take the labels out of its batch.
