@@ -309,7 +309,7 @@ def auxiliary_weight(model: Any) -> float:
     Raises:
         ValueError: If neither the model nor its config names the factor.
     """
-    model = with_known_loss(model)
+    own, model = not is_transformers(model), with_known_loss(model)
     config = getattr(model, "config", None)
     text_config = getattr(config, "get_text_config", lambda: config)()
     for holder, name in (
@@ -320,6 +320,8 @@ def auxiliary_weight(model: Any) -> float:
         weight: float | None = getattr(holder, name, None)
         if weight is not None:
             return weight
+    if own:
+        return 0.0  # A user's own, by any name: their loss is compared.
     raise UsageError(
         f"{type(model).__name__} returns an aux_loss but names no router_aux_loss_coef to weigh it "
         "by: set config.output_router_logits=False"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +21,7 @@ from hf_losses.models.builtin import (
     with_known_loss,
 )
 from hf_losses.models.forwards import is_transformers
+from hf_losses.models.outputs import logits_of
 
 REGRESSION = "regression"
 
@@ -163,6 +162,7 @@ class Targets:
         # What a user's module is built around has said whether the labels are the next tokens.
         within = with_known_loss(model)
         self.within = None if within is model else within
+        self.segments = loss_type(within) == SEGMENTATION
         # A decoder within is only given its input by the labels.
         self.decodes = self.within is not None and is_encoder_decoder(self.within)
         # Whether transformers knows the model, or what it is built around.
@@ -194,11 +194,11 @@ class Targets:
         if not self._checked:
             self._check_copied(inputs.get("input_ids"), labels)
             self._checked = True
-        if self.kind == SEGMENTATION:
-            config = self.model.config
-            # UperNet has another name for this field.
+        if self.segments:
+            config = (self.within or self.model).config
+            # UperNet has another name for this field, and a user's own class may have none.
             name = "loss_ignore_index" if hasattr(config, "loss_ignore_index") else IGNORED_PIXELS
-            ignored = getattr(config, name)
+            ignored = getattr(config, name, IGNORE_INDEX)
             return [labels.long().masked_fill(labels == ignored, IGNORE_INDEX)]
         return [shift_left(labels) if self._shifts(labels) else labels]
 
@@ -275,16 +275,33 @@ class Targets:
                     f"{logits.shape[-1]} classes: build it around the model without that head "
                     "(AutoModel)"
                 )
-        if self.kind == SEGMENTATION:
+        if self.segments:
             size = labels[0].shape[-2:]
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
             return [logits.movedim(1, -1)]
+        if self.kind is None and _classes_are_second(logits, labels[0]):
+            return [logits.movedim(1, -1)]
+        added = logits.shape[1] - labels[0].shape[1] if labels[0].dim() == 2 < logits.dim() else 0
+        if self.within is not None and self.shifts and added > 0 and not self.virtual_tokens:
+            raise UsageError(
+                f"{type(self.model).__name__} puts {added} positions before the tokens: let its "
+                f"forward return logits[:, {added - 1}:-1], and {GIVE_SHIFTED} (labels as they are)"
+            )
         if self.virtual_tokens and logits.dim() == 3 and labels[0].dim() == 2:
             length = labels[0].shape[1]
             if self.shifts and not shifted:
                 logits = logits[:, -length - 1 : -1]
             logits = logits[:, -length:]
         return [logits]
+
+
+def _classes_are_second(logits: Tensor, labels: Tensor) -> bool:
+    """Whether logits `[B, C, …]` stand for labels `[B, …]`, as PyTorch's own losses take them."""
+    return (
+        labels.dim() > 1
+        and logits.shape[:-1] != labels.shape
+        and (*logits.shape[:1], *logits.shape[2:]) == labels.shape
+    )
 
 
 def _within(positions: Tensor, length: int) -> Tensor:
@@ -297,92 +314,3 @@ def _within(positions: Tensor, length: int) -> Tensor:
 def shift_left(labels: Tensor, fill: float = IGNORE_INDEX) -> Tensor:
     """Labels of the next token; shifting the logits instead would copy them."""
     return F.pad(labels, (0, 1), value=fill)[..., 1:].contiguous()
-
-
-def without_loss(outputs: Any, *, copies: int = 1) -> Any:
-    """The outputs of a model as a `ModelOutput`, a dict, or a tuple that begins with the logits.
-
-    Args:
-        outputs: What the model returned.
-        copies: Of a model that was given labels, the number of its copies of which DataParallel has
-            gathered the losses.
-    """
-    if torch.is_tensor(outputs):
-        return (outputs,)  # Some users' modules return nothing but the logits.
-
-    if copies > 1 and isinstance(outputs, Mapping | tuple):
-        outputs = _without_gathered(outputs, copies)
-    if not isinstance(outputs, tuple):
-        return outputs
-    # Without labels some models return (None, logits), with labels (loss, logits).
-    tensors = (out for out in outputs if not torch.is_tensor(out) or out.dim())
-    return tuple(out for out in tensors if out is not None)
-
-
-def with_loss(outputs: Any, loss: Tensor) -> Any:
-    """The outputs with a loss where a model puts its own: first of a tuple, or as `loss`.
-
-    Args:
-        outputs: A `ModelOutput`, a dict, or a tuple without a loss.
-        loss: The loss.
-    """
-    if isinstance(outputs, tuple):
-        return (loss, *outputs)
-    if not isinstance(outputs, Mapping):
-        return outputs
-    others = {name: out for name, out in outputs.items() if name != "loss"}
-    if not dataclasses.is_dataclass(outputs):
-        new: Any = copy.copy(outputs)  # Of its own class.
-        new.clear()
-        new.update({"loss": loss, **others})
-        return new
-    names = {field.name for field in dataclasses.fields(outputs)}
-    if "loss" not in names:
-        return outputs
-    # A new one, in which the loss comes first.
-    new = type(outputs)(loss=loss, **{n: out for n, out in others.items() if n in names})
-    for name in others.keys() - names:
-        new[name] = others[name]
-    for name in vars(outputs).keys() - vars(new).keys():
-        setattr(new, name, getattr(outputs, name))  # A script's own.
-    return new
-
-
-def _without_gathered(outputs: Any, copies: int) -> Any:
-    """Outputs without the vector that holds the loss of each copy."""
-    named = isinstance(outputs, Mapping)
-    entries = list(outputs.items() if named else enumerate(outputs))
-    vectors = [name for name, out in entries if torch.is_tensor(out) and out.shape == (copies,)]
-    loss = "loss" if "loss" in vectors else next(iter(vectors), None)
-    kept = {name: out for name, out in entries if name != loss}
-    return kept if named else tuple(kept.values())
-
-
-def logits_of(outputs: Any, *, known: bool = True) -> Tensor:
-    """The logits of a model's outputs.
-
-    Args:
-        outputs: A `ModelOutput`, or a dict or tuple without a loss.
-        known: Whether transformers knows the model. Of any other model's outputs, the first tensor
-            that is not a scalar is taken.
-
-    Raises:
-        ValueError: If there are no logits.
-    """
-    if isinstance(outputs, Mapping) and (known or outputs.get("logits") is not None):
-        logits = outputs.get("logits")
-    else:
-        values = outputs.values() if isinstance(outputs, Mapping) else outputs or ()
-        logits = next((value for value in values if torch.is_tensor(value) and value.dim()), None)
-    if logits is None and known:
-        raise UsageError(
-            "the model returned no logits, so no loss can be computed from them "
-            "(is a fused head such as Liger's switched on?)"
-        )
-    if logits is None:
-        names = list(outputs) if isinstance(outputs, Mapping) else outputs
-        raise UsageError(
-            f"the model returned no logits, but {names}: without labels, forward must return a "
-            "tensor, a tuple with one, or a dict with 'logits'"
-        )
-    return logits  # type: ignore[no-any-return]

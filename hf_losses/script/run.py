@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_losses.script.swap import Swap
 
 TRAINER = "transformers.trainer"
+OTHER_TRAINERS = ("lightning", "pytorch_lightning")
 
 
 def prepare(
@@ -95,20 +96,25 @@ def prepare(
 
 def _tell_of_programs() -> None:
     """Tells, before it begins, of a process in which the script may train with another loss."""
-    told = set()
+    told = set[str]()
+
+    def say(subject: str, text: str) -> None:
+        if subject not in told:
+            told.add(subject)
+            print(f"hf-losses run: {text}", file=sys.stderr, flush=True)
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("subprocess.Popen", "os.exec", "os.posix_spawn"):
-            program = starts_training(arguments[1])
-            if program and program not in told:
-                told.add(program)
-                print(
-                    f"hf-losses run: {program} is started as a process of its own: a Trainer in "
-                    "it has its own loss. For this one, let hf-losses run start what trains "
-                    "(hf-losses run … SCRIPT, or accelerate launch -m hf_losses run … SCRIPT)",
-                    file=sys.stderr,
-                    flush=True,
+            if program := starts_training(arguments[1]):
+                say(
+                    program,
+                    f"{program} is started as a process of its own: a Trainer in it has its own "
+                    "loss. For this one, let hf-losses run start what trains (hf-losses run … "
+                    "SCRIPT, or accelerate launch -m hf_losses run … SCRIPT)",
                 )
+        elif event == "import" and arguments[0] in OTHER_TRAINERS:
+            name = arguments[0]
+            say(name, f"{name} is imported, whose Trainer is another, with a loss of its own")
 
     sys.addaudithook(look)
 

@@ -18,12 +18,8 @@ from hf_losses.messages import UsageError
 from hf_losses.models.adapters import adapter_term
 from hf_losses.models.builtin import auxiliary_weight, check_batch
 from hf_losses.models.decoder_inputs import decoder_inputs
-from hf_losses.models.heads import (
-    LOSS_WEIGHT,
-    logits_of,
-    settle_problem_type,
-    with_loss,
-)
+from hf_losses.models.heads import LOSS_WEIGHT, settle_problem_type
+from hf_losses.models.outputs import logits_of, with_loss
 from hf_losses.training.base_trainers import SFTLog, check_base, check_order
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss
@@ -381,7 +377,7 @@ class LossMixin(EvaluationMixin, StepReportsMixin, PublishingMixin):
             return 0.0  # Called by the head: `_fused_loss` adds it after the model has run.
         added = adapter_term(self._wrapped.adapted, *self._adapter_inputs)
         balance = outputs.get("aux_loss") if hasattr(outputs, "get") else None
-        if balance is not None:
+        if torch.is_tensor(balance):
             weight = self._sft.balance_weight()
             # DataParallel gives that of each GPU.
             added = added + balance.mean() * (

@@ -887,16 +887,19 @@ def square(x):
 if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         print(pool.map(square, [2, 3]))
+    import lightning
     for _ in range(2):
         subprocess.run([sys.executable, "train.py"])
     sys.exit(4)
 """
     (folder / "pool.py").write_text(program)
     (folder / "train.py").write_text("")
+    (folder / "lightning.py").write_text("")
     plain, ours = both(["pool.py"], cwd=folder)
     assert ours.stdout == plain.stdout == "[4, 9]\n"
     assert ours.returncode == plain.returncode == 4
     # It may train, with a loss of its own.
+    assert ours.stderr.count("hf-losses run: lightning is imported, whose Trainer is another") == 1
     assert ours.stderr.count("hf-losses run: train.py is started as a process of its own") == 1
 
 

@@ -18,14 +18,21 @@ from transformers import (
     BertForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
+    ViTConfig,
+    ViTPreTrainedModel,
     default_data_collator,
 )
-from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    SemanticSegmenterOutput,
+    SequenceClassifierOutput,
+)
 
 from hf_losses import LossTrainer, LossTrainingArguments, get_loss
 from hf_losses.models.forwards import is_transformers
-from hf_losses.models.heads import with_loss
+from hf_losses.models.outputs import with_loss
 
 SEVERAL = "multi_label_classification"
 
@@ -794,3 +801,143 @@ def test_what_libraries_put_around_a_forward_is_not_the_users():
     for patched in (MethodType(forward, model), MethodType(wraps(model.forward)(forward), model)):
         model.forward = patched
         assert not is_transformers(model)
+
+
+# ---- Pixels, soft labels, other names -----------------------------------------------------------
+
+
+class Pixels(nn.Module):
+    """Classes of pixels as PyTorch's own losses take them, `[B, C, H, W]`."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(1, 3, 1)
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.layer(pixel_values)
+        loss = None if labels is None else F.cross_entropy(logits, labels, ignore_index=-100)
+        return {"loss": loss, "logits": logits}
+
+
+class OfPatchesForSemanticSegmentation(ViTPreTrainedModel):
+    """As people write them for backbones whose configs have no value for ignored pixels."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layer = nn.Conv2d(1, 3, 1)
+        self.post_init()
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.layer(pixel_values)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SemanticSegmenterOutput(loss=loss, logits=logits)
+
+
+@pytest.mark.parametrize(
+    "build", [Pixels, lambda: OfPatchesForSemanticSegmentation(ViTConfig(num_labels=3))]
+)
+def test_pixels_of_a_model_of_ones_own(tmp_path, caplog, build):
+    torch.manual_seed(1)
+    rows = [(torch.randn(1, 4, 5), torch.randint(3, (4, 5))) for _ in range(8)]
+    data = [{"pixel_values": pixels, "labels": labels} for pixels, labels in rows]
+    data[0]["labels"][0, 0] = -100
+    model = build()
+    args = tiny.arguments(tmp_path, max_steps=1, loss="strict_l")
+    trainer = LossTrainer(model=model, args=args, train_dataset=data, eval_dataset=data)
+    found = trainer.evaluate()
+    batch = default_data_collator(data)
+    with torch.no_grad():
+        logits = model(batch["pixel_values"])["logits"].movedim(1, -1)
+    expected = get_loss("strict_l")(logits, batch["labels"])
+    assert found["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    trainer.train()
+    assert "forward" not in caplog.text
+
+
+def test_labels_that_a_forward_takes_for_probabilities_are_told(tmp_path, caplog):
+    class Mixed(BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            outputs = super().forward(input_ids, attention_mask)
+            if labels is not None:
+                outputs.loss = F.cross_entropy(outputs.logits, labels)
+            return outputs
+
+    data = tiny.texts(8, tiny.mixture_of_two_classes)
+    args = tiny.arguments(tmp_path, max_steps=1, loss="strict_l")
+    LossTrainer(model=tiny.bert(Mixed), args=args, train_dataset=data).train()
+    assert "set config.problem_type='single_label_classification'" in caplog.text
+    caplog.clear()
+    model = tiny.bert(Mixed, problem_type="single_label_classification")
+    LossTrainer(model=model, args=args, train_dataset=data).train()
+    assert "another loss" not in caplog.text
+
+
+def test_one_yes_no_label_needs_its_problem_type(tmp_path):
+    model = tiny.bert(num_labels=1)
+    args = tiny.arguments(tmp_path, loss="strict_l", loss_kwargs={"problem_type": SEVERAL})
+    with pytest.raises(ValueError, match=f"one yes/no label set config.problem_type='{SEVERAL}'"):
+        LossTrainer(model=model, args=args, train_dataset=tiny.texts(8))
+    model.config.problem_type = SEVERAL
+    data = tiny.texts(8, lambda generator, ids: float(ids[0] % 2))
+    LossTrainer(model=model, args=args, train_dataset=data).train()
+
+
+def test_positions_before_the_tokens_are_told(tmp_path):
+    class Seeing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = tiny.causal_lm()
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            words = self.words.get_input_embeddings()(input_ids)
+            return self.words(inputs_embeds=torch.cat([words[:, :1], words], 1))
+
+    data = tiny.texts(8, tiny.some_next_tokens)
+    args = tiny.arguments(tmp_path, loss="strict_l")
+    message = r"puts 1 positions before the tokens: let its forward return logits\[:, 0:-1\]"
+    with pytest.raises(ValueError, match=message):
+        LossTrainer(model=Seeing(), args=args, train_dataset=data).train()
+
+
+def test_classes_that_a_config_counts_by_another_name_are_weighed(tmp_path):
+    class OwnConfig(PreTrainedConfig):
+        model_type = "own"
+
+    class OwnForImageClassification(PreTrainedModel):
+        config_class = OwnConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.layer = nn.Linear(tiny.LENGTH, config.num_classes)
+            self.post_init()
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            logits = self.layer(input_ids / tiny.VOCABULARY)
+            return {"logits": logits}
+
+    config = OwnConfig()
+    config.num_classes = tiny.CLASSES
+    weight = [1.0, 2.0, 3.0]
+    args = tiny.arguments(tmp_path, max_steps=1, loss="strict_l", loss_kwargs={"weight": weight})
+    model = OwnForImageClassification(config)
+    LossTrainer(model=model, args=args, train_dataset=tiny.texts(8, tiny.one_class)).train()
+    args.loss_kwargs = {"weight": [1.0, 2.0]}
+    with pytest.raises(ValueError, match=r"weight has 2 entries, .* has 3 classes"):
+        LossTrainer(model=model, args=args, train_dataset=tiny.texts(8, tiny.one_class))
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_what_a_users_own_calls_aux_loss_is_compared(tmp_path, caplog, added):
+    class Logging(Own):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            logits = super().forward(input_ids)["logits"]
+            outputs = {"logits": logits, "aux_loss": logits.square().mean()}
+            if labels is not None:
+                outputs["loss"] = F.cross_entropy(logits, labels) + added * outputs["aux_loss"]
+            return outputs
+
+    args = tiny.arguments(tmp_path, max_steps=1, loss="strict_l")
+    data = tiny.texts(8, tiny.one_class)
+    LossTrainer(model=Logging(tiny.CLASSES), args=args, train_dataset=data).train()
+    assert ("another loss than cross_entropy" in caplog.text) == added

@@ -19,6 +19,8 @@ from hf_losses.models.heads import REGRESSION, is_classifier, problem_type
 from hf_losses.training.loss.class_weights import ClassWeights, check_keyword, check_weight
 from hf_losses.training.loss.items import SumFunction, problem_of, sum_over_items
 
+ONE_YES_NO = f"; for one yes/no label set config.problem_type={MULTI_LABEL!r}"
+
 
 def builtin_loss(model: Any) -> str:
     """Name of the loss that is built into a model, which is given without wrappers."""
@@ -131,6 +133,7 @@ def check_fit(loss: Any, model: Any) -> None:
         raise UsageError(
             f"loss {name!r} is for {loss.spec.task} and does not fit the model's head "
             f"({head}); choose one of: {', '.join(list_losses(task=_task(problem)))}"
+            + (ONE_YES_NO if is_classifier(model) and model.config.problem_type is None else "")
         )
     if problem is None and is_classifier(model) and loss.spec.task == REGRESSION:
         raise UsageError(

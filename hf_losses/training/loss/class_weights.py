@@ -18,6 +18,7 @@ from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss
 from hf_losses.losses.registry import IGNORE_INDEX, parse_loss_kwargs
 from hf_losses.messages import UsageError, nearest
 from hf_losses.models.builtin import loss_type
+from hf_losses.models.forwards import is_transformers
 from hf_losses.models.heads import CLASSIFIERS, LABELLERS, QUESTION_ANSWERING, is_classifier
 
 # transformers and datasets are imported where they are used: `hf-losses run` checks its arguments
@@ -167,7 +168,9 @@ def number_of_classes(model: Any) -> int | None:
     if _is_language_model(model):
         # The shape of its weight would not do, which ZeRO-3 shards.
         return getattr(model.get_output_embeddings(), "out_features", None)
-    return int(model.config.num_labels)
+    # Of the user's own models some count them by another name.
+    named = None if is_transformers(model) else getattr(model.config, "num_classes", None)
+    return int(model.config.num_labels if named is None else named)
 
 
 def _is_language_model(model: Any) -> bool:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_losses.losses.base import RegressionLoss
-from hf_losses.losses.modules import MULTI_LABEL, ClassificationLoss
+from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLoss
 from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.models.builtin import shifts_labels
 from hf_losses.models.forwards import has_own_loss, is_transformers
-from hf_losses.models.heads import without_loss
+from hf_losses.models.outputs import without_loss
 from hf_losses.training.loss.items import Items, fit, item_mask, sum_over_items
 from hf_losses.training.loss.targets import SEVERAL_LABELS
 from hf_losses.training.model_state import state_of
@@ -185,6 +185,13 @@ def _sentence(trainer: Any, compared: _Compared, *, only_training: bool) -> str:
         )
     logits, labels, _ = compared.batches[0]
     if logits.shape == labels.shape:
+        if labels.is_floating_point() and trainer._active.problem == MULTI_LABEL:
+            shares = F.cross_entropy(logits.float(), labels.float())
+            if compared.is_own(float(shares)):
+                return (
+                    f"{text}, but of labels that are probabilities of the classes: set "
+                    f"config.problem_type={SINGLE_LABEL!r}"
+                )
         binary = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
         if compared.is_own(float(binary)):
             return f"{text}, but of yes/no labels: {SEVERAL_LABELS}"
