@@ -12,8 +12,8 @@ from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, get_loss
 from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
 from hf_losses.models.builtin import outputs_shift
+from hf_losses.models.forwards import logits_of
 from hf_losses.models.heads import REGRESSION, shift_left
-from hf_losses.models.outputs import logits_of
 from hf_losses.training.loss.items import fit, item_count, problem_of, sum_over_items
 from hf_losses.training.loss.targets import check_targets
 

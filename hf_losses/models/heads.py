@@ -20,8 +20,7 @@ from hf_losses.models.builtin import (
     loss_type,
     with_known_loss,
 )
-from hf_losses.models.forwards import is_transformers
-from hf_losses.models.outputs import logits_of
+from hf_losses.models.forwards import is_transformers, logits_of
 
 REGRESSION = "regression"
 

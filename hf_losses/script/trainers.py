@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers.utils.generic import find_labels
 
 from hf_losses.models.builtin import loss_type
+from hf_losses.models.forwards import with_loss
 from hf_losses.models.heads import LABELLERS, LOSS_WEIGHT, QUESTION_ANSWERING, SEGMENTATION
-from hf_losses.models.outputs import with_loss
 from hf_losses.training.base_trainers import code_of
 from hf_losses.training.loss.items import item_mask
 from hf_losses.training.loss.replaced import losses_among

@@ -16,8 +16,8 @@ from transformers import Trainer
 
 from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.messages import UsageError
+from hf_losses.models.forwards import logits_of
 from hf_losses.models.heads import shift_left
-from hf_losses.models.outputs import logits_of
 
 SFT = "trl.trainer.sft_trainer.SFTTrainer"
 # Trainers whose compute_loss is the stock loss and metrics while this argument has this value.

@@ -18,8 +18,8 @@ from hf_losses.messages import UsageError
 from hf_losses.models.adapters import adapter_term
 from hf_losses.models.builtin import auxiliary_weight, check_batch
 from hf_losses.models.decoder_inputs import decoder_inputs
+from hf_losses.models.forwards import logits_of, with_loss
 from hf_losses.models.heads import LOSS_WEIGHT, settle_problem_type
-from hf_losses.models.outputs import logits_of, with_loss
 from hf_losses.training.base_trainers import SFTLog, check_base, check_order
 from hf_losses.training.checks import check_trainer
 from hf_losses.training.loss.choose import ActiveLoss

@@ -12,9 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 from transformers.trainer_utils import unwrap_peft_model
 
 from hf_losses.models.builtin import loss_type, shifts_labels
-from hf_losses.models.forwards import is_transformers
+from hf_losses.models.forwards import is_transformers, without_loss
 from hf_losses.models.heads import Targets
-from hf_losses.models.outputs import without_loss
 from hf_losses.training.model_state import state_of
 
 # What a forward raises that computes a loss of labels which are None.

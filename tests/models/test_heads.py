@@ -14,7 +14,7 @@ from reference.oracle_beside import loss_and_gradient
 from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from hf_losses import LossTrainer, list_losses
-from hf_losses.models.outputs import logits_of, without_loss
+from hf_losses.models.forwards import logits_of, without_loss
 
 ROWS, BATCH, ACCUMULATED = 12, 4, 2
 

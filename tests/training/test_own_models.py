@@ -31,8 +31,7 @@ from transformers.modeling_outputs import (
 )
 
 from hf_losses import LossTrainer, LossTrainingArguments, get_loss
-from hf_losses.models.forwards import is_transformers
-from hf_losses.models.outputs import with_loss
+from hf_losses.models.forwards import is_transformers, with_loss
 
 SEVERAL = "multi_label_classification"
 

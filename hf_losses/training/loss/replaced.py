@@ -17,8 +17,7 @@ from hf_losses.losses.base import RegressionLoss
 from hf_losses.losses.modules import MULTI_LABEL, SINGLE_LABEL, ClassificationLoss
 from hf_losses.losses.registry import IGNORE_INDEX
 from hf_losses.models.builtin import shifts_labels
-from hf_losses.models.forwards import has_own_loss, is_transformers
-from hf_losses.models.outputs import without_loss
+from hf_losses.models.forwards import has_own_loss, is_transformers, without_loss
 from hf_losses.training.loss.items import Items, fit, item_mask, sum_over_items
 from hf_losses.training.loss.targets import SEVERAL_LABELS
 from hf_losses.training.model_state import state_of
