@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from hf_losses.models.forwards import with_loss
 from hf_losses.models.heads import LABELLERS, LOSS_WEIGHT, QUESTION_ANSWERING, SEGMENTATION
 from hf_losses.training.base_trainers import code_of
 from hf_losses.training.loss.items import item_mask
-from hf_losses.training.loss.replaced import losses_among
+from hf_losses.training.loss.replaced import LEFT_OUT, losses_among
 from hf_losses.training.trainer import LossMixin
 
 # Whose own loss is divided by the items of the whole step, if Trainer counts them.
@@ -33,6 +33,8 @@ class SwappedLoss(LossMixin):
     # A script has attributes of its own.
     hf_losses_swap: Any  # The `Swap`.
     hf_losses_overriding: list[type]  # The script's classes that define a compute_loss.
+    _hf_losses_steps: Sequence[int] = ()  # Of each call within one of the script's compute_loss.
+    _hf_losses_batch: Any = None  # During a training_step: the micro-batch as it was counted.
 
     def _check_base(self) -> None:
         """Does nothing: `Swap.trainer_class` has checked the class, and `training_step` will."""
@@ -71,7 +73,8 @@ class SwappedLoss(LossMixin):
         )
 
     def _say_what_is_lost(self, text: str) -> None:
-        self.hf_losses_swap.refuse(f"{text}; hf_losses.LossTrainer does without, and warns")
+        way_out = f"{LEFT_OUT} (hf_losses.LossTrainer leaves it out, and warns)"
+        self.hf_losses_swap.refuse(text.replace(LEFT_OUT, way_out))
 
     def _check_training_step(self) -> None:
         """Refuses a `training_step` that divides the loss, as old ones of transformers did."""
@@ -129,7 +132,7 @@ class SwappedLoss(LossMixin):
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Ends the program if the step was made with another loss, wholly or in part."""
         self._used = self._used_own = False
-        self._hf_losses_batch = inputs
+        self._hf_losses_batch, self._hf_losses_steps = inputs, ()
         if self.compute_loss_func != self._loss_of_outputs:
             self._refuse_function(self.compute_loss_func)
         with self._watching_own_loss(), self._refusing():
@@ -147,6 +150,7 @@ class SwappedLoss(LossMixin):
                 "training_step and compute_loss take that from self.compute_loss(model, inputs) "
                 "and super().compute_loss"
             )
+        self._hf_losses_batch = None
         self.hf_losses_swap.trained = True
         return loss
 
@@ -202,7 +206,7 @@ class ScriptsLoss(SwappedLoss):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The script's loss, divided as this library's are."""
-        self._hf_losses_steps: list[int] = []
+        self._hf_losses_steps = []
         result = super(LossMixin, self).compute_loss(*args, **kwargs)
         return _scaled(result, 1 / min(self._hf_losses_steps, default=1))
 
@@ -214,10 +218,6 @@ class LossBelow:
     as much as there.
     """
 
-    # Scripts have attributes of their own.
-    _hf_losses_steps: list[int]  # Of each call in one of the script's.
-    _hf_losses_batch: Any  # The micro-batch whose items were counted.
-
     def compute_loss(
         self: Any,
         model: Any,
@@ -228,14 +228,14 @@ class LossBelow:
         """What the stock Trainer would return if its model had this loss."""
         counted = num_items_in_batch is not None
         steps = _steps(self, counted=counted)
-        self._hf_losses_steps.append(steps)
+        self._hf_losses_steps = [*self._hf_losses_steps, steps]
         result = LossMixin.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-        result = _scaled(result, steps * _share(self, inputs, counted=counted))
-        if return_outputs:  # Which hold the loss too.
-            loss, outputs = result
+        scaled = _scaled(result, steps * _share(self, inputs, counted=counted))
+        if return_outputs and scaled is not result:  # The outputs hold the loss too.
+            loss, outputs = scaled
             others = outputs[1:] if isinstance(outputs, tuple) else outputs
-            result = loss, with_loss(others, loss)
-        return result
+            scaled = loss, with_loss(others, loss)
+        return scaled
 
 
 def _divides_by_count(trainer: Any, *, counted: bool) -> bool:

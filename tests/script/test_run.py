@@ -215,6 +215,18 @@ class MyTrainer(Trainer):
         loss = sum(loss for loss, _ in results)
         return (loss, results[0][1]) if return_outputs else loss
 """
+# Its step goes past its own compute_loss.
+PAST = """
+from transformers import Trainer
+class MyTrainer(Trainer):
+    def compute_loss(self, *args, **kwargs):
+        return 0 * super().compute_loss(*args, **kwargs)
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        batch = self._prepare_inputs(inputs)
+        loss = super().compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        return loss.detach()
+"""
 # A second pass, of which only the logits are used.
 LOGITS = """
 from transformers import Trainer
@@ -449,6 +461,7 @@ USED = {
         PARTS,
     ),
     "counts": (script(COUNTS, "MyTrainer"), PARTS),
+    "past": (script(PAST, "MyTrainer"), PARTS),
     "logits": (script(LOGITS, "MyTrainer"), PARTS),
     "overrides": (
         script(
@@ -547,8 +560,9 @@ REFUSED = {
     ),
     "own_forward": (
         script(OWN_FORWARD, model="tiny.bert(Weighted)"),
-        r"Weighted\.forward computes another loss than cross_entropy .* no part in this training; "
-        r"class weights go into --loss_kwargs .*; hf_losses.LossTrainer does without, and warns",
+        r"Weighted\.forward computes another loss than cross_entropy .* no part in this training "
+        r"\(hf_losses.LossTrainer leaves it out, and warns\); "
+        r"class weights go into --loss_kwargs",
     ),
     "only_training": (
         script(ONLY_TRAINING, model="tiny.bert(Regularised)"),

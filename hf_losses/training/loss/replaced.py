@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Logits of a head that begins with zeros do not show weights: they are compared once more.
 AGAIN = 10  # Optimizer steps.
+LEFT_OUT = "has no part in this training"
 CLASS_WEIGHTS = "class weights go into --loss_kwargs '{\"weight\": [1.0, 2.5]}', a number per class"
 # Of float32, and of a loss that was computed in half precision.
 EXACT, ROUNDED = 1e-4, 5e-3
@@ -180,7 +181,7 @@ def _sentence(trainer: Any, compared: _Compared, *, only_training: bool) -> str:
     if only_training:
         return (
             f"{text}, though not in an evaluation: what it does only while it is trained (R-Drop, "
-            "several dropouts of one batch, further terms) has no part in this training"
+            f"several dropouts of one batch, further terms) {LEFT_OUT}"
         )
     logits, labels, _ = compared.batches[0]
     if logits.shape == labels.shape:
@@ -196,7 +197,7 @@ def _sentence(trainer: Any, compared: _Compared, *, only_training: bool) -> str:
             return f"{text}, but of yes/no labels: {SEVERAL_LABELS}"
     text += (
         ": what it has beside that (weights, further terms, other labels or rules of what is left "
-        f"out) has no part in this training; {CLASS_WEIGHTS}"
+        f"out) {LEFT_OUT}; {CLASS_WEIGHTS}"
     )
     if shifts_labels(core):
         text += (
